@@ -1,0 +1,34 @@
+"""Kernels of RLHF as plain functions on tensors.
+
+One folder per operation, each with a `reference.py` in readable torch that is its specification. Nothing here knows
+about models, tokenizers, datasets or training stages, and nothing but torch is imported.
+"""
+
+from __future__ import annotations
+
+from rlhf_kernels.gae import gae_
+from rlhf_kernels.logprobs import LogProbs, PolicyReferenceLogProbs, linear_logprobs, policy_reference_logprobs
+from rlhf_kernels.lora_linear import lora_linear
+from rlhf_kernels.moments import Moments, merge_moments, moments
+from rlhf_kernels.packing import pack, unpack
+from rlhf_kernels.ppo_loss import PPOLoss, ppo_loss
+from rlhf_kernels.shaping import shape_rewards_
+from rlhf_kernels.whiten import whiten_
+
+__all__ = [
+    "LogProbs",
+    "Moments",
+    "PPOLoss",
+    "PolicyReferenceLogProbs",
+    "gae_",
+    "linear_logprobs",
+    "lora_linear",
+    "merge_moments",
+    "moments",
+    "pack",
+    "policy_reference_logprobs",
+    "ppo_loss",
+    "shape_rewards_",
+    "unpack",
+    "whiten_",
+]

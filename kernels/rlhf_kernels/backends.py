@@ -1,0 +1,72 @@
+"""Which implementation of an operation runs: an explicit argument, else RLHF_FAST_BACKEND, else the first that can.
+
+A backend of an operation is a function and a `supports` that says why it cannot take some arguments. An explicit
+choice that cannot run raises; passing over a faster backend is logged, once for each reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+VARIABLE = "RLHF_FAST_BACKEND"
+ORDER = {"cpu": ("native", "reference"), "cuda": ("reference",)}  # by device type, the fastest first
+
+Arguments = Mapping[str, Any]
+
+
+class Backend(NamedTuple):
+    """One implementation of one operation, called with the operation's arguments by name."""
+
+    run: Callable[..., Any]
+    supports: Callable[[Arguments], str | None]  # None, or the reason why it cannot run
+
+
+_backends: dict[str, dict[str, Backend]] = {}
+
+
+def register(op: str, name: str, run: Callable[..., Any], supports: Callable[[Arguments], str | None]) -> None:
+    """Make `run` the backend `name` of operation `op`, in place of an earlier one of that name."""
+    _backends.setdefault(op, {})[name] = Backend(run, supports)
+
+
+def select(op: str, backend: str | None, args: Arguments) -> Callable[..., Any]:
+    """The implementation of `op` to call with `args`, by the rule at the top of this module.
+
+    Raises ValueError where the explicit choice (argument or environment variable) is unknown or cannot run.
+    """
+    chosen = os.environ.get(VARIABLE) or None if backend is None else backend
+    if chosen is not None:
+        return _explicit(op, chosen, VARIABLE if backend is None else "backend", args).run
+    available = _backends[op]
+    device = next(value.device.type for value in args.values() if isinstance(value, Tensor))
+    for name in ORDER.get(device, ("reference",)):
+        if name not in available:
+            continue
+        reason = available[name].supports(args)
+        if reason is None:
+            return available[name].run
+        _log_once(op, name, reason)
+    raise ValueError(f"no backend of {op} can run on {device}: move the tensors to a CPU or CUDA device")
+
+
+def _explicit(op: str, name: str, origin: str, args: Arguments) -> Backend:
+    available = _backends[op]
+    if name not in available:
+        raise ValueError(
+            f"{origin} is {name!r}, expected one of {sorted(available)} for {op}, or None to choose for you"
+        )
+    reason = available[name].supports(args)
+    if reason is not None:
+        raise ValueError(f"{origin} is {name!r}, but it cannot run {op}: {reason}")
+    return available[name]
+
+
+@cache
+def _log_once(op: str, name: str, reason: str) -> None:
+    logging.getLogger(__name__).warning("%s runs without its backend %r: %s", op, name, reason)

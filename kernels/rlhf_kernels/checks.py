@@ -1,0 +1,50 @@
+"""Checks of arguments that several operations share: each says what was got, what was expected and what to do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_column(name: str, x: Tensor, length: int) -> None:
+    """Raise unless `x` is a flat column (length,) of float32 or float64; half precision is too coarse."""
+    check_shape(name, x, (length,))
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} has dtype {x.dtype}, expected float32 or float64: convert it with .float()")
+
+
+def check_same_dtype(**columns: Tensor) -> None:
+    """Raise unless all of the named columns have one dtype."""
+    if len({x.dtype for x in columns.values()}) > 1:
+        got = ", ".join(f"{name} {x.dtype}" for name, x in columns.items())
+        raise TypeError(f"got {got}, expected one dtype for all: convert them to the same one")
+
+
+def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless `x` has exactly this shape."""
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {shape}: reshape or select its entries first")
+
+
+def check_mask(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Raise unless `mask` is None or a bool tensor of this shape."""
+    if mask is None:
+        return
+    check_shape(name, mask, shape)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} has dtype {mask.dtype}, expected bool: convert it with .bool()")
+
+
+def check_offsets(name: str, offsets: Tensor, total: int) -> None:
+    """Raise unless `offsets` (B+1,) int32 rise from 0 to `total`, never falling; a GPU is waited for once."""
+    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.numel() == 0:
+        raise TypeError(
+            f"{name} is {offsets.dtype} of shape {tuple(offsets.shape)}, expected int32 offsets of shape (B+1,): "
+            "build it as 0 followed by the running sum of the lengths"
+        )
+    ends_fit = (offsets[0] == 0) & (offsets[-1] == total)
+    if not bool(ends_fit & (offsets[1:] >= offsets[:-1]).all()):
+        raise ValueError(
+            f"{name} runs from {int(offsets[0])} to {int(offsets[-1])}, expected offsets that start at 0, never fall "
+            f"and end at {total}, the length of the columns: build it from the lengths of the same columns"
+        )

@@ -1,0 +1,103 @@
+"""Log-probs of labels, entropy and KL straight from hidden states; the (N, V) logits never exist all at once.
+
+Here: the projection by the output embedding, its soft-cap, its temperature and the softmax. Not here: which positions
+are scored, and the KL estimators computed from two log-probs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_kernels.checks import check_shape
+from rlhf_kernels.logprobs import reference
+from rlhf_kernels.logprobs.reference import IGNORED, LogProbs, PolicyReferenceLogProbs
+
+__all__ = ["IGNORED", "LogProbs", "PolicyReferenceLogProbs", "linear_logprobs", "policy_reference_logprobs"]
+
+
+def linear_logprobs(
+    hidden: Tensor,  # (N, H)
+    weight: Tensor,  # (V, H)
+    labels: Tensor,  # (N,)
+    *,
+    bias: Tensor | None = None,  # (V,)
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+) -> LogProbs:
+    """Log-prob of each label, and entropy in nats, under log softmax(softcap(h W^T + b) / temperature).
+
+    `softcap` c maps a logit z to c tanh(z / c), as Gemma 2 does. A row with label -100 is skipped before the
+    projection: it gets log-prob 0, entropy 0 and no gradient. `hidden`, `weight` and `bias` are floats of any
+    precision; products are accumulated and kept in float32 (float64 where an input is float64), also under autocast.
+
+    Returns `LogProbs(logprobs (N,), entropy (N,) or None)` in that precision, differentiable in hidden, weight and
+    bias. Nothing is mutated. Raises ValueError or TypeError for shapes or dtypes that do not fit, for labels outside
+    [0, V) other than -100, and for a temperature or softcap that is not positive.
+    """
+    _check(hidden, weight, labels, bias, temperature, softcap)
+    return reference.linear_logprobs(
+        hidden, weight, labels, bias=bias, temperature=temperature, softcap=softcap, entropy=entropy
+    )
+
+
+def policy_reference_logprobs(
+    hidden: Tensor,  # (N, H)
+    ref_hidden: Tensor,  # (N, H)
+    weight: Tensor,  # (V, H)
+    labels: Tensor,  # (N,)
+    *,
+    ref_weight: Tensor | None = None,  # (V, H)
+    bias: Tensor | None = None,  # (V,)
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    exact_kl: bool = False,
+) -> PolicyReferenceLogProbs:
+    """Log-probs of the labels under policy and reference and, with `exact_kl`, KL(policy || reference) in nats.
+
+    The two models share `weight` (unless `ref_weight` is given), `bias`, temperature and softcap; the exact KL of a
+    row is the sum over the vocabulary of p (log p - log r). Rows with label -100 are skipped and get 0 everywhere.
+    Precision, formulas and errors are those of `linear_logprobs`. No gradient flows.
+
+    Returns `PolicyReferenceLogProbs(logprobs (N,), ref_logprobs (N,), kl (N,) or None)`. Nothing is mutated.
+    """
+    _check(hidden, weight, labels, bias, temperature, softcap)
+    check_shape("ref_hidden", ref_hidden, tuple(hidden.shape))
+    if ref_weight is not None:
+        check_shape("ref_weight", ref_weight, tuple(weight.shape))
+    return reference.policy_reference_logprobs(
+        hidden,
+        ref_hidden,
+        weight,
+        labels,
+        ref_weight=ref_weight,
+        bias=bias,
+        temperature=temperature,
+        softcap=softcap,
+        exact_kl=exact_kl,
+    )
+
+
+def _check(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
+) -> None:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden has shape {tuple(hidden.shape)} and weight {tuple(weight.shape)}, expected (N, H) and (V, H): "
+            "select the scored positions and flatten them to rows first"
+        )
+    check_shape("labels", labels, (hidden.shape[0],))
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels have dtype {labels.dtype}, expected int64: convert them with .long()")
+    if bias is not None:
+        check_shape("bias", bias, (weight.shape[0],))
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, expected a number above 0: greedy decoding has no log-probs")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap is {softcap}, expected a number above 0: leave it None for logits without a cap")
+    if bool(((labels != IGNORED) & ((labels < 0) | (labels >= weight.shape[0]))).any()):
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, expected {IGNORED} or ids in "
+            f"[0, {weight.shape[0]}): check that tokenizer and weight belong together"
+        )

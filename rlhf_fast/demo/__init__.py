@@ -1,0 +1,1 @@
+"""The bundled demonstration data and how a demonstration divides it. Stages are not defined here, only fed."""

@@ -1,0 +1,137 @@
+"""Two policies on the same held-out prompts with the same seeds: what each says and what rewards make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_fast.data.encode import IGNORED
+from rlhf_fast.data.schema import Prompt
+from rlhf_fast.evaluate.diversity import Behaviour, behaviour
+from rlhf_fast.evaluate.prompts import HeldOut
+from rlhf_fast.evaluate.statistics import Interval, mean_difference, over_optimised, win_rate
+from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.roles import Policy
+from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked
+from rlhf_fast.rollout.engine import Response, generate
+from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.runtime.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RewardComparison:
+    """One reward on both policies. win_rate: how often second beats first on a prompt, ties half."""
+
+    name: str
+    first_mean: float
+    second_mean: float
+    difference: Interval  # second - first, paired by prompt
+    win_rate: Interval
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The responses to one prompt, and their scores by reward."""
+
+    prompt: Prompt
+    first: str
+    second: str
+    first_scores: dict[str, float]
+    second_scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `compare` finds. `rewards[0]` is the reward that second was trained on, where there are more."""
+
+    first_name: str
+    second_name: str
+    rewards: list[RewardComparison]
+    kl: float | None  # of second to first, nats a response; None for greedy responses, which sample nothing
+    first: Behaviour
+    second: Behaviour
+    pairs: list[Pair]
+
+    @property
+    def over_optimised_under(self) -> list[str]:
+        """Names of the other rewards that fell while the first one rose."""
+        proxy, *others = self.rewards
+        return [r.name for r in others if over_optimised(proxy.difference.value, r.difference.value)]
+
+
+def compare(
+    first: Policy, second: Policy, prompts: HeldOut, rewards: Sequence[RewardSource],
+    tokenizer: PreTrainedTokenizerBase, sampling: Sampling, *,
+    names: tuple[str, str] = ("before", "after"), seed: int = 0, max_batch: int = 32, max_tokens: int = 2048,
+) -> Comparison:  # fmt: skip
+    """One response of each policy to each prompt (prompt i has the same seed for both), scored by every reward.
+
+    first, second share a vocabulary; they may share a base. max_batch, max_tokens: memory and speed only.
+    Raises `UsageError` without rewards, or if a reward gives a score that is not finite.
+    """
+    if not rewards or len({reward.name for reward in rewards}) != len(rewards):
+        raise UsageError(f"rewards are named {[r.name for r in rewards]}; expected one or more, with different names.")
+    seeds = [(seed << 32) + i for i in range(len(prompts))]
+    sampled = [
+        generate(policy, prompts.ids, sampling, seeds=seeds, max_batch=max_batch, max_tokens=max_tokens)
+        for policy in (first, second)
+    ]
+    texts = [tokenizer.batch_decode([r.tokens for r in part], skip_special_tokens=True) for part in sampled]
+    batches = [_reward_batch(prompts, *part) for part in zip(texts, sampled, strict=True)]
+    scores = [{r.name: checked(r, batch).tolist() for r in rewards} for batch in batches]
+    kl = None
+    if sampling.temperature > 0:
+        ratios = log_ratios(
+            second, first, prompts.ids, sampled[1], temperature=sampling.temperature, max_tokens=max_tokens
+        )
+        kl = float(ratios.mean())
+    return Comparison(
+        *names, [_compare_scores(r.name, scores[0][r.name], scores[1][r.name]) for r in rewards], kl,
+        behaviour(sampled[0]), behaviour(sampled[1]), _pairs(prompts, texts, scores),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def log_ratios(
+    policy: Policy, reference: Policy, prompts: list[list[int]], responses: list[Response], *,
+    temperature: float, max_tokens: int,
+) -> Tensor:  # fmt: skip
+    """(B,) f32: the sum over a response of log p(y_t) - log r(y_t); on samples of `policy` its mean estimates the KL
+    of policy to reference a response (k1; Schulman 2020)."""
+    out = torch.empty(len(prompts))
+    sequences = [prompt + response.tokens for prompt, response in zip(prompts, responses, strict=True)]
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    for group in cut_by_tokens([len(sequences[i]) for i in order], max_tokens):
+        rows = [order[i] for i in group]
+        labels = [[IGNORED] * len(prompts[i]) + responses[i].tokens for i in rows]
+        packed = Packed.from_sequences([sequences[i] for i in rows], labels, policy.model.device)
+        log_p = policy.logprobs(packed, temperature=temperature).logprobs
+        log_r = reference.logprobs(packed, temperature=temperature).logprobs
+        parts = (log_p - log_r).cpu().split([len(responses[i].tokens) for i in rows])
+        out[rows] = torch.stack([part.sum() for part in parts])
+    return out
+
+
+def _reward_batch(prompts: HeldOut, texts: list[str], responses: list[Response]) -> RewardBatch:
+    sequences = [prompt + response.tokens for prompt, response in zip(prompts.ids, responses, strict=True)]
+    return RewardBatch(prompts.texts, texts, sequences, prompts.columns)
+
+
+def _compare_scores(name: str, first: list[float], second: list[float]) -> RewardComparison:
+    means = sum(first) / len(first), sum(second) / len(second)
+    return RewardComparison(name, *means, mean_difference(first, second), win_rate(first, second))
+
+
+def _pairs(prompts: HeldOut, texts: list[list[str]], scores: list[dict[str, list[float]]]) -> list[Pair]:
+    return [
+        Pair(
+            prompt, texts[0][i], texts[1][i],
+            {name: values[i] for name, values in scores[0].items()},
+            {name: values[i] for name, values in scores[1].items()},
+        )
+        for i, prompt in enumerate(prompts.prompts)
+    ]  # fmt: skip

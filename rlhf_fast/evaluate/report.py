@@ -1,0 +1,39 @@
+"""`Report`: sections of HTML in one self-contained page: no script, no external resource, light and dark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from rlhf_fast.evaluate.page_style import STYLE
+
+
+@dataclass
+class Report:
+    """A page being built. `title` and `subtitle` are plain text; the body of a section is HTML (see `sections`)."""
+
+    title: str
+    subtitle: str
+    parts: list[str] = field(default_factory=list)
+
+    def add(self, heading: str, body: str, note: str = "") -> None:
+        """Append a section; `note` is plain text under its heading."""
+        under = f'<p class="note">{escape(note)}</p>' if note else ""
+        self.parts.append(f'<section class="part"><h2>{escape(heading)}</h2>{under}{body}</section>')
+
+    def html(self) -> str:
+        title = escape(self.title)
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{title}</title><style>{STYLE}</style></head>\n<body><main>"
+            f"<header><h1>{title}</h1><p>{escape(self.subtitle)}</p></header>\n"
+            + "\n".join(self.parts)
+            + "\n<footer>rlhf-fast</footer></main></body></html>\n"
+        )
+
+    def write(self, path: str | Path) -> Path:
+        path = Path(path)
+        path.write_text(self.html(), encoding="utf-8")
+        return path

@@ -1,0 +1,84 @@
+"""Adapters on disk in PEFT's format (`peft.PeftModel.from_pretrained` opens them), the scalar head beside them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.errors import UsageError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HEAD_WEIGHTS = "head.safetensors"
+_PREFIX = "base_model.model."
+
+
+def save_adapter(shared: SharedModel, name: str, folder: str | Path, *, base: str) -> None:
+    """Write adapter `name` (and its head, if any) to `folder`; `base` is recorded as the model that it belongs to."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in shared.named_parameters(name)}
+    head = {key.removeprefix("head."): value for key, value in tensors.items() if key.startswith("head.")}
+    adapter = {_PREFIX + key: value for key, value in tensors.items() if not key.startswith("head.")}
+    save_file(adapter, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    if head:
+        save_file(head, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
+    else:
+        (folder / HEAD_WEIGHTS).unlink(missing_ok=True)  # an earlier adapter's head would be taken for this one's
+    config = copy.copy(shared.configs[name])
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.task_type = "CAUSAL_LM"
+    config.save_pretrained(str(folder))
+
+
+def load_adapter(shared: SharedModel, folder: str | Path, name: str) -> None:
+    """Read an adapter written by PEFT or by `save_adapter`; a head beside it is read too. Raises `UsageError`."""
+    folder = Path(folder)
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        head = load_file(folder / HEAD_WEIGHTS) if (folder / HEAD_WEIGHTS).is_file() else None
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UsageError(
+            f"cannot read the adapter in {str(folder)!r}: {type(error).__name__}: {error}. Expected {ADAPTER_CONFIG} "
+            f"and {ADAPTER_WEIGHTS} as PEFT writes them; train it again or copy it afresh."
+        ) from error
+    if config.init_lora_weights in (False, "gaussian"):
+        config.init_lora_weights = True  # how A and B began no longer matters; the base was not changed by it
+    try:
+        shared.add_adapter(name, config, head=head is not None)
+    except UsageError as error:
+        raise UsageError(
+            f"cannot use the adapter in {str(folder)!r}: {error} If it was trained on another base model, open it with "
+            f"that one (its file names {config.base_model_name_or_path!r})."
+        ) from error
+    _fill(shared, name, {key.removeprefix(_PREFIX): value for key, value in tensors.items()}, head, folder)
+
+
+@torch.no_grad()
+def _fill(
+    shared: SharedModel, name: str, tensors: dict[str, torch.Tensor], head: dict[str, torch.Tensor] | None, folder: Path
+) -> None:
+    tensors |= {f"head.{key}": value for key, value in (head or {}).items()}
+    parameters = dict(shared.named_parameters(name))
+    if parameters.keys() != tensors.keys():
+        missing, extra = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+        shared.remove_adapter(name)
+        raise UsageError(
+            f"the adapter in {str(folder)!r} does not fit this base: missing {missing[:3]}, unexpected {extra[:3]}. "
+            "Open it with the base model that it was trained on."
+        )
+    for key, parameter in parameters.items():
+        if parameter.shape != tensors[key].shape:
+            shared.remove_adapter(name)
+            raise UsageError(
+                f"the adapter in {str(folder)!r} does not fit this base: {key} is {tuple(tensors[key].shape)}, "
+                f"expected {tuple(parameter.shape)}. Open it with the base model that it was trained on."
+            )
+        parameter.copy_(tensors[key])

@@ -1,0 +1,172 @@
+"""Attention over packed sequences, registered with transformers under the name `ATTENTION`.
+
+A model that runs with this implementation sees no padding and no attention mask. It is told about the sequences
+through one keyword argument that transformers hands down to every attention layer:
+
+    PackedSequences   (1, T) tokens of several sequences side by side; each attends only to itself
+    DecodeStep        (B, 1) one new token for each of B sequences whose keys and values lie in a `KVCache`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+ATTENTION = "rlhf_fast"
+
+
+class KVCache:
+    """Keys and values of up to `capacity` sequences of up to `length` tokens, a pair of tensors for each layer.
+
+    Layer tensors are (capacity, kv_heads, length, head_dim), allocated when the layer first writes. The sequences that
+    are alive are always rows 0..B-1: `move` fills the place of one that has finished.
+    """
+
+    def __init__(self, capacity: int, length: int) -> None:
+        self.capacity, self.length = capacity, length
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def _layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self.keys:
+            shape = (self.capacity, like.shape[1], self.length, like.shape[3])
+            self.keys[layer], self.values[layer] = like.new_zeros(shape), like.new_zeros(shape)
+        return self.keys[layer], self.values[layer]
+
+    def write_prompt(self, layer: int, row: int, key: Tensor, value: Tensor) -> None:
+        """Store key, value (1, kv_heads, P, head_dim) at positions 0..P-1 of `row`."""
+        keys, values = self._layer(layer, key)
+        keys[row, :, : key.shape[2]] = key[0]
+        values[row, :, : key.shape[2]] = value[0]
+
+    def append(self, layer: int, lengths: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store key, value (B, kv_heads, 1, head_dim) at position lengths[b] of row b; return rows 0..B-1 whole."""
+        keys, values = self._layer(layer, key)
+        rows = torch.arange(len(lengths), device=lengths.device)
+        keys[rows, :, lengths] = key[:, :, 0]
+        values[rows, :, lengths] = value[:, :, 0]
+        return keys[: len(lengths)], values[: len(lengths)]
+
+    def move(self, source: int, target: int) -> None:
+        for tensors in (self.keys, self.values):
+            for tensor in tensors.values():
+                tensor[target] = tensor[source]
+
+    def nbytes(self) -> int:
+        return sum(t.nbytes for tensors in (self.keys, self.values) for t in tensors.values())
+
+
+@dataclass
+class PackedSequences:
+    """Offsets (B+1) of the sequences in the packed row; with a cache, row `first_row + b` receives sequence b."""
+
+    cu_seqlens: list[int]
+    cache: KVCache | None = None
+    first_row: int = 0
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
+    ):
+        out = torch.empty_like(q) if not torch.is_grad_enabled() else None
+        pieces = []
+        for b, (start, end) in enumerate(zip(self.cu_seqlens[:-1], self.cu_seqlens[1:], strict=True)):
+            if start == end:
+                continue
+            q_b, k_b, v_b = q[:, :, start:end], k[:, :, start:end], v[:, :, start:end]
+            if self.cache is not None:
+                self.cache.write_prompt(layer, self.first_row + b, k_b, v_b)
+            piece = _attend(q_b, k_b, v_b, scale, _window_mask(end - start, window, q.device), softcap, causal=True)
+            if out is None:
+                pieces.append(piece)
+            else:
+                out[:, :, start:end] = piece
+        return torch.cat(pieces, dim=2) if out is None else out
+
+
+@dataclass
+class DecodeStep:
+    """One token for each of B sequences; lengths (B,) int64 counts the tokens that each has in the cache so far."""
+
+    cache: KVCache
+    lengths: Tensor
+    longest: int
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
+    ):
+        keys, values = self.cache.append(layer, self.lengths, k, v)
+        end = self.longest + 1
+        return _attend(q, keys[:, :, :end], values[:, :, :end], scale, self._mask(window, end), softcap, causal=False)
+
+    def _mask(self, window: int | None, end: int) -> Tensor:
+        """(B, 1, 1, end) bool, True where the new token may look; the same for all layers with one window."""
+        if window not in self.masks:
+            position = torch.arange(end, device=self.lengths.device)
+            last = self.lengths[:, None]
+            mask = position <= last
+            if window is not None:
+                mask &= position > last - window
+            self.masks[window] = mask[:, None, None]
+        return self.masks[window]
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    if window is None or length <= window:
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < window)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, softcap: float | None, *, causal: bool
+) -> Tensor:
+    """q (B, heads, Q, D), k and v (B, kv_heads, K, D) -> (B, heads, Q, D). The soft-cap comes before the mask."""
+    if softcap is None:
+        grouped = q.shape[1] != k.shape[1]
+        return scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
+        )
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = torch.tanh((q.float() @ k.float().transpose(-1, -2)) * (scale / softcap)) * softcap
+    if mask is None and causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ v.float()).to(q.dtype)
+
+
+def _attention_layer(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sequences: PackedSequences | DecodeStep | None = None,
+    **unused: object,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer; query (B, heads, T, D) -> ((B, T, heads, D), no weights)."""
+    if sequences is None:
+        raise RuntimeError(
+            f"attention {ATTENTION!r} was called without `sequences`; call the model through SharedModel"
+        )
+    if dropout:
+        raise RuntimeError("attention dropout must be 0: rollout and update have to see the same network")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    out = sequences.attend(layer, query, key, value, scale, sliding_window, softcap)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attention_layer)

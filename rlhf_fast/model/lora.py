@@ -1,0 +1,105 @@
+"""LoRA on the linear layers of the base, and which adapter serves which rows.
+
+`y = x W^T + b + scale (x A^T) B^T` with the rows of x grouped by adapter (Hu et al. 2021, "LoRA"). The adapters of a
+forward are read from the `Routing` while it runs, and enter the autograd graph as plain tensors there: a later switch
+cannot change a backward. Recomputation under activation checkpointing restores the forward's route.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_kernels import lora_linear
+
+
+@dataclass(frozen=True)
+class Route:
+    """Rows offsets[g]..offsets[g+1] of the flattened input use adapter names[g]; None is the bare base."""
+
+    names: tuple[str | None, ...]
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def single(cls, name: str | None, rows: int) -> Route:
+        return cls((name,), (0, rows))
+
+
+class Routing:
+    """Holds the route of the forward that runs now; one object shared by all `LoRALinear` of a model."""
+
+    def __init__(self) -> None:
+        self.current: Route | None = None
+
+    @contextmanager
+    def use(self, route: Route | None) -> Iterator[None]:
+        before, self.current = self.current, route
+        try:
+            yield
+        finally:
+            self.current = before
+
+
+class LoRALinear(nn.Module):
+    """Stands in for an `nn.Linear` or a `Conv1D` of the base and adds the adapter of each row."""
+
+    def __init__(self, base: nn.Linear | Conv1D, routing: Routing) -> None:
+        super().__init__()
+        self.base = base
+        self.routing = routing
+        self.lora_a = nn.ParameterDict()
+        self.lora_b = nn.ParameterDict()
+        self.scale: dict[str, float] = {}
+
+    @property
+    def transposed(self) -> bool:
+        """GPT-2's Conv1D stores (in, out)."""
+        return isinstance(self.base, Conv1D)
+
+    def weight(self) -> Tensor:
+        """(N, K), whatever the base stores."""
+        return self.base.weight.t() if self.transposed else self.base.weight
+
+    def add(self, name: str, rank: int, scale: float) -> None:
+        """A fresh adapter in fp32: A uniform (Kaiming, a = sqrt 5), B zero, as PEFT initialises."""
+        n, k = self.weight().shape
+        device = self.base.weight.device
+        a = torch.empty(rank, k, dtype=torch.float32, device=device)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        self.lora_a[name] = nn.Parameter(a)
+        self.lora_b[name] = nn.Parameter(torch.zeros(n, rank, dtype=torch.float32, device=device))
+        self.scale[name] = scale
+
+    def copy(self, source: str, target: str) -> None:
+        self.lora_a[target] = nn.Parameter(self.lora_a[source].detach().clone())
+        self.lora_b[target] = nn.Parameter(self.lora_b[source].detach().clone())
+        self.scale[target] = self.scale[source]
+
+    def remove(self, name: str) -> None:
+        del self.lora_a[name], self.lora_b[name], self.scale[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        route = self.routing.current
+        if route is None:
+            return self.base(x)
+        names = [name for name in dict.fromkeys(route.names) if name is not None and name in self.scale]
+        if not names:
+            return self.base(x)
+        slots = [names.index(name) if name in self.scale else -1 for name in route.names]
+        y = lora_linear(
+            x.reshape(-1, x.shape[-1]),
+            self.weight(),
+            [self.lora_a[name] for name in names],
+            [self.lora_b[name] for name in names],
+            [self.scale[name] for name in names],
+            slots,
+            route.offsets,
+            bias=self.base.bias,
+        )
+        return y.view(*x.shape[:-1], y.shape[-1])

@@ -1,0 +1,64 @@
+"""`Packed`: sequences side by side, and the positions whose hidden state is read. What a forward of a role takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_fast.runtime.errors import UsageError
+
+
+@dataclass
+class Packed:
+    """tokens (T,) int64 of B sequences with offsets cu_seqlens (B+1); rows (R,) int64 are the indices into tokens
+    whose hidden state is read; labels (R,) int64 the token that each of them predicts, -100 for none."""
+
+    tokens: Tensor
+    cu_seqlens: list[int]
+    rows: Tensor
+    labels: Tensor
+
+    @classmethod
+    def from_sequences(
+        cls, sequences: list[list[int]], labels: list[list[int]] | None = None, device: torch.device | str = "cpu"
+    ) -> Packed:
+        """Pack sequences. labels[b][t] != -100 marks token t as one to be predicted, from position t-1.
+
+        Without labels nothing is predicted and the last position of each sequence is read. Raises `UsageError` for a
+        sequence without tokens.
+        """
+        cu = [0]
+        rows: list[int] = []
+        targets: list[int] = []
+        for b, sequence in enumerate(sequences):
+            if not sequence:
+                raise UsageError(f"sequence {b} is empty; a model needs at least one token. Leave such rows out.")
+            if labels is None:
+                rows.append(cu[-1] + len(sequence) - 1)
+                targets.append(-100)
+            else:
+                marked = [t for t in range(1, len(sequence)) if labels[b][t] != -100]
+                rows.extend(cu[-1] + t - 1 for t in marked)
+                targets.extend(labels[b][t] for t in marked)
+            cu.append(cu[-1] + len(sequence))
+        tokens = [token for sequence in sequences for token in sequence]
+        return cls(_int64(tokens, device), cu, _int64(rows, device), _int64(targets, device))
+
+
+def _int64(values: list[int], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def cut_by_tokens(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    """Indices 0..n-1, in order, cut into consecutive groups of at most `max_tokens` tokens (at least one sequence)."""
+    groups: list[list[int]] = []
+    used = 0
+    for index, length in enumerate(lengths):
+        if not groups or used + length > max_tokens:
+            groups.append([])
+            used = 0
+        groups[-1].append(index)
+        used += length
+    return groups

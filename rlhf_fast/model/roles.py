@@ -1,0 +1,78 @@
+"""The roles a model plays: a policy (or reference) gives log-probs, a critic (or reward model) gives scalars.
+
+Each is a `SharedModel` and the name of the adapter that serves it, so that several roles can share one base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_fast.model.head import ScalarHead
+from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.shared import SharedModel
+from rlhf_kernels import LogProbs, linear_logprobs
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A language model: the base of `model` with `adapter` (None: the bare base)."""
+
+    model: SharedModel
+    adapter: str | None
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """(R, H): hidden states at `packed.rows` only; no other row reaches the language-model head."""
+        return self.model.hidden(packed.tokens, packed.cu_seqlens, self.adapter)[packed.rows]
+
+    def logprobs(self, packed: Packed, *, temperature: float = 1.0, entropy: bool = False) -> LogProbs:
+        """Log-probs (R,) f32 of `packed.labels` (0 where -100), and entropies (R,) if asked; differentiable."""
+        weight, bias = self.model.lm_head
+        return linear_logprobs(
+            self.hidden(packed), weight, packed.labels,
+            bias=bias, temperature=temperature, softcap=self.model.softcap, entropy=entropy,
+        )  # fmt: skip
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What training this role changes: its adapter, or the whole base where there is none."""
+        return self.model.base.named_parameters() if self.adapter is None else self.model.named_parameters(self.adapter)
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A scalar model: hidden states of `model` with `adapter`, read through `head`."""
+
+    model: SharedModel
+    adapter: str | None
+    head: ScalarHead
+
+    def values(self, packed: Packed) -> Tensor:
+        """(R,) f32: the scalar at each of `packed.rows`; differentiable."""
+        return self.head(self.model.hidden(packed.tokens, packed.cu_seqlens, self.adapter)[packed.rows])
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What training this role changes: adapter and head, or base and head where there is no adapter."""
+        if self.adapter is not None:
+            yield from self.model.named_parameters(self.adapter)
+            return
+        yield from self.model.base.named_parameters()
+        yield from ((f"head.{key}", parameter) for key, parameter in self.head.named_parameters())
+
+
+def adapter_critic(model: SharedModel, adapter: str) -> Critic:
+    return Critic(model, adapter, model.heads[adapter])
+
+
+@torch.no_grad()
+def sequence_scores(critic: Critic, sequences: list[list[int]], max_tokens: int) -> Tensor:
+    """(B,) f32: the scalar at the last token of each sequence, in forwards of at most `max_tokens` tokens."""
+    out = torch.empty(len(sequences))
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    for group in cut_by_tokens([len(sequences[i]) for i in order], max_tokens):
+        rows = [order[i] for i in group]
+        packed = Packed.from_sequences([sequences[i] for i in rows], device=critic.model.device)
+        out[rows] = critic.values(packed).cpu()
+    return out

@@ -1,0 +1,191 @@
+"""`SharedModel`: one frozen copy of the base, and named LoRA adapters (some with a scalar head) that share it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_fast.model.attention import ATTENTION, DecodeStep, PackedSequences
+from rlhf_fast.model.checkpointing import checkpoint_activations
+from rlhf_fast.model.head import ScalarHead
+from rlhf_fast.model.lora import LoRALinear, Route, Routing
+from rlhf_fast.model.targets import default_targets, linear_layers, rank_and_scale, refuse_unserved, resolve_targets
+from rlhf_fast.runtime.errors import UsageError
+
+
+class SharedModel:
+    """A decoder-only transformers model, frozen, whose forward serves each row with the adapter it is told to use.
+
+    model: the base. It is changed in place: set to `eval()`, its attention replaced by the packed one, its
+    parameters frozen (unless `train_base`), its targeted linear layers wrapped when the first adapter needs them.
+    A copy of another `SharedModel`'s base may come with that one's adapters: they are taken out.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, train_base: bool = False) -> None:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LoRALinear):
+                model.set_submodule(name, module.base)
+        self.base = model.eval()
+        self.base.set_attn_implementation(ATTENTION)
+        self.base.requires_grad_(train_base)
+        self.backbone = cast(nn.Module, model.base_model)
+        self.head_module = model.get_output_embeddings()
+        self.routing = Routing()
+        self.layers: dict[str, nn.Module] = dict(model.named_modules())
+        self.wrapped: dict[str, LoRALinear] = {}
+        self.configs: dict[str, LoraConfig] = {}
+        self.heads: dict[str, ScalarHead] = {}
+
+    # -- facts about the base
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return self.base.config.get_text_config().hidden_size
+
+    @property
+    def max_length(self) -> int | None:
+        """Context length in tokens, where the architecture states one."""
+        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def lm_head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (V, H) and bias (V,) or None of the language-model head."""
+        if self.head_module is None:
+            raise UsageError(f"{type(self.base).__name__} has no language-model head; load it as a causal LM.")
+        return self.head_module.weight, getattr(self.head_module, "bias", None)
+
+    @property
+    def softcap(self) -> float | None:
+        """Soft-cap of the logits (Gemma 2), None for most."""
+        return getattr(self.base.config.get_text_config(), "final_logit_softcapping", None)
+
+    @property
+    def linear_layers(self) -> list[str]:
+        """Short names of the layers that can take an adapter: every linear layer but the language-model head."""
+        return linear_layers(self.layers, self.head_module)
+
+    # -- adapters
+
+    def add_adapter(self, name: str, config: LoraConfig, *, head: bool = False) -> None:
+        """A fresh adapter (B = 0: it changes nothing yet), with a fresh scalar head if asked."""
+        self._refuse_taken(name)
+        config = copy.deepcopy(config)
+        refuse_unserved(config)
+        if config.target_modules is None:
+            config.target_modules = default_targets(self.base.config.model_type)
+        for layer in resolve_targets(self.layers, self.head_module, config):
+            rank, scale = rank_and_scale(config, layer)
+            self._wrap(layer).add(name, rank, scale)
+        config.fan_in_fan_out = any(isinstance(self.layers[layer], Conv1D) for layer in self.wrapped)
+        self.configs[name] = config
+        if head:
+            self.add_head(name)
+
+    def copy_adapter(self, source: str, target: str) -> None:
+        """`target` becomes an independent copy of `source`, its head included."""
+        self._refuse_taken(target)
+        self._refuse_unknown(source)
+        for layer in self._layers_of(source):
+            layer.copy(source, target)
+        self.configs[target] = copy.deepcopy(self.configs[source])
+        if source in self.heads:
+            self.heads[target] = copy.deepcopy(self.heads[source])
+
+    def add_head(self, name: str) -> None:
+        self.heads[name] = ScalarHead(self.hidden_size, self.device)
+
+    def remove_adapter(self, name: str) -> None:
+        self._refuse_unknown(name)
+        for layer in list(self._layers_of(name)):
+            layer.remove(name)
+        self.configs.pop(name)
+        self.heads.pop(name, None)
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The trainable parameters of an adapter and its head, in a fixed order."""
+        return [parameter for _, parameter in self.named_parameters(name)]
+
+    def named_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        self._refuse_unknown(name)
+        for layer_name, layer in self.wrapped.items():
+            if name in layer.scale:
+                yield f"{layer_name}.lora_A.weight", layer.lora_a[name]
+                yield f"{layer_name}.lora_B.weight", layer.lora_b[name]
+        if name in self.heads:
+            for key, parameter in self.heads[name].named_parameters():
+                yield f"head.{key}", parameter
+
+    # -- forward
+
+    def hidden(self, tokens: Tensor, cu_seqlens: list[int], route: Route | str | None) -> Tensor:
+        """Last hidden states (T, H) of packed tokens (T,) int64; `route` is an adapter's name, None, or a `Route`."""
+        sequences = PackedSequences(cu_seqlens)
+        return self._forward(tokens[None], positions(cu_seqlens, tokens.device)[None], sequences, route)[0]
+
+    def prefill(self, tokens: Tensor, sequences: PackedSequences, route: Route | str | None) -> Tensor:
+        """As `hidden`, writing keys and values to the cache of `sequences`."""
+        return self._forward(tokens[None], positions(sequences.cu_seqlens, tokens.device)[None], sequences, route)[0]
+
+    def decode(self, tokens: Tensor, step: DecodeStep, route: Route | str | None) -> Tensor:
+        """Hidden states (B, H) of one new token (B,) for each live sequence of the cache."""
+        return self._forward(tokens[:, None], step.lengths[:, None], step, route)[:, 0]
+
+    def _forward(
+        self, tokens: Tensor, position_ids: Tensor, sequences: PackedSequences | DecodeStep, route: Route | str | None
+    ) -> Tensor:
+        if not isinstance(route, Route):
+            if route is not None:
+                self._refuse_unknown(route)
+            route = Route.single(route, tokens.numel())
+        with self.routing.use(route):
+            out = self.backbone(
+                input_ids=tokens, position_ids=position_ids, use_cache=False, sequences=sequences, return_dict=True
+            )
+        return out.last_hidden_state
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each layer in backward instead of keeping its activations; the forward's route is restored."""
+        checkpoint_activations(self.base, self.routing)
+
+    # -- helpers
+
+    def _wrap(self, layer: str) -> LoRALinear:
+        if layer not in self.wrapped:
+            parent, _, child = layer.rpartition(".")
+            wrapper = LoRALinear(cast("nn.Linear | Conv1D", self.layers[layer]), self.routing)
+            setattr(self.base.get_submodule(parent), child, wrapper)
+            self.wrapped[layer] = wrapper
+        return self.wrapped[layer]
+
+    def _layers_of(self, name: str) -> Iterator[LoRALinear]:
+        return (layer for layer in self.wrapped.values() if name in layer.scale)
+
+    def _refuse_taken(self, name: str) -> None:
+        if name in self.configs:
+            raise UsageError(f"adapter {name!r} is there already; remove it first or choose another name.")
+
+    def _refuse_unknown(self, name: str) -> None:
+        if name not in self.configs:
+            raise UsageError(f"no adapter {name!r}; there are: {', '.join(self.configs) or 'none'}.")
+
+
+def positions(cu_seqlens: list[int], device: torch.device) -> Tensor:
+    """(T,) int64: the position of each packed token in its own sequence."""
+    offsets = torch.tensor(cu_seqlens, device=device)
+    lengths = offsets.diff()
+    return torch.arange(cu_seqlens[-1], device=device) - offsets[:-1].repeat_interleave(lengths)

@@ -1,0 +1,149 @@
+"""Fitting a reward model to tokenised comparisons, and measuring it on others; no files involved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.roles import Critic, sequence_scores
+from rlhf_fast.preferences.calibration import Calibration, calibration
+from rlhf_fast.preferences.comparisons import EncodedComparison
+from rlhf_fast.preferences.config import RewardConfig
+from rlhf_fast.preferences.losses import Rankings, plackett_luce_loss
+from rlhf_fast.preferences.metrics import (
+    Interval,
+    LengthControlled,
+    Pair,
+    distinct_words,
+    length_controlled_accuracy,
+    pair_accuracy,
+    rule_accuracy,
+    strict_pairs,
+)
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a reward model is worth on comparisons, beside two rules that only look at length. Shares in [0, 1]."""
+
+    accuracy: Interval
+    length_controlled: LengthControlled
+    longest_wins: Interval
+    most_distinct_words_wins: Interval
+    calibration: Calibration
+
+
+@dataclass
+class RewardTraining:
+    """A run's state: the reward model being trained and the comparisons."""
+
+    config: RewardConfig
+    critic: Critic
+    comparisons: Sequence[EncodedComparison]
+
+    def __post_init__(self) -> None:
+        c = self.config
+        if not self.comparisons:
+            raise UsageError("there are no comparisons to train on; expected at least one.")
+        self.batch_size = c.per_device_train_batch_size * c.gradient_accumulation_steps
+        self.steps = total_steps(c, len(self.comparisons))
+        self.optimiser = Optimiser.build(c, self.critic.named_parameters(), self.steps)
+        self.orders: dict[int, list[int]] = {}
+
+    def batch(self, step: int) -> list[EncodedComparison]:
+        """Passes over all comparisons, each in an order of its own."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        numbers = [divmod(place, len(self.comparisons)) for place in places]
+        return [self.comparisons[self._order(epoch)[i]] for epoch, i in numbers]
+
+    def step(self, index: int) -> dict[str, float]:
+        """One optimiser step on batch `index`: its loss, pair accuracy, mean margin, gradient norm, learning rate."""
+        batch = self.batch(index)
+        loss, pairs = self.accumulate(batch)
+        metrics = {"loss": loss}
+        if pairs:
+            margin = sum(pair.margin for pair in pairs) / len(pairs)
+            metrics |= {"accuracy": pair_accuracy(pairs).value, "margin": margin}
+        return metrics | {"grad_norm": self.optimiser.step(), "lr": self.optimiser.learning_rate}
+
+    def accumulate(self, batch: Sequence[EncodedComparison]) -> tuple[float, list[Pair]]:
+        """Add the gradient of the batch's mean loss; returns the loss and the strict pairs with their margins.
+
+        A micro-batch holds whole comparisons of at most max_tokens_per_micro_batch tokens (one that has more goes
+        alone). The result does not depend on the cut.
+        """
+        loss, pairs = 0.0, []
+        for group in cut_by_tokens([c.tokens for c in batch], self.config.max_tokens_per_micro_batch):
+            part, found = self._micro_batch([batch[i] for i in group], len(batch))
+            loss += part
+            pairs += found
+        return loss, pairs
+
+    def _micro_batch(self, comparisons: list[EncodedComparison], denominator: int) -> tuple[float, list[Pair]]:
+        rankings = Rankings()
+        for c in comparisons:
+            rankings.add(c.row.ranks, c.row.probability)
+        sequences = [sequence for c in comparisons for sequence in c.sequences]
+        packed = Packed.from_sequences(sequences, device=self.critic.model.device)
+        scores = self.critic.values(packed).cpu()  # (M,): the loss is a few numbers, cheapest there
+        loss = plackett_luce_loss(
+            scores, rankings, centering_coefficient=self.config.center_rewards_coefficient, denominator=denominator
+        )
+        loss.backward()
+        return float(loss.detach()), pairs_of(comparisons, scores.tolist())
+
+    def _order(self, epoch: int) -> list[int]:
+        if epoch not in self.orders:
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            self.orders[epoch] = torch.randperm(len(self.comparisons), generator=generator).tolist()
+        return self.orders[epoch]
+
+
+def total_steps(config: RewardConfig, comparisons: int) -> int:
+    """Optimiser steps that `fit` takes."""
+    batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return max(1, round(config.num_train_epochs * comparisons / batch_size))
+
+
+def fit(
+    critic: Critic, comparisons: Sequence[EncodedComparison], config: RewardConfig, tracker: Tracker | None = None
+) -> list[dict[str, float]]:
+    """Train the parameters of `critic` in place; returns (and logs to `tracker`) the metrics of each step."""
+    training = RewardTraining(config, critic, comparisons)
+    history = []
+    for step in range(training.steps):
+        history.append(training.step(step))
+        if tracker is not None:
+            tracker.log(step + 1, history[-1])
+    return history
+
+
+def evaluate(critic: Critic, comparisons: Sequence[EncodedComparison], *, max_tokens: int = 2048) -> Evaluation:
+    """Measure `critic` on comparisons, in forwards of at most `max_tokens` tokens.
+
+    Calibration means something before `normalise` only: it changes the scale. Raises `UsageError` where all tie.
+    """
+    scores = sequence_scores(critic, [sequence for c in comparisons for sequence in c.sequences], max_tokens)
+    pairs = pairs_of(comparisons, scores.tolist())
+    if not pairs:
+        raise UsageError(f"none of the {len(comparisons)} comparisons to evaluate on has different ranks; give others.")
+    return Evaluation(
+        pair_accuracy(pairs), length_controlled_accuracy(pairs), rule_accuracy(pairs, len),
+        rule_accuracy(pairs, distinct_words), calibration(pairs),
+    )  # fmt: skip
+
+
+def pairs_of(comparisons: Sequence[EncodedComparison], scores: Sequence[float]) -> list[Pair]:
+    """The strict pairs of all comparisons; scores are flat, in the order of their sequences."""
+    pairs, start = [], 0
+    for c in comparisons:
+        end = start + len(c.sequences)
+        pairs += strict_pairs(c.row, scores[start:end])
+        start = end
+    return pairs

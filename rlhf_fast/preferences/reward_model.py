@@ -1,0 +1,159 @@
+"""A reward model from its config: read and tokenise comparisons, train, evaluate, normalise, save."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_fast.data.readers import read_comparisons
+from rlhf_fast.data.schema import Comparison, prompt_key
+from rlhf_fast.data.split import split_by_prompt
+from rlhf_fast.model.adapter_files import save_adapter
+from rlhf_fast.model.load import load_shared, load_tokenizer, resolve_source
+from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.preferences.adapter import add_reward_adapter
+from rlhf_fast.preferences.comparisons import EncodedComparison, encode_comparisons
+from rlhf_fast.preferences.config import RewardConfig
+from rlhf_fast.preferences.fit import Evaluation, evaluate, fit, total_steps
+from rlhf_fast.preferences.normalise import Normalisation, choose_prompts, normalise
+from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.tracking import Tracker
+
+REWARD_FACTS = "reward_model.json"
+ADAPTER = "reward"
+SHOWN = {"loss": "loss", "accuracy": "accuracy"}
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Split:
+    """Tokenised comparisons, and how many were left out as bad or too long."""
+
+    train: list[EncodedComparison]
+    heldout: list[EncodedComparison]
+    skipped: int
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """What a run gave; evaluation and normalisation are None where the config turned them off."""
+
+    output: Path
+    evaluation: Evaluation | None
+    normalisation: Normalisation | None
+    history: list[dict[str, float]]
+
+
+def train_reward_model(config: RewardConfig) -> RewardResult:
+    """Train on `dataset_name`; writes the adapter with its head, the tokenizer, metrics and `reward_model.json`.
+
+    Everything that the data or the config can get wrong raises `UsageError` before the first step.
+    """
+    if not config.model_name_or_path or not config.dataset_name:
+        raise UsageError("a reward model needs model_name_or_path (SFT output or base) and dataset_name (comparisons).")
+    seed_everything(config.seed)
+    tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
+    split = read_split(config, tokenizer)
+    device = choose_device(config)
+    shared, sft = load_shared(config.model_name_or_path, dtype=choose_dtype(config, device), device=device)
+    check_context(shared, split)
+    prompts = choose_prompts(split.train, config, shared.max_length) if config.normalise else []
+    critic = add_reward_adapter(shared, config, sft=sft, name=ADAPTER)
+    if config.activation_checkpointing:
+        shared.checkpoint_activations()
+    output = Path(str(config.output_dir))
+    steps = total_steps(config, len(split.train))
+    with Tracker(output, "reward model", steps, SHOWN, quiet=bool(config.disable_tqdm)) as tracker:
+        history = fit(critic, split.train, config, tracker)
+    budget = config.max_tokens_per_micro_batch
+    evaluation = evaluate(critic, split.heldout, max_tokens=budget) if split.heldout else None
+    scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
+    save_adapter(shared, ADAPTER, output, base=resolve_source(config.model_name_or_path).base)
+    tokenizer.save_pretrained(output)
+    result = RewardResult(output, evaluation, scale, history)
+    (output / REWARD_FACTS).write_text(json.dumps(facts(config, split, result), indent=2, allow_nan=False) + "\n")
+    return result
+
+
+def read_split(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Split:
+    """Read, split by prompt and tokenise, checking every row. Raises `UsageError`."""
+    train, bad = _read(config, str(config.dataset_name))
+    heldout: list[Comparison] = []
+    if config.eval_dataset_name:
+        heldout, more = _read(config, config.eval_dataset_name)
+        bad += more
+        _warn_of_shared_prompts(train, heldout)
+    elif config.eval_fraction > 0:
+        train, heldout = split_by_prompt(train, config.eval_fraction, config.seed)
+    if heldout and all(len(set(row.ranks)) == 1 for row in heldout):
+        raise UsageError(
+            f"all {len(heldout)} held-out comparisons are ties, so no accuracy can be measured; expected some with "
+            "different ranks. Raise eval_fraction, change seed, or give eval_dataset_name."
+        )
+    parts = []
+    for name, rows in ((config.dataset_name, train), (config.eval_dataset_name or config.dataset_name, heldout)):
+        parts.append(_encode(config, tokenizer, str(name), rows))
+    return Split(parts[0][0], parts[1][0], bad + parts[0][1] + parts[1][1])
+
+
+def check_context(shared: SharedModel, split: Split) -> None:
+    """Raise `UsageError` if a sequence is longer than the model's context."""
+    longest = max(len(sequence) for c in (*split.train, *split.heldout) for sequence in c.sequences)
+    if shared.max_length is not None and longest > shared.max_length:
+        raise UsageError(
+            f"a prompt with a response has {longest} tokens and the model's context is {shared.max_length}. Set "
+            f"max_length={shared.max_length} and on_bad_row=skip to leave such rows out, or shorten them."
+        )
+
+
+def facts(config: RewardConfig, split: Split, result: RewardResult) -> dict[str, Any]:
+    """What `reward_model.json` holds: the data, the numbers, and the choices that made them."""
+    chosen = (
+        "model_name_or_path", "dataset_name", "eval_dataset_name", "eval_fraction", "seed", "num_train_epochs",
+        "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "center_rewards_coefficient",
+        "lora_layers", "max_length",
+    )  # fmt: skip
+    return {
+        "comparisons": {"train": len(split.train), "heldout": len(split.heldout), "skipped": split.skipped},
+        "evaluation": result.evaluation and asdict(result.evaluation),
+        "normalisation": result.normalisation and asdict(result.normalisation),
+        "steps": len(result.history),
+        "config": {name: getattr(config, name) for name in chosen},
+    }
+
+
+def _read(config: RewardConfig, name: str) -> tuple[list[Comparison], int]:
+    read = read_comparisons(name, format=config.dataset_format, on_bad_row=config.on_bad_row)
+    return read.rows, len(read.skipped)
+
+
+def _encode(
+    config: RewardConfig, tokenizer: PreTrainedTokenizerBase, name: str, rows: list[Comparison]
+) -> tuple[list[EncodedComparison], int]:
+    if not rows:
+        return [], 0
+    try:
+        encoded, skipped = encode_comparisons(
+            tokenizer, rows, max_length=config.max_length, on_bad_row=config.on_bad_row
+        )
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+    if skipped:
+        logger.warning("left out %d comparisons of %s. The first: %s", len(skipped), name, skipped[0])
+    return encoded, len(skipped)
+
+
+def _warn_of_shared_prompts(train: list[Comparison], heldout: list[Comparison]) -> None:
+    shared = {prompt_key(row.prompt) for row in train} & {prompt_key(row.prompt) for row in heldout}
+    if shared:
+        logger.warning(
+            "%d prompts of eval_dataset_name are in dataset_name too: the accuracy will look better than it is",
+            len(shared),
+        )

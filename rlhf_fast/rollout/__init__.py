@@ -1,0 +1,4 @@
+"""Rollouts: sampling with the training weights, the packed arena, and its log-prob and value columns.
+
+Rewards and the update are not here; they read and write the arena's columns.
+"""

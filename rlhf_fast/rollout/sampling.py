@@ -1,0 +1,77 @@
+"""Choosing the next token from logits, reproducibly for each request whatever else is in the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_fast.runtime.errors import UsageError
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: temperature 0 is greedy; top_k 0 and top_p 1 are off (as PPO's mathematics needs)."""
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1: a response needs room for a token"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not ok:
+                raise UsageError(f"{name}={getattr(self, name)!r} cannot be used: expected {expected}.")
+
+
+def uniform(seed: int, step: int) -> float:
+    """A number in [0, 1) that depends on (seed, step) only: two rounds of SplitMix64 (Steele et al. 2014)."""
+    x = _mix((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & _MASK)
+    return (_mix((x + step * 0x9E3779B97F4A7C15) & _MASK) >> 11) / (1 << 53)
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def choose(logits: Tensor, sampling: Sampling, seeds: list[int], steps: list[int]) -> tuple[Tensor, Tensor]:
+    """Next tokens (B,) int64 and their log-probs (B,) f32 from soft-capped logits (B, V) f32.
+
+    The token is the inverse of the cumulative distribution at `uniform(seed, step)` of its row. The log-prob is under
+    softmax(logits / temperature) before top-k and top-p (at temperature 0: under softmax(logits)).
+    """
+    scaled = logits / sampling.temperature if sampling.temperature > 0 else logits
+    logprobs = scaled.log_softmax(-1)
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        cumulative = _restrict(logprobs, sampling).double().exp().cumsum(-1)
+        draws = torch.tensor([uniform(s, t) for s, t in zip(seeds, steps, strict=True)], dtype=torch.float64)
+        threshold = draws.to(logits.device)[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+        tokens = tokens.clamp_max(logits.shape[1] - 1)
+    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+
+
+def _restrict(logprobs: Tensor, sampling: Sampling) -> Tensor:
+    """Tokens outside the top k, or outside the smallest set with probability top_p, get -inf."""
+    if sampling.top_k:
+        kth = logprobs.topk(min(sampling.top_k, logprobs.shape[1])).values[:, -1:]
+        logprobs = logprobs.masked_fill(logprobs < kth, float("-inf"))
+    if sampling.top_p < 1:
+        ordered, order = logprobs.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        ordered = ordered.masked_fill(before >= sampling.top_p, float("-inf"))
+        logprobs = torch.empty_like(logprobs).scatter_(1, order, ordered)
+    return logprobs

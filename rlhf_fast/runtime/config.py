@@ -1,0 +1,93 @@
+"""`StageConfig`: what the configs of all stages share, on transformers' `TrainingArguments`.
+
+Of the inherited fields, those in `SERVED` do what transformers documents. Any other that is set to something else than
+its default raises: no option is accepted and then ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import ClassVar, Literal
+
+from transformers import TrainingArguments
+
+from rlhf_fast.runtime.errors import UsageError
+
+SERVED = frozenset({
+    "output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "max_grad_norm", "gradient_checkpointing", "activation_checkpointing", "seed", "use_cpu",
+    "disable_tqdm", "logging_steps",
+})  # fmt: skip
+_INSTEAD = {
+    "bf16": "dtype=bfloat16", "fp16": "dtype=bfloat16 or float32", "save_steps": "output_dir (the result "
+    "is saved there)",
+    "report_to": "metrics.jsonl in output_dir", "max_steps": "num_train_epochs or total_episodes",
+    "optim": "AdamW, which is always used", "per_device_eval_batch_size": "max_tokens_per_micro_batch",
+}  # fmt: skip
+
+
+@dataclass
+class StageConfig(TrainingArguments):
+    """Fields of every stage. `served` names the inherited fields that this stage uses."""
+
+    served: ClassVar[frozenset[str]] = SERVED
+
+    dtype: Literal["auto", "bfloat16", "float32"] = field(
+        default="auto",
+        metadata={"help": "Compute dtype of the base. auto: bfloat16 where the hardware multiplies it, else float32."},
+    )
+    use_peft: bool = field(
+        default=True, metadata={"help": "Train a LoRA adapter (default) or, if false, all weights of the model."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapter."})
+    lora_alpha: float = field(default=32, metadata={"help": "LoRA scale is lora_alpha / lora_r."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Layers that get an adapter, by name. Default: every linear layer but the head."},
+    )
+    lora_layers: list[int] | None = field(
+        default=None, metadata={"help": "Indices of the decoder layers that get an adapter. Default: all of them."}
+    )
+    max_length: int = field(
+        default=1024, metadata={"help": "Longest sequence in tokens, prompt and response; longer rows are an error."}
+    )
+    max_tokens_per_micro_batch: int = field(
+        default=2048, metadata={"help": "Tokens in one forward and backward. Changes memory and speed, not the result."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A JSONL, CSV or Parquet file, or a hub name."})
+    dataset_format: str | None = field(
+        default=None, metadata={"help": "Format of the rows: oasst, pandalm or sgd; default: told from the columns."}
+    )
+    on_bad_row: Literal["raise", "skip"] = field(
+        default="raise", metadata={"help": "A bad row stops the run (raise), or is counted and reported (skip)."}
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "A Jinja chat template file, for a tokenizer that has none of its own."}
+    )
+
+    def __post_init__(self) -> None:
+        self._refuse_unserved()
+        super().__post_init__()
+        for name in ("max_length", "max_tokens_per_micro_batch", "lora_r", "gradient_accumulation_steps"):
+            self.require(getattr(self, name) >= 1, name, "at least 1")
+        self.require(self.learning_rate > 0, "learning_rate", "above 0")
+
+    def require(self, condition: bool, name: str, expected: str) -> None:
+        """Raise `UsageError` naming the field, its value and what was expected, unless `condition`."""
+        if not condition:
+            raise UsageError(f"{name}={getattr(self, name)!r} cannot be used: expected {expected}.")
+
+    def _refuse_unserved(self) -> None:
+        for f in fields(TrainingArguments):
+            if f.name in self.served or not f.init:
+                continue
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            own = type(self).__dataclass_fields__[f.name]
+            default = own.default if own.default is not MISSING else default
+            if getattr(self, f.name) != default:
+                instead = _INSTEAD.get(f.name)
+                raise UsageError(
+                    f"{f.name}={getattr(self, f.name)!r} has no effect in {type(self).__name__} and is refused; "
+                    + (f"use {instead} instead." if instead else "remove it.")
+                )

@@ -1,0 +1,70 @@
+"""AdamW over named parameters, its schedule, and a step that refuses non-finite gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.errors import UsageError
+
+MAX_SKIPPED = 3
+
+
+@dataclass
+class Optimiser:
+    """AdamW, a learning-rate schedule over `total_steps`, gradient clipping, and the count of skipped steps."""
+
+    parameters: list[nn.Parameter]
+    adamw: torch.optim.AdamW
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    max_grad_norm: float
+    skipped: int = 0
+    skipped_in_a_row: int = field(default=0)
+
+    @classmethod
+    def build(cls, config: StageConfig, named: Iterable[tuple[str, nn.Parameter]], total_steps: int) -> Optimiser:
+        """Weight decay goes to matrices only. The schedule is the config's (`lr_scheduler_type`, `warmup_steps`)."""
+        parameters = [parameter for _, parameter in named if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
+        )
+        warmup = config.warmup_steps if config.warmup_steps >= 1 else config.warmup_steps * total_steps
+        kwargs = config.lr_scheduler_kwargs if isinstance(config.lr_scheduler_kwargs, dict) else None
+        schedule = get_scheduler(config.lr_scheduler_type, adamw, int(warmup), total_steps, kwargs)
+        return cls(parameters, adamw, schedule, config.max_grad_norm)
+
+    def step(self) -> float:
+        """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
+
+        A non-finite norm skips the step and counts it; `MAX_SKIPPED` in a row raise `UsageError` with a diagnosis.
+        """
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        if torch.isfinite(torch.tensor(norm)):
+            self.adamw.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        self.schedule.step()
+        self.adamw.zero_grad(set_to_none=True)
+        if self.skipped_in_a_row >= MAX_SKIPPED:
+            raise UsageError(
+                f"{MAX_SKIPPED} optimiser steps in a row had a non-finite gradient (norm {norm}). "
+                "Expected finite losses: "
+                "lower learning_rate, check the rewards for extreme values, or set dtype=float32."
+            )
+        return norm
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.schedule.get_last_lr()[0])

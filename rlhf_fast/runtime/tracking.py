@@ -1,0 +1,56 @@
+"""Metrics on disk and progress on the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tracker:
+    """Writes one JSON line a step to `metrics.jsonl` and shows a progress bar with the chosen metrics.
+
+    Use it as a context manager; `total` is the number of steps, `shown` maps a metric to its short name in the bar.
+    """
+
+    def __init__(
+        self, folder: str | Path, stage: str, total: int, shown: dict[str, str], *, quiet: bool = False
+    ) -> None:
+        self.path = Path(folder) / METRICS_FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.shown = shown
+        self.started = time.perf_counter()
+        self.progress = Progress(
+            TextColumn("[bold]{task.description:<14}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"),
+            disable=quiet,
+        )  # fmt: skip
+        self.task = self.progress.add_task(stage, total=total, metrics="")
+
+    def __enter__(self) -> Tracker:
+        self.file = self.path.open("w")
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.file.close()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of step `step` (1-based)."""
+        record = {"step": step, "seconds": round(time.perf_counter() - self.started, 3)} | metrics
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        text = "  ".join(f"{short} {metrics[name]:.3g}" for name, short in self.shown.items() if name in metrics)
+        self.progress.update(self.task, completed=step, metrics=text)
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(folder) / METRICS_FILE).read_text().splitlines()]

@@ -1,0 +1,31 @@
+"""A warning when a policy's responses collapse into sameness."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger(__name__)
+FLOOR = 0.6  # of the first iteration's distinct-2
+REPETITION = 0.3
+
+
+class CollapseWatch:
+    """Compares distinct-2 with that of the first iteration, and repetition with a bound; warns once for each."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.warned: set[str] = set()
+
+    def look(self, metrics: dict[str, float]) -> None:
+        distinct, repetition = metrics["rollout/distinct_2"], metrics["rollout/repetition"]
+        if self.first is None:
+            self.first = distinct
+        if distinct < FLOOR * self.first:
+            self._warn("distinct", f"distinct-2 of the responses fell from {self.first:.2f} to {distinct:.2f}")
+        if repetition > REPETITION:
+            self._warn("repetition", f"{repetition:.0%} of the 3-grams in a response repeat earlier ones")
+
+    def _warn(self, kind: str, what: str) -> None:
+        if kind not in self.warned:
+            self.warned.add(kind)
+            logger.warning("mode collapse: %s. Raise kl_coef, lower learning_rate, or stop earlier.", what)

@@ -1,0 +1,41 @@
+"""What must hold in every run, checked as it goes; a violation is a bug, and stops the run with what was seen."""
+
+from __future__ import annotations
+
+import torch
+
+from rlhf_fast.rollout.arena import Rollout
+from rlhf_kernels import PPOLoss
+
+KL_AT_START = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # nats, mean per token
+FIRST_RATIO = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
+
+
+class InvariantError(RuntimeError):
+    """The computation contradicts itself: a bug here, in the model's implementation, or in the hardware."""
+
+
+def check_scored(rollout: Rollout, *, first: bool, dtype: torch.dtype) -> None:
+    """Log-probs <= 0 everywhere; before the first update the policy is the reference, so their KL is 0."""
+    for name in ("logprobs", "ref_logprobs"):
+        highest = float(rollout.columns[name].max())
+        if not highest <= 0:
+            raise InvariantError(f"{name} reach {highest}; a log-prob is at most 0.")
+    mean = float(rollout.columns["kl"][rollout.action_mask].mean())
+    if first and not abs(mean) <= KL_AT_START[dtype]:
+        raise InvariantError(
+            f"before any update the KL between policy and reference is {mean:.3g} nats a token, allowed "
+            f"{KL_AT_START[dtype]} in {dtype}: the policy did not start as the reference."
+        )
+
+
+def check_first_ratio(losses: list[PPOLoss], dtype: torch.dtype) -> None:
+    """Before the first step on a rollout the probability ratio is 1 and nothing is clipped."""
+    ratio = sum(float(loss.ratio_mean) for loss in losses)
+    clipped = sum(float(loss.clipfrac) for loss in losses)
+    if not abs(ratio - 1) <= FIRST_RATIO[dtype] or (dtype == torch.float32 and clipped > 0):
+        raise InvariantError(
+            f"on the first minibatch after a rollout the mean ratio is {ratio:.6f} and {clipped:.2%} of the tokens are "
+            f"clipped; expected 1 within {FIRST_RATIO[dtype]} in {dtype}: scoring and update do not see "
+            "the same network."
+        )

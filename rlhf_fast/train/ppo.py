@@ -1,0 +1,176 @@
+"""PPO from human feedback on one page (Ziegler et al. 2019, Stiennon et al. 2020).
+
+collect   sample a response to each prompt with the policy                      -> Rollout
+score     log-probs of policy and reference, their KL, values, the reward's score
+shape     r_t = -kl_coef * kl_t, plus the score at its slot
+estimate  advantages by GAE, whitened; returns
+update    clipped policy and value losses over PPO epochs and minibatches
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_fast.model.roles import Critic, Policy
+from rlhf_fast.rewards.source import RewardBatch
+from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rollout.engine import generate
+from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.rollout.scoring import micro_batches, score_logprobs, score_values
+from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.train import invariants, ppo_metrics
+from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
+from rlhf_fast.train.ppo_config import PPOConfig
+from rlhf_fast.train.prompts import Prompts, stop_ids
+from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
+
+
+@dataclass
+class PPO:
+    """A run's state. The roles may share one base; the algorithm does not ask."""
+
+    config: PPOConfig
+    policy: Policy
+    reference: Policy
+    critic: Critic
+    reward: WeightedRewards
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Prompts
+    iteration: int = 0
+    controller: FixedKL | AdaptiveKL = field(init=False)
+    optimiser: Optimiser = field(init=False)
+
+    def __post_init__(self) -> None:
+        c = self.config
+        episodes = c.total_episodes or round(c.num_train_epochs * len(self.prompts))
+        self.iterations = max(1, -(-episodes // c.batch_size))
+        self.controller = AdaptiveKL(c.kl_coef, c.kl_target, c.kl_horizon) if c.kl_target else FixedKL(c.kl_coef)
+        trained = chain(self.policy.named_parameters(), self.critic.named_parameters())
+        self.optimiser = Optimiser.build(c, trained, self.iterations * c.num_ppo_epochs * c.num_mini_batches)
+        self.sampling = Sampling(
+            c.response_length, stop_ids(self.tokenizer, c.stop_token, c.stop_token_id), c.temperature
+        )
+
+    def step(self) -> dict[str, float]:
+        """One iteration: a rollout and its update. Returns the metrics."""
+        rollout = self.collect()
+        scores = self.score(rollout)
+        self.shape(rollout, scores)
+        self.estimate(rollout)
+        updates = self.update(rollout)
+        metrics = ppo_metrics.summarise(rollout, scores, self.reward.parts, updates, self.controller.coef)
+        metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
+        self.iteration += 1
+        self.controller.update(metrics["objective/kl"], len(rollout))
+        return metrics | {"episode": float(self.iteration * self.config.batch_size)}
+
+    def collect(self) -> Rollout:
+        c = self.config
+        rows = self.prompts.batch(self.iteration, c.batch_size, c.seed)
+        first = self.iteration * c.batch_size
+        seeds = [(c.seed << 32) + first + i for i in range(len(rows))]
+        prompts = [self.prompts.ids[row] for row in rows]
+        responses = generate(
+            self.policy, prompts, self.sampling, seeds=seeds,
+            max_batch=c.max_rollout_batch, max_tokens=c.max_tokens_per_micro_batch,
+        )  # fmt: skip
+        return Rollout.from_responses(
+            prompts, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=c.response_length,
+            score_at=c.score_at, prompt_rows=rows, seeds=seeds, logprobs=[r.logprobs for r in responses],
+            device=self.policy.model.device,
+        )  # fmt: skip
+
+    def score(self, rollout: Rollout) -> Tensor:
+        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`; return the scores (B,) f32, missing-EOS penalty included."""
+        c = self.config
+        score_logprobs(
+            rollout, self.policy, self.reference,
+            temperature=c.temperature, kl_estimator=c.kl_estimator, max_tokens=c.max_tokens_per_micro_batch,
+        )  # fmt: skip
+        invariants.check_scored(rollout, first=self.iteration == 0, dtype=self.policy.model.dtype)
+        score_values(rollout, self.critic, max_tokens=c.max_tokens_per_micro_batch)
+        rows = rollout.prompt_rows.tolist()
+        texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
+        columns = {name: [values[row] for row in rows] for name, values in self.prompts.columns.items()}
+        batch = RewardBatch([self.prompts.texts[row] for row in rows], texts, rollout.sequences(), columns)
+        scores = self.reward.score(batch).to(rollout.tokens.device)
+        return scores - (c.missing_eos_penalty or 0.0) * rollout.truncated.float()
+
+    def shape(self, rollout: Rollout, scores: Tensor) -> None:
+        """Fill `rewards`."""
+        rewards = rollout.columns["rewards"] = torch.zeros_like(rollout.columns["kl"])
+        shape_rewards_(
+            rewards,
+            rollout.columns["kl"],
+            scores,
+            rollout.score_index,
+            rollout.cu_responses,
+            kl_coef=self.controller.coef,
+        )
+        if self.config.whiten_rewards:
+            whiten_(rewards, shift_mean=False, ddof=self.config.whiten_ddof)
+
+    def estimate(self, rollout: Rollout) -> None:
+        """Fill `advantages` (whitened over the action slots) and `returns`."""
+        c, columns = self.config, rollout.columns
+        columns["advantages"] = columns["rewards"].clone()
+        bootstrap = None
+        if c.bootstrap_truncated:  # the value at the last token stands for the state that the budget cut off
+            last = columns["values"][rollout.score_index]
+            bootstrap = torch.where(rollout.truncated, last, torch.zeros_like(last))
+        columns["returns"] = gae_(
+            columns["advantages"],
+            columns["values"],
+            rollout.cu_responses,
+            gamma=c.gamma,
+            lam=c.lam,
+            bootstrap=bootstrap,
+        )
+        whiten_(columns["advantages"], mask=rollout.action_mask, ddof=c.whiten_ddof)
+
+    def update(self, rollout: Rollout) -> list[dict[str, float]]:
+        """`num_ppo_epochs` passes in `num_mini_batches` optimiser steps each; returns the metrics of every step."""
+        c = self.config
+        old = rollout.sampled_logprobs if c.old_logprobs == "sampled" else rollout.columns["logprobs"]
+        assert old is not None
+        shuffle = torch.Generator().manual_seed(c.seed + self.iteration)
+        steps: list[dict[str, float]] = []
+        for _ in range(c.num_ppo_epochs):
+            order = torch.randperm(len(rollout), generator=shuffle)
+            for minibatch in order.tensor_split(c.num_mini_batches):
+                losses = self.accumulate(rollout, minibatch.tolist(), old)
+                if not steps and c.old_logprobs == "recomputed":
+                    invariants.check_first_ratio(losses, self.policy.model.dtype)
+                steps.append(ppo_metrics.add_up(losses) | {"grad_norm": self.optimiser.step()})
+            if c.target_kl is not None and steps[-1]["approx_kl"] > c.target_kl:
+                break
+        return steps
+
+    def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
+        """Backward of one minibatch, micro-batch by micro-batch; their losses add up to the minibatch's."""
+        c, columns = self.config, rollout.columns
+        parts = list(micro_batches(rollout, sequences, c.max_tokens_per_micro_batch))
+        actions = max(1, sum(int((packed.labels != -100).sum()) for packed, _ in parts))
+        slots = sum(len(index) for _, index in parts)
+        losses = []
+        for packed, index in parts:
+            mask = packed.labels != -100
+            if c.loss_mean == "micro":
+                actions, slots = max(1, int(mask.sum())) * len(parts), max(1, len(index)) * len(parts)
+            scored = self.policy.logprobs(packed, temperature=c.temperature, entropy=True)
+            loss = ppo_loss(
+                scored.logprobs, old[index], columns["advantages"][index],
+                self.critic.values(packed), columns["values"][index], columns["returns"][index],
+                mask=mask, value_mask=torch.ones_like(mask), denominator=float(actions), value_denominator=float(slots),
+                cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef, entropy=scored.entropy,
+                entropy_coef=c.entropy_coef, dual_clip=c.dual_clip, log_ratio_clamp=c.log_ratio_clamp,
+            )  # fmt: skip
+            loss.loss.backward()
+            losses.append(loss._replace(loss=loss.loss.detach()))
+        return losses

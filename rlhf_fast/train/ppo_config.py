@@ -1,0 +1,126 @@
+"""`PPOConfig`: every choice of a PPO run, under the names of TRL 1.12's `PPOConfig` where that has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhf_fast.rollout.arena import ScoreAt
+from rlhf_fast.runtime.config import StageConfig
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "rlhf_fast": {},
+    "trl": {"score_at": "eos+1", "loss_mean": "micro", "whiten_ddof": 1, "kl_estimator": "k1", "lam": 0.95},
+    "openrlhf": {"score_at": "eos", "whiten_ddof": 0, "lam": 1.0, "log_ratio_clamp": 20.0},
+    "verl": {"score_at": "eos", "dual_clip": 3.0, "loss_mean": "token"},
+}
+"""What a preset sets, where the field was left at its default."""
+
+
+@dataclass
+class PPOConfig(StageConfig):
+    """PPO against a reward, with a KL penalty to the SFT model."""
+
+    learning_rate: float = field(default=3e-6, metadata={"help": "Learning rate of AdamW, for policy and critic."})
+    output_dir: str | None = field(default="ppo", metadata={"help": "Where the policy and its metrics are saved."})
+    sft_model_path: str | None = field(
+        default=None,
+        metadata={"help": "The SFT model or SFT adapter folder: where the policy starts, and the reference."},
+    )
+    reward_model_path: str | None = field(
+        default=None, metadata={"help": "A reward adapter folder, or a sequence-classification model with one output."}
+    )
+    preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = field(
+        default="rlhf_fast", metadata={"help": "Take another library's formulas for the fields left at their defaults."}
+    )
+    total_episodes: int | None = field(
+        default=None,
+        metadata={"help": "Responses to sample in all. Default: num_train_epochs passes over the prompts."},
+    )
+    response_length: int = field(default=53, metadata={"help": "Most tokens of a response."})
+    stop_token: Literal["eos", "none"] = field(
+        default="eos", metadata={"help": "eos: a response ends at the tokenizer's EOS. none: it runs to its budget."}
+    )
+    stop_token_id: int | None = field(
+        default=None, metadata={"help": "A token id that ends a response, instead of EOS."}
+    )
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature, in rollout and update alike."})
+    max_rollout_batch: int = field(default=32, metadata={"help": "Sequences decoded together. Memory and speed only."})
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimiser steps in each PPO epoch."})
+    kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in the reward (beta)."})
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = field(
+        default="k1", metadata={"help": "KL of a token: k1, k2, k3 (Schulman 2020) or exact over the vocabulary."}
+    )
+    kl_target: float | None = field(
+        default=None, metadata={"help": "Adapt kl_coef towards this KL in nats a response (Ziegler et al. 2019)."}
+    )
+    kl_horizon: int = field(default=10000, metadata={"help": "Episodes over which the adaptive kl_coef reacts."})
+    target_kl: float | None = field(
+        default=None, metadata={"help": "End the update of a rollout once policy/approxkl passes this."}
+    )
+    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the probability ratio."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value around its old value."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of an entropy bonus."})
+    dual_clip: float | None = field(
+        default=None, metadata={"help": "Bound of the loss for negative advantages, e.g. 3."}
+    )
+    log_ratio_clamp: float | None = field(
+        default=None, metadata={"help": "Bound of |log ratio| before exponentiation."}
+    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount of future rewards."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
+    whiten_rewards: bool = field(default=False, metadata={"help": "Scale shaped rewards to unit deviation, mean kept."})
+    whiten_ddof: int = field(default=1, metadata={"help": "Delta degrees of freedom of whitening: 1 or 0."})
+    score_at: ScoreAt = field(
+        default="eos", metadata={"help": "Slot that receives the score: the last token, or one after EOS (eos+1)."}
+    )
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Subtracted from the score of a response that ran out of budget."}
+    )
+    bootstrap_truncated: bool = field(
+        default=False, metadata={"help": "Let GAE continue with the critic's value beyond a truncated response."}
+    )
+    loss_mean: Literal["token", "micro"] = field(
+        default="token", metadata={"help": "token: mean over the minibatch's tokens; micro: mean of micro-batch means."}
+    )
+    old_logprobs: Literal["recomputed", "sampled"] = field(
+        default="recomputed",
+        metadata={"help": "Old log-probs: by the training forward, or as the rollout sampled them."},
+    )
+
+    def __post_init__(self) -> None:
+        for name, value in PRESETS.get(self.preset, {}).items():
+            if getattr(self, name) == _default(type(self), name):
+                setattr(self, name, value)
+        super().__post_init__()
+        self._check()
+
+    @property
+    def batch_size(self) -> int:
+        """Responses in a rollout."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def _check(self) -> None:
+        at_least_one = ("response_length", "num_ppo_epochs", "num_mini_batches", "max_rollout_batch", "kl_horizon")
+        for name in at_least_one:
+            self.require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("temperature", "cliprange", "cliprange_value"):
+            self.require(getattr(self, name) > 0, name, "above 0")
+        for name in ("kl_coef", "vf_coef", "entropy_coef"):
+            self.require(getattr(self, name) >= 0, name, "0 or more")
+        for name in ("missing_eos_penalty", "kl_target", "target_kl", "dual_clip", "log_ratio_clamp", "total_episodes"):
+            self.require(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0, or nothing")
+        for name in ("gamma", "lam"):
+            self.require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+        self.require(self.whiten_ddof in (0, 1), "whiten_ddof", "0 or 1")
+        self.require(
+            self.num_mini_batches <= self.batch_size,
+            "num_mini_batches",
+            f"at most the {self.batch_size} responses of a batch",
+        )
+
+
+def _default(config: type[PPOConfig], name: str) -> Any:
+    return config.__dataclass_fields__[name].default

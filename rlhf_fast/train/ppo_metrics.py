@@ -1,0 +1,83 @@
+"""The metrics of an iteration, masked and honest, under TRL's names where it has one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_fast.rollout.arena import Rollout
+from rlhf_kernels import PPOLoss
+
+
+def summarise(
+    rollout: Rollout, scores: Tensor, parts: dict[str, Tensor], updates: list[dict[str, float]], kl_coef: float
+) -> dict[str, float]:
+    """Means over responses of the rollout's columns, means over optimiser steps of the update's metrics."""
+    columns, mask = rollout.columns, rollout.action_mask
+    kl = per_response(columns["kl"], rollout)
+    responses = rollout.responses()
+    non_score = -kl_coef * kl
+    out: dict[str, Any] = {
+        "objective/kl": kl.mean(),
+        "objective/entropy": per_response(-columns["logprobs"] * mask, rollout).mean(),
+        "objective/non_score_reward": non_score.mean(),
+        "objective/rlhf_reward": (non_score + scores).mean(),
+        "objective/scores": scores.mean(),
+        "objective/kl_coef": kl_coef,
+        "val/explained_variance": explained_variance(columns["values"], columns["returns"]),
+        "val/num_eos_tokens": rollout.finished.sum(),
+        "rollout/truncated_fraction": rollout.truncated.float().mean(),
+        "rollout/response_length": sum(map(len, responses)) / len(responses),
+        "rollout/distinct_2": distinct_n(responses, 2),
+        "rollout/repetition": repetition(responses),
+    }
+    if rollout.sampled_logprobs is not None:
+        out["rollout/logprob_mismatch"] = (rollout.sampled_logprobs - columns["logprobs"])[mask].abs().mean()
+    out |= {f"reward/{name}": values.mean() for name, values in parts.items()}
+    names = {
+        "policy/approxkl_avg": "approx_kl", "policy/clipfrac_avg": "clipfrac", "policy/entropy_avg": "entropy",
+        "loss/policy_avg": "policy_loss", "loss/value_avg": "value_loss", "val/clipfrac_avg": "value_clipfrac",
+        "val/ratio": "ratio_mean", "grad_norm": "grad_norm",
+    }  # fmt: skip
+    out |= {name: sum(step[key] for step in updates) / len(updates) for name, key in names.items()}
+    return {name: float(value) for name, value in out.items()}
+
+
+def add_up(losses: list[PPOLoss]) -> dict[str, float]:
+    """Micro-batch results share the minibatch's denominators, so the sum is the minibatch's mean."""
+    return {
+        name: sum(float(getattr(loss, name)) for loss in losses)
+        for name in PPOLoss._fields
+        if getattr(losses[0], name) is not None
+    }
+
+
+def per_response(column: Tensor, rollout: Rollout) -> Tensor:
+    """(B,): the sum of a (T,) column over the slots of each response."""
+    cu = rollout.cu_responses.long()
+    cumulative = torch.cat([column.new_zeros(1, dtype=torch.float64), column.double().cumsum(0)])
+    return (cumulative[cu[1:]] - cumulative[cu[:-1]]).float()
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns); 0 is a critic as good as a constant, below 0 a worse one."""
+    spread = float(returns.var())
+    return float("nan") if not spread > 0 else 1 - float((returns - values).var()) / spread
+
+
+def distinct_n(responses: list[list[int]], n: int) -> float:
+    """Different n-grams over all n-grams of the batch (Li et al. 2016)."""
+    grams = [tuple(r[i : i + n]) for r in responses for i in range(len(r) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def repetition(responses: list[list[int]]) -> float:
+    """Share of 3-grams that occurred before in the same response, mean over responses that have any."""
+    shares = []
+    for response in responses:
+        grams = [tuple(response[i : i + 3]) for i in range(len(response) - 2)]
+        if grams:
+            shares.append(1 - len(set(grams)) / len(grams))
+    return sum(shares) / len(shares) if shares else 0.0

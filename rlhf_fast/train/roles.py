@@ -1,0 +1,94 @@
+"""How PPO's roles start from the stages before (one shared base wherever that is possible).
+
+stage before        policy                      reference               critic
+LoRA SFT            copy of the SFT adapter     frozen SFT adapter      copy of the reward adapter and head, else fresh
+full SFT            fresh adapter               no adapter              the same
+full fine-tuning    full copy, trained          frozen shared base      adapters on the shared base
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
+from rlhf_fast.model.load import load_shared, resolve_source
+from rlhf_fast.model.roles import Critic, Policy, adapter_critic
+from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.device import choose_device, choose_dtype
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.train.lora import lora_config
+from rlhf_fast.train.ppo_config import PPOConfig
+
+
+@dataclass
+class Roles:
+    """reward is None where the reward does not live on the shared base."""
+
+    policy: Policy
+    reference: Policy
+    critic: Critic
+    reward: Critic | None
+    base: str  # path of the shared base
+
+
+def build_roles(config: PPOConfig) -> Roles:
+    """Open the SFT model and, if it is an adapter of the same base, the reward model; add what trains."""
+    if not config.sft_model_path:
+        raise UsageError("PPO needs sft_model_path: the SFT model or adapter folder that the policy starts from.")
+    device = choose_device(config)
+    dtype = choose_dtype(config, device)
+    shared, sft = load_shared(config.sft_model_path, dtype=dtype, device=device)
+    base = resolve_source(config.sft_model_path).base
+    reward = _reward(shared, config, base)
+    policy = _policy(shared, sft, config)
+    critic = _critic(shared, config, copy_reward=reward is not None)
+    if config.activation_checkpointing:
+        for model in {id(m): m for m in (shared, policy.model)}.values():
+            model.checkpoint_activations()
+    return Roles(policy, Policy(shared, sft), critic, reward, base)
+
+
+def _policy(shared: SharedModel, sft: str | None, config: PPOConfig) -> Policy:
+    if not config.use_peft:
+        if sft is not None:
+            raise UsageError(
+                "use_peft=false trains all weights of a full SFT model, and sft_model_path is an adapter "
+                "folder. Train SFT "
+                "with use_peft=false too, or leave use_peft at true."
+            )
+        return Policy(SharedModel(copy.deepcopy(shared.base).to(torch.float32), train_base=True), None)
+    if sft is None:
+        shared.add_adapter("policy", lora_config(config, shared))
+    else:
+        shared.copy_adapter(sft, "policy")
+    return Policy(shared, "policy")
+
+
+def _critic(shared: SharedModel, config: PPOConfig, *, copy_reward: bool) -> Critic:
+    if copy_reward:
+        shared.copy_adapter("reward", "critic")
+    else:
+        shared.add_adapter("critic", lora_config(config, shared), head=True)
+    return adapter_critic(shared, "critic")
+
+
+def _reward(shared: SharedModel, config: PPOConfig, base: str) -> Critic | None:
+    path = config.reward_model_path
+    if path is None or not (Path(path) / ADAPTER_CONFIG).is_file():
+        return None
+    own = resolve_source(path).base
+    if Path(own).resolve() != Path(base).resolve() and own != base:
+        raise UsageError(
+            f"the reward adapter {path!r} belongs to {own!r} and the SFT model to {base!r}; expected one base "
+            "for both. Train the reward model on the same base."
+        )
+    load_adapter(shared, path, "reward")
+    if "reward" not in shared.heads:
+        raise UsageError(
+            f"the adapter {path!r} has no scalar head, so it is no reward model; expected head.safetensors."
+        )
+    return adapter_critic(shared, "reward")

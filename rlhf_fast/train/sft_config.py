@@ -1,0 +1,18 @@
+"""`SFTConfig`: every choice of supervised fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlhf_fast.runtime.config import StageConfig
+
+
+@dataclass
+class SFTConfig(StageConfig):
+    """Supervised fine-tuning on demonstrations; the loss is on responses only."""
+
+    output_dir: str | None = field(default="sft", metadata={"help": "Where the model or adapter is saved."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "The base model: a folder or a hub name."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the demonstrations."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Demonstrations in an optimiser step."})

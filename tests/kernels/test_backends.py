@@ -1,0 +1,164 @@
+"""How a backend is chosen, and what the C++ backend of `gae_` promises beside the reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rlhf_kernels import backends, gae_
+from rlhf_kernels.gae import native
+
+needs_native = pytest.mark.skipif(
+    native.supports({}) is not None, reason="the C++ extension is not built: install the package from source"
+)
+
+
+def ragged(lengths, *, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor(lengths, dtype=torch.int64)
+    cu = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
+    rewards, values = torch.randn(2, int(lengths.sum()), generator=g, dtype=dtype)
+    return rewards, values, cu, torch.randn(len(lengths), generator=g, dtype=dtype)
+
+
+def run(columns, backend=None):
+    rewards, values, cu, bootstrap = columns
+    advantages = rewards.clone()
+    returns = gae_(advantages, values, cu, gamma=0.99, lam=0.95, bootstrap=bootstrap, backend=backend)
+    return advantages, returns
+
+
+class Fake:
+    """Backends of an operation `fake` that answer their own name; `refusals` say why some cannot run."""
+
+    def __init__(self, monkeypatch, **refusals):
+        monkeypatch.setattr(backends, "_backends", {})
+        backends._log_once.cache_clear()
+        for name in ("native", "reference"):
+            backends.register("fake", name, lambda name=name, **_: name, lambda args, name=name: refusals.get(name))
+
+    def __call__(self, backend=None):
+        args = {"x": torch.zeros(1)}
+        return backends.select("fake", backend, args)(**args)
+
+
+def test_the_first_that_can_run_is_chosen(monkeypatch):
+    assert Fake(monkeypatch)() == "native"
+
+
+def test_an_automatic_fall_back_is_logged_once_with_its_reason(monkeypatch, caplog):
+    fake = Fake(monkeypatch, native="it is raining")
+    assert [fake(), fake(), fake()] == ["reference"] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "fake runs without its backend 'native': it is raining"
+    ]
+
+
+def test_the_environment_variable_chooses(monkeypatch):
+    fake = Fake(monkeypatch)
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "reference")
+    assert fake() == "reference"
+    assert fake("native") == "native"  # the argument goes first
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "")
+    assert fake() == "native"
+
+
+def test_an_explicit_choice_that_cannot_run_raises_with_the_reason(monkeypatch):
+    fake = Fake(monkeypatch, native="it is raining")
+    with pytest.raises(ValueError, match="backend is 'native', but it cannot run fake: it is raining"):
+        fake("native")
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "native")
+    with pytest.raises(ValueError, match="RLHF_FAST_BACKEND is 'native', but it cannot run fake: it is raining"):
+        fake()
+
+
+@pytest.mark.parametrize("name", ["tritom", ""])
+def test_an_unknown_choice_raises_with_those_there_are(monkeypatch, name):
+    fake = Fake(monkeypatch)
+    with pytest.raises(ValueError, match=r"expected one of \['native', 'reference'\]"):
+        fake(name)
+
+
+def test_when_none_can_run_that_is_said(monkeypatch):
+    with pytest.raises(ValueError, match="no backend of fake can run on cpu"):
+        Fake(monkeypatch, native="rain", reference="snow")()
+
+
+def test_gae_runs_on_the_reference_when_the_extension_is_missing(monkeypatch, caplog):
+    columns = ragged([3, 0, 5])
+    expected = run(columns, "reference")
+    monkeypatch.setattr(native, "_missing", "the C++ extension is not available")
+    backends._log_once.cache_clear()
+    torch.testing.assert_close(run(columns), expected, rtol=0, atol=0)
+    assert "the C++ extension is not available" in caplog.text
+    with pytest.raises(ValueError, match="the C\\+\\+ extension is not available"):
+        run(columns, "native")
+
+
+@needs_native
+@pytest.mark.parametrize("lengths", [[], [0], [1], [0, 3, 0, 0, 7, 1, 0], [50, 1, 120], list(range(40))])
+@pytest.mark.parametrize("bootstrapped", [False, True])
+def test_native_gae_equals_the_reference(lengths, bootstrapped):
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
+        columns = ragged(lengths, dtype=dtype)
+        columns = columns if bootstrapped else (*columns[:3], None)
+        torch.testing.assert_close(run(columns, "native"), run(columns, "reference"), rtol=tolerance, atol=tolerance)
+
+
+@needs_native
+def test_native_gae_is_what_runs_by_default_on_a_cpu(monkeypatch):
+    calls = []
+    monkeypatch.setattr(native._native, "gae_float32", lambda **arguments: calls.append(arguments))
+    run(ragged([4]))
+    assert len(calls) == 1
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads_gives_the_same_result(threads):
+    columns = ragged([700] * 60)
+    expected = run(columns, "reference")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.testing.assert_close(run(columns, "native"), expected, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+THREADS = """
+import os, torch
+from rlhf_kernels import gae_
+torch.set_num_threads(1)  # before the first tensor, so that no worker thread exists yet
+rewards, values, cu = torch.zeros(80000), torch.zeros(80000), torch.arange(0, 80001, 1000, dtype=torch.int32)
+def os_threads_after(threads):
+    torch.set_num_threads(threads)
+    gae_(rewards, values, cu, gamma=1.0, lam=1.0, backend="native")
+    return len(os.listdir("/proc/self/task"))
+print(os_threads_after(1), os_threads_after(3))
+"""
+
+
+@needs_native
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.skipif(not getattr(getattr(native, "_native", None), "openmp", False), reason="built without OpenMP")
+def test_native_gae_uses_as_many_threads_as_torch():
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {
+        "PYTHONPATH": os.pathsep.join(sys.path)
+    }
+    command = [sys.executable, "-c", THREADS]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    one, three = map(int, out.stdout.split())
+    assert three == one + 2
+
+
+@needs_native
+def test_native_gae_refuses_a_column_that_is_not_contiguous():
+    rewards = torch.zeros(4, 2)[:, 0]
+    cu = torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"rewards is not contiguous; call .contiguous\(\)"):
+        gae_(rewards, torch.zeros(4), cu, gamma=1.0, lam=1.0, backend="native")

@@ -1,0 +1,174 @@
+"""What `lora_linear` promises, against a float64 loop over rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlhf_kernels import lora_linear
+
+K, N = 5, 4
+SCALE = [0.5, 2.0]
+
+
+def example(rows=6, *, dtype=torch.float64, seed=0):
+    """x, weight, and two adapters of ranks 2 and 3."""
+    g = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(rows, K, generator=g), torch.randn(N, K, generator=g)
+    lora_a = [torch.randn(rank, K, generator=g) for rank in (2, 3)]
+    lora_b = [torch.randn(N, rank, generator=g) for rank in (2, 3)]
+    return x.to(dtype), weight.to(dtype), [a.to(dtype) for a in lora_a], [b.to(dtype) for b in lora_b]
+
+
+def loop(x, weight, lora_a, lora_b, slots, offsets, bias=None):
+    """Each row by itself in float64, through the merged weight W + s B A."""
+    rows = []
+    for slot, start, stop in zip(slots, offsets[:-1], offsets[1:], strict=True):
+        merged = weight.double().numpy()
+        if slot >= 0:
+            merged = merged + SCALE[slot] * (lora_b[slot].double().numpy() @ lora_a[slot].double().numpy())
+        rows += [merged @ row + (0 if bias is None else bias.numpy()) for row in x[start:stop].double().numpy()]
+    return np.array(rows).reshape(len(x), N)
+
+
+GROUPS = [
+    ([0], [0, 6]),
+    ([1], [0, 6]),
+    ([-1], [0, 6]),
+    ([0, 1], [0, 2, 6]),
+    ([1, -1, 0, 1], [0, 1, 3, 3, 6]),
+    ([0, -1], [0, 0, 6]),
+    ([0, 0], [0, 5, 6]),
+]
+
+
+@pytest.mark.parametrize(("slots", "offsets"), GROUPS)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_each_row_sees_its_own_adapter(slots, offsets, with_bias):
+    x, weight, lora_a, lora_b = example()
+    bias = torch.arange(4.0, dtype=torch.float64) if with_bias else None
+    y = lora_linear(x, weight, lora_a, lora_b, SCALE, slots, offsets, bias=bias)
+    np.testing.assert_allclose(y, loop(x, weight, lora_a, lora_b, slots, offsets, bias), atol=1e-12)
+
+
+@pytest.mark.parametrize(("slots", "offsets"), GROUPS)
+def test_gradients_pass_gradcheck(slots, offsets):
+    x, weight, lora_a, lora_b = example()
+    bias = torch.zeros(N, dtype=torch.float64)
+    inputs = tuple(tensor.requires_grad_() for tensor in (x, weight, bias, *lora_a, *lora_b))
+
+    def run(x, weight, bias, a0, a1, b0, b1):
+        return lora_linear(x, weight, [a0, a1], [b0, b1], SCALE, slots, offsets, bias=bias)
+
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+def test_stacked_adapters_and_tensor_arguments_equal_the_lists():
+    x, weight, lora_a, lora_b = example()
+    lora_a[1], lora_b[1] = lora_a[1][:2], lora_b[1][:, :2]
+    expected = lora_linear(x, weight, lora_a, lora_b, SCALE, [1, 0], [0, 4, 6])
+    y = lora_linear(
+        x,
+        weight,
+        torch.stack(lora_a),
+        torch.stack(lora_b),
+        torch.tensor(SCALE),
+        torch.tensor([1, 0]),
+        torch.tensor([0, 4, 6]),
+    )
+    torch.testing.assert_close(y, expected)
+
+
+def test_bf16_rows_train_float32_adapters():
+    """Results within twice the error of plain bf16 products; gradients arrive in float32."""
+    x, weight, lora_a, lora_b = example(rows=64)
+    x, weight = x.bfloat16(), weight.bfloat16()
+    lora_a, lora_b = ([t.float().requires_grad_() for t in side] for side in (lora_a, lora_b))
+    y = lora_linear(x, weight, lora_a, lora_b, SCALE, [0, 1], [0, 30, 64])
+    y.float().sum().backward()
+    exact = loop(x, weight, [a.detach() for a in lora_a], [b.detach() for b in lora_b], [0, 1], [0, 30, 64])
+    plain = [
+        F.linear(x[rows], weight) + SCALE[s] * F.linear(F.linear(x[rows], a.bfloat16()), b.bfloat16())
+        for s, (rows, a, b) in enumerate(zip((slice(0, 30), slice(30, 64)), lora_a, lora_b, strict=True))
+    ]
+    error, plain_error = (np.abs(t.detach().double().numpy() - exact).max() for t in (y, torch.cat(plain)))
+    assert y.dtype == torch.bfloat16 and error <= 2 * plain_error
+    assert all(t.grad.dtype == torch.float32 and t.grad.any() for t in (*lora_a, *lora_b))
+
+
+def test_an_adapter_that_serves_no_row_gets_no_gradient():
+    x, weight, lora_a, lora_b = example()
+    for tensor in (*lora_a, *lora_b):
+        tensor.requires_grad_()
+    lora_linear(x, weight, lora_a, lora_b, SCALE, [1, -1], [0, 3, 6]).sum().backward()
+    assert lora_a[0].grad is None and lora_b[0].grad is None
+    assert lora_a[1].grad.any() and lora_b[1].grad.any()
+
+
+def test_a_transposed_weight_is_used_as_it_is():
+    """GPT-2's Conv1D stores (K, N)."""
+    x, weight, lora_a, lora_b = example()
+    y = lora_linear(x, weight.t().contiguous().t(), lora_a, lora_b, SCALE, [0], [0, 6])
+    torch.testing.assert_close(y, lora_linear(x, weight, lora_a, lora_b, SCALE, [0], [0, 6]))
+
+
+def test_no_rows_at_all():
+    x, weight, lora_a, lora_b = example(rows=0)
+    assert lora_linear(x, weight, lora_a, lora_b, SCALE, [], [0]).shape == (0, N)
+    assert lora_linear(x, weight, lora_a, lora_b, SCALE, [0, 1], [0, 0, 0]).shape == (0, N)
+
+
+class Operations(TorchDispatchMode):
+    """Records the names of the operations that run inside."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__.split(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+def test_without_an_adapter_it_costs_one_product_and_with_one_no_concatenation():
+    x, weight, lora_a, lora_b = example()
+    with Operations() as linear:
+        F.linear(x, weight)
+    with Operations() as bare:
+        lora_linear(x, weight, lora_a, lora_b, SCALE, [-1], [0, 6])
+    with Operations() as single:
+        lora_linear(x, weight, lora_a, lora_b, SCALE, [1], [0, 6])
+    with Operations() as beside_empty:
+        lora_linear(x, weight, lora_a, lora_b, SCALE, [0, 1, -1], [0, 0, 6, 6])
+    assert bare.names == linear.names
+    assert beside_empty.names == single.names
+    assert "cat" not in single.names and single.names.count("mm") == 2 and single.names.count("addmm") == 1
+
+
+@pytest.mark.parametrize(
+    ("slots", "offsets", "message"),
+    [
+        ([0], [0, 5], r"row_offsets is \[0, 5\] for 1 slots, expected 2 offsets from 0 to 6"),
+        ([0], [1, 6], "row_offsets"),
+        ([0, 1], [0, 6], "expected 3 offsets"),
+        ([0, 1, 0], [0, 4, 2, 6], "never fall"),
+        ([2], [0, 6], "slots holds 2"),
+        ([-2], [0, 6], "slots holds -2"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(slots, offsets, message):
+    with pytest.raises(ValueError, match=message):
+        lora_linear(*example(), SCALE, slots, offsets)
+
+
+def test_adapters_that_do_not_fit_are_refused():
+    x, weight, lora_a, lora_b = example()
+    with pytest.raises(ValueError, match=r"lora_b\[0\] has shape \(4, 3\), expected \(4, 2\)"):
+        lora_linear(x, weight, lora_a, lora_b[::-1], SCALE, [0], [0, 6])
+    with pytest.raises(ValueError, match="got 2 A, 2 B and 1 scales"):
+        lora_linear(x, weight, lora_a, lora_b, [1.0], [0], [0, 6])
+    with pytest.raises(ValueError, match="flatten the leading dimensions"):
+        lora_linear(x[None], weight, lora_a, lora_b, SCALE, [0], [0, 1])

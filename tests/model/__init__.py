@@ -1,0 +1,1 @@
+"""Tests of the model floor: packed forwards, decoding, adapters, checkpointing, files."""

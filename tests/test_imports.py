@@ -1,0 +1,54 @@
+"""Imports point down the floors, never up and never sideways; light things stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = [
+    {"rlhf_fast.__main__"},
+    {"rlhf_fast.cli", "rlhf_fast.demo", "rlhf_fast.__init__"},
+    {"rlhf_fast.train", "rlhf_fast.preferences", "rlhf_fast.profiling", "rlhf_fast.evaluate", "rlhf_fast.export"},
+    {"rlhf_fast.rollout", "rlhf_fast.rewards", "rlhf_fast.data"},
+    {"rlhf_fast.model"},
+    {"rlhf_fast.runtime"},
+    {"rlhf_kernels"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted([*ROOT.glob("rlhf_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+
+
+def room_of(module: str) -> str:
+    return "rlhf_kernels" if module.startswith("rlhf_kernels") else ".".join(module.split(".")[:2])
+
+
+def imported(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module)
+    return {module for module in modules if module.startswith(("rlhf_fast", "rlhf_kernels"))}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    relative = path.relative_to(ROOT / "kernels" if "kernels" in path.relative_to(ROOT).parts[0] else ROOT)
+    own = room_of(".".join(relative.with_suffix("").parts))
+    for module in imported(path):
+        other = room_of(module)
+        if other not in (own, "rlhf_fast"):
+            assert FLOOR_OF[other] > FLOOR_OF[own], f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("package", ["rlhf_fast", "rlhf_kernels"])
+def test_importing_a_package_does_not_import_transformers(package):
+    code = f"import sys, {package}; sys.exit('transformers' in sys.modules)"
+    path = f"{ROOT}:{ROOT / 'kernels'}"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": path})

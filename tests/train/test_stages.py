@@ -1,0 +1,78 @@
+"""SFT and PPO from files to files, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from peft import LoraConfig
+
+from rlhf_fast import FunctionReward, PPOConfig, run_ppo
+from rlhf_fast.cli import main
+from rlhf_fast.model.adapter_files import save_adapter
+from rlhf_fast.model.load import load_shared
+from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.tracking import read_metrics
+from tests.model_cases import tiny_model
+from tests.tiny_tokenizer import tiny_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"w{i} w{i + 1}", "completion": "w7 w8 w9", "kind": "a"} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def sft(folder, *more: str) -> int:
+    words = f"sft --model_name_or_path {folder}/base --dataset_name {folder}/rows.jsonl --output_dir {folder}/sft"
+    return main([*words.split(), "--use_cpu", "--disable_tqdm", "True", "--learning_rate", "1e-2", *more])
+
+
+@pytest.mark.parametrize("use_peft", ["True", "False"])
+def test_sft_then_ppo_leave_adapters_or_models_that_open_again(folder, use_peft):
+    assert sft(folder, "--num_train_epochs", "10", "--use_peft", use_peft) == 0
+    losses = [row["loss"] for row in read_metrics(folder / "sft")]
+    assert losses[-1] < losses[0] - 0.5
+
+    def columns_arrive(prompts, responses, **columns):
+        assert columns["kind"] == ["a"] * len(responses)
+        return [float(len(response)) for response in responses]
+
+    config = PPOConfig(
+        sft_model_path=str(folder / "sft"), dataset_name=str(folder / "rows.jsonl"), output_dir=str(folder / "ppo"),
+        response_length=5, total_episodes=16, use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    output = run_ppo(config, rewards=[(FunctionReward("length", columns_arrive), 1.0)])
+    metrics = read_metrics(output)
+    assert len(metrics) == 2 and metrics[0]["objective/kl"] == 0
+    _, adapter = load_shared(str(output), dtype=load_shared(str(folder / "base"), dtype=_fp32())[0].dtype)
+    assert adapter == "sft"
+
+
+def test_ppo_from_the_command_line_with_a_reward_adapter_and_a_yaml_file(folder):
+    assert sft(folder) == 0
+    shared = SharedModel(tiny_model())
+    shared.add_adapter("reward", LoraConfig(target_modules="all-linear"), head=True)
+    save_adapter(shared, "reward", folder / "reward", base=str(folder / "base"))
+    (folder / "ppo.yaml").write_text("response_length: 4\nlearning_rate: 1e-4\ntotal_episodes: 800\n")
+    words = f"ppo --config {folder}/ppo.yaml --sft_model_path {folder}/sft --reward_model_path {folder}/reward"
+    words += f" --dataset_name {folder}/rows.jsonl --output_dir {folder}/ppo --total_episodes 8 --use_cpu"
+    assert main([*words.split(), "--disable_tqdm", "True"]) == 0
+    (metrics,) = read_metrics(folder / "ppo")
+    assert metrics["lr"] <= 1e-4 and metrics["rollout/response_length"] <= 4
+
+
+def test_a_mistyped_field_and_a_missing_model_are_named(folder, capsys):
+    assert sft(folder, "--learning_rat", "1") == 2
+    assert "learning_rate" in capsys.readouterr().err
+    assert main(["sft", "--model_name_or_path", "./nowhere", "--dataset_name", "x.jsonl", "--use_cpu"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def _fp32():
+    import torch
+
+    return torch.float32
