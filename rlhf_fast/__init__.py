@@ -6,13 +6,23 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
-    "PPOConfig": "rlhf_fast.train.ppo_config",
-    "SFTConfig": "rlhf_fast.train.sft_config",
-    "run_ppo": "rlhf_fast.train.ppo_run",
-    "run_sft": "rlhf_fast.train.sft",
+    "ClassifierReward": "rlhf_fast.rewards.classifier",
+    "EvaluateConfig": "rlhf_fast.evaluate.config",
+    "ForbiddenPhrases": "rlhf_fast.rewards.rules",
     "FunctionReward": "rlhf_fast.rewards.function",
+    "GenerateConfig": "rlhf_fast.generate.config",
+    "LengthWithin": "rlhf_fast.rewards.rules",
+    "PPOConfig": "rlhf_fast.train.ppo_config",
+    "RewardConfig": "rlhf_fast.preferences.config",
     "Rollout": "rlhf_fast.rollout.arena",
+    "SFTConfig": "rlhf_fast.train.sft_config",
     "SharedModel": "rlhf_fast.model.shared",
+    "UsageError": "rlhf_fast.runtime.errors",
+    "run_evaluate": "rlhf_fast.evaluate.run",
+    "run_generate": "rlhf_fast.generate.run",
+    "run_ppo": "rlhf_fast.train.ppo_run",
+    "run_reward": "rlhf_fast.preferences.reward_model",
+    "run_sft": "rlhf_fast.train.sft",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 from rlhf_fast.runtime.errors import UsageError
 
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb's config and its function are (module:name), and one line of help."""
+
+    config: str
+    run: str
+    help: str
+
+
 VERBS = {
-    "sft": ("rlhf_fast.train.sft_config:SFTConfig", "rlhf_fast.train.sft:run_sft", "supervised fine-tuning"),
-    "ppo": ("rlhf_fast.train.ppo_config:PPOConfig", "rlhf_fast.train.ppo_run:run_ppo", "PPO against a reward model"),
-}
-"""verb -> (config class, what runs it, one line of help)"""
+    "sft": Verb("rlhf_fast.train.sft_config:SFTConfig", "rlhf_fast.train.sft:run_sft", "supervised fine-tuning"),
+    "reward": Verb(
+        "rlhf_fast.preferences.config:RewardConfig", "rlhf_fast.preferences.reward_model:run_reward",
+        "a reward model from ranked responses",
+    ),
+    "ppo": Verb(
+        "rlhf_fast.train.ppo_config:PPOConfig", "rlhf_fast.train.ppo_run:run_ppo",
+        "PPO against a reward, with a KL penalty",
+    ),
+    "generate": Verb(
+        "rlhf_fast.generate.config:GenerateConfig", "rlhf_fast.generate.run:run_generate", "responses to prompts"
+    ),
+    "evaluate": Verb(
+        "rlhf_fast.evaluate.config:EvaluateConfig", "rlhf_fast.evaluate.run:run_evaluate",
+        "two models compared on held-out prompts",
+    ),
+    "demo": Verb(
+        "rlhf_fast.demo.config:DemoConfig", "rlhf_fast.demo.run:run_demo",
+        "all of it on bundled customer-service data",
+    ),
+}  # fmt: skip
 
 USAGE = "\n".join(
     [
         "usage: rlhf-fast VERB [--config file.yaml] [--field value ...]",
         "",
-        *(f"  {verb:<10} {text}" for verb, (_, _, text) in VERBS.items()),
+        *(f"  {name:<10} {verb.help}" for name, verb in VERBS.items()),
         "",
         "rlhf-fast VERB --help lists the fields of a verb.",
     ]
@@ -25,27 +55,32 @@ USAGE = "\n".join(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 with a message for what the user gave."""
+    """Exit status: 0, or 2 with a message for what the user gave, or 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    verb, *rest = arguments
-    if verb not in VERBS:
-        print(f"unknown verb {verb!r}\n\n{USAGE}", file=sys.stderr)
+    name, *rest = arguments
+    if name not in VERBS:
+        print(f"unknown verb {name!r}\n\n{USAGE}", file=sys.stderr)
         return 2
     from rlhf_fast.runtime.parse import parse_config
 
-    config_path, run_path, _ = VERBS[verb]
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    verb = VERBS[name]
     try:
-        output = _load(run_path)(parse_config(_load(config_path), rest, prog=f"rlhf-fast {verb}"))
+        result = load(verb.run)(parse_config(load(verb.config), rest, prog=f"rlhf-fast {name}"))
     except UsageError as error:
-        print(f"rlhf-fast {verb}: {error}", file=sys.stderr)
+        print(f"rlhf-fast {name}: {error}", file=sys.stderr)
         return 2
-    print(f"saved to {output}")
+    except KeyboardInterrupt:
+        print(f"rlhf-fast {name}: interrupted", file=sys.stderr)
+        return 130
+    print(result)
     return 0
 
 
-def _load(path: str):
+def load(path: str) -> Any:
+    """The object that "module:name" names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

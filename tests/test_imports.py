@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"rlhf_fast.__main__"},
     {"rlhf_fast.cli", "rlhf_fast.demo", "rlhf_fast.__init__"},
-    {"rlhf_fast.train", "rlhf_fast.preferences", "rlhf_fast.profiling", "rlhf_fast.evaluate", "rlhf_fast.export"},
-    {"rlhf_fast.rollout", "rlhf_fast.rewards", "rlhf_fast.data"},
+    {f"rlhf_fast.{room}" for room in ("train", "preferences", "evaluate", "generate")},
+    {f"rlhf_fast.{room}" for room in ("rollout", "rewards", "data", "report")},
     {"rlhf_fast.model"},
     {"rlhf_fast.runtime"},
     {"rlhf_kernels"},

@@ -11,15 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.encode import IGNORED
 from rlhf_fast.data.schema import Prompt
-from rlhf_fast.evaluate.diversity import Behaviour, behaviour
+from rlhf_fast.evaluate.behaviour import Behaviour, behaviour
 from rlhf_fast.evaluate.prompts import HeldOut
-from rlhf_fast.evaluate.statistics import Interval, mean_difference, over_optimised, win_rate
+from rlhf_fast.evaluate.statistics import mean_difference, over_optimised, win_rate
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked
 from rlhf_fast.rollout.engine import Response, generate
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ class Comparison:
     first: Behaviour
     second: Behaviour
     pairs: list[Pair]
+
+    def __str__(self) -> str:
+        lines = [f"{self.second_name} against {self.first_name} on {len(self.pairs)} prompts"]
+        lines += [f"  {r.name}: {r.first_mean:.3g} -> {r.second_mean:.3g}, wins {r.win_rate}" for r in self.rewards]
+        if self.kl is not None:
+            lines.append(f"  KL {self.kl:.2f} nats a response")
+        if self.over_optimised_under:
+            lines.append(f"  over-optimised: {', '.join(self.over_optimised_under)} fell")
+        return "\n".join(lines)
 
     @property
     def over_optimised_under(self) -> list[str]:

@@ -8,17 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.evaluate.compare import Comparison, compare
 from rlhf_fast.evaluate.config import EvaluateConfig
 from rlhf_fast.evaluate.models import Models, open_models
 from rlhf_fast.evaluate.prompts import HeldOut
-from rlhf_fast.evaluate.report import Report
-from rlhf_fast.evaluate.sections import examples, summary, training
-from rlhf_fast.rollout.sampling import Sampling
-from rlhf_fast.runtime.device import has_bfloat16
+from rlhf_fast.evaluate.sections import examples, summary
+from rlhf_fast.report.page import Report
+from rlhf_fast.report.sections import training
+from rlhf_fast.rollout.sampling import Sampling, stop_ids
+from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.tracking import METRICS_FILE, read_metrics
 
@@ -26,7 +25,7 @@ RESULT_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
 
 
-def evaluate(config: EvaluateConfig) -> Comparison:
+def run_evaluate(config: EvaluateConfig) -> Comparison:
     """Compare, write both files to `output_dir`, return the comparison. Raises `UsageError`."""
     if not config.model_path or not config.dataset_name or not config.reward_model_paths:
         raise UsageError(
@@ -34,8 +33,8 @@ def evaluate(config: EvaluateConfig) -> Comparison:
             "(one or more reward models)."
         )
     read = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row)
-    device = torch.device("cpu" if config.use_cpu or not torch.cuda.is_available() else "cuda")
-    models = open_models(config, _dtype(config, device), device)
+    device = choose_device(config.use_cpu)
+    models = open_models(config, choose_dtype(config.dtype, device), device)
     comparison = _compare(
         config, models, HeldOut.encode(models.tokenizer, read.rows[: config.max_prompts], _room(config, models))
     )
@@ -59,11 +58,9 @@ def build_report(comparison: Comparison, model_path: str) -> Report:
 
 
 def _compare(config: EvaluateConfig, models: Models, prompts: HeldOut) -> Comparison:
-    if models.tokenizer.eos_token_id is None:
-        raise UsageError("the tokenizer has no EOS token, so no response would end; set eos_token in its files.")
     return compare(
         models.baseline, models.policy, prompts, models.rewards, models.tokenizer,
-        Sampling(config.response_length, (models.tokenizer.eos_token_id,), config.temperature), names=models.names,
+        Sampling(config.response_length, stop_ids(models.tokenizer), config.temperature), names=models.names,
         seed=config.seed, max_batch=config.max_rollout_batch, max_tokens=config.max_tokens_per_micro_batch,
     )  # fmt: skip
 
@@ -72,12 +69,6 @@ def _room(config: EvaluateConfig, models: Models) -> int | None:
     """Tokens that a prompt may have beside a response, in the smaller of the two contexts."""
     contexts = [p.model.max_length for p in (models.baseline, models.policy) if p.model.max_length is not None]
     return min(contexts) - config.response_length if contexts else None
-
-
-def _dtype(config: EvaluateConfig, device: torch.device) -> torch.dtype:
-    if config.dtype != "auto":
-        return getattr(torch, config.dtype)
-    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def _finite(value: Any) -> Any:

@@ -1,23 +1,15 @@
-"""The parts of a report, each a function from results to a piece of HTML. Every text is escaped here."""
+"""What a comparison of two policies adds to a page: the summary and the responses side by side, escaped."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 
 from rlhf_fast.data.schema import Prompt
-from rlhf_fast.evaluate.charts import calibration_plot, interval_bar, line_chart
 from rlhf_fast.evaluate.compare import Comparison, Pair, RewardComparison
-from rlhf_fast.evaluate.statistics import Interval
+from rlhf_fast.report.charts import interval_bar
+from rlhf_fast.report.sections import number, share, share_span, span
 
-CURVES = {
-    "objective/scores": ("Reward", "mean score of a response"),
-    "objective/kl": ("KL", "to the reference, nats a response"),
-    "objective/entropy": ("Entropy", "nats a response"),
-    "policy/clipfrac_avg": ("Clip fraction", "share of tokens outside the clip range"),
-    "val/explained_variance": ("Explained variance", "of the critic; 0 is a constant"),
-}
 SHOWN_PAIRS = 12
 
 
@@ -40,68 +32,12 @@ def summary(comparison: Comparison) -> str:
     )
 
 
-def training(metrics: Sequence[Mapping[str, float]]) -> str:
-    """A small chart for each of `CURVES` that the rows of metrics.jsonl record."""
-    charts = "".join(_curve(metrics, key, *text) for key, text in CURVES.items() if any(key in m for m in metrics))
-    if not charts:
-        return (
-            '<p class="empty">No training metrics: metrics.jsonl has no row with '
-            f"{escape(', '.join(CURVES))}. Give the folder of a PPO run.</p>"
-        )
-    note = "A faint line is each step; the strong one a moving average over a tenth of the run."
-    return f'<div class="grid-of-charts">{charts}</div><p class="note">{note}</p>'
-
-
-def accuracies(rows: Sequence[tuple[str, Interval]]) -> str:
-    """Reward models and rules, each with the share of held-out pairs that it orders as people did."""
-    if not rows:
-        return '<p class="empty">No accuracy was measured: there were no held-out comparisons.</p>'
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}<td class="n">{share(i.value)}<td class="n">{share_span(i)}'
-        f'<td>{interval_bar(i, f"{100 * i.value:.1f} %")}<td class="n">{i.count}</tr>'
-        for name, i in rows
-    )
-    return (
-        '<div class="scroll"><table><thead><tr><th>Ranked by<th class="n">Accuracy<th class="n">95&nbsp;% interval'
-        f'<th><span class="hidden">Interval</span><th class="n">Pairs</tr></thead><tbody>{body}</tbody></table></div>'
-    )
-
-
-def calibration(bins: Sequence[tuple[float, float, int]]) -> str:
-    """bins: (mean predicted probability, observed share, count)."""
-    return (
-        f"<figure>{calibration_plot(bins)}<figcaption>How often the response was the preferred one, against the "
-        "probability that the reward model gave it. On the dotted line the two agree; a larger dot holds more pairs."
-        "</figcaption></figure>"
-    )
-
-
 def examples(comparison: Comparison, shown: int = SHOWN_PAIRS) -> str:
     """Both responses to each prompt, in the order of the data: the first `shown` open, the others folded away."""
     pairs = [_pair(pair, comparison.first_name, comparison.second_name) for pair in comparison.pairs]
     rest = pairs[shown:]
     folded = f"<details><summary>The other {len(rest)} prompts</summary>{''.join(rest)}</details>" if rest else ""
     return f'<p class="note">In the order of the data, not chosen by score.</p>{"".join(pairs[:shown])}{folded}'
-
-
-def number(value: float) -> str:
-    """Three significant digits, with a true minus sign."""
-    if not math.isfinite(value):
-        return "\N{EN DASH}"
-    text = f"{value:.0f}" if abs(value) >= 100 or value == 0 else f"{value:#.3g}"
-    return text.replace("-", "\N{MINUS SIGN}", 1)
-
-
-def share(value: float) -> str:
-    return f"{100 * value:.1f}&nbsp;%" if math.isfinite(value) else "\N{EN DASH}"
-
-
-def span(interval: Interval) -> str:
-    return f"{number(interval.low)} to {number(interval.high)}"
-
-
-def share_span(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {share(interval.high)}"
 
 
 def _reward_row(reward: RewardComparison) -> str:
@@ -135,15 +71,6 @@ def _warning(comparison: Comparison) -> str:
         f'<p class="warning"><b>Over-optimised:</b> {escape(comparison.rewards[0].name)} rose while '
         f"{escape(', '.join(fell))} fell. Train for fewer episodes, or raise kl_coef.</p>"
     )
-
-
-def _curve(metrics: Sequence[Mapping[str, float]], key: str, title: str, unit: str) -> str:
-    rows = [row for row in metrics if key in row]
-    steps, values = [row["step"] for row in rows], [row[key] for row in rows]
-    finite = [value for value in values if math.isfinite(value)] or [math.nan]
-    last = f'<span class="last">{number(finite[0])} \N{RIGHTWARDS ARROW} {number(finite[-1])}</span>'
-    label = f"{title} over {len(rows)} steps"
-    return f"<figure><h3>{title}{last}</h3><p>{unit}</p>{line_chart(steps, values, label)}</figure>"
 
 
 def _pair(pair: Pair, first_name: str, second_name: str) -> str:

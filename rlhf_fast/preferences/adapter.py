@@ -6,6 +6,7 @@ import re
 
 from peft import LoraConfig
 
+from rlhf_fast.model.lora_choice import lora_config
 from rlhf_fast.model.roles import Critic, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.preferences.config import RewardConfig
@@ -24,22 +25,13 @@ def add_reward_adapter(
     """
     _check_layers(shared, config)
     if sft is None:
-        shared.add_adapter(name, _lora_config(shared, config), head=True)
+        shared.add_adapter(name, lora_config(config, shared), head=True)
     else:
         _check_copy(shared.configs[sft], config)
         shared.copy_adapter(sft, name)
         shared.add_head(name)
         _freeze_other_layers(shared, name, config.lora_layers)
     return adapter_critic(shared, name)
-
-
-def _lora_config(shared: SharedModel, config: RewardConfig) -> LoraConfig:
-    return LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-        target_modules=config.lora_target_modules or shared.linear_layers,
-        layers_to_transform=config.lora_layers,
-    )
 
 
 def _check_layers(shared: SharedModel, config: RewardConfig) -> None:

@@ -14,7 +14,6 @@ from rlhf_fast.preferences.comparisons import EncodedComparison
 from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.preferences.losses import Rankings, plackett_luce_loss
 from rlhf_fast.preferences.metrics import (
-    Interval,
     LengthControlled,
     Pair,
     distinct_words,
@@ -25,6 +24,7 @@ from rlhf_fast.preferences.metrics import (
 )
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.statistics import Interval
 from rlhf_fast.runtime.tracking import Tracker
 
 
@@ -37,6 +37,18 @@ class Evaluation:
     longest_wins: Interval
     most_distinct_words_wins: Interval
     calibration: Calibration
+
+    @property
+    def accuracies(self) -> list[tuple[str, Interval]]:
+        """What is ranked by, and how often it orders a pair as people did."""
+        control = self.length_controlled
+        parts = [("pairs won by the longer", control.better_is_longer), ("by the shorter", control.better_is_shorter)]
+        return [
+            ("reward model", self.accuracy),
+            *((name, interval) for name, interval in parts if interval is not None),
+            ("longest wins", self.longest_wins),
+            ("most distinct words wins", self.most_distinct_words_wins),
+        ]
 
 
 @dataclass

@@ -5,39 +5,25 @@ The unit is the strict pair: of every two responses of a comparison whose ranks 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from rlhf_fast.data.schema import Comparison
-
-Z95 = 1.959963984540054
-"""The 97.5 % point of the normal distribution."""
+from rlhf_fast.runtime.statistics import Interval, wilson
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A strict pair; margin is score(better) - score(worse), probability how likely it is that `better` is better."""
+    """A strict pair; margin is score(better) - score(worse), probability how likely it is that `better` is better.
+
+    Pairs of one n-way comparison are not independent: with n > 2 the true interval of a share is somewhat wider.
+    """
 
     better: str
     worse: str
     margin: float
     probability: float = 1.0
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A share of `count` pairs and its Wilson 95 % interval, all in [0, 1]. Pairs of one n-way comparison are not
-    independent: with n > 2 the true interval is somewhat wider."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] of {self.count}"
 
 
 @dataclass(frozen=True)
@@ -65,18 +51,8 @@ def strict_pairs(row: Comparison, scores: Sequence[float]) -> list[Pair]:
 
 
 def accuracy(margins: Sequence[float]) -> Interval:
-    """The share of margins above 0; a margin of exactly 0 counts half. Raises `ValueError` for no margins."""
+    """The share of margins above 0; a margin of exactly 0 counts half. Raises `UsageError` for no margins."""
     return wilson(sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins), len(margins))
-
-
-def wilson(hits: float, count: int) -> Interval:
-    """hits / count with the score interval of Wilson (1927). Raises `ValueError` for count 0."""
-    if count < 1:
-        raise ValueError("a share of 0 pairs is not defined; expected at least one strict pair.")
-    p, z2 = hits / count, Z95 * Z95
-    centre = (p + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count * count))
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half), count)
 
 
 def pair_accuracy(pairs: Sequence[Pair]) -> Interval:

@@ -22,11 +22,13 @@ from rlhf_fast.preferences.comparisons import EncodedComparison, encode_comparis
 from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.preferences.fit import Evaluation, evaluate, fit, total_steps
 from rlhf_fast.preferences.normalise import Normalisation, choose_prompts, normalise
+from rlhf_fast.preferences.page import build_report
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.tracking import Tracker
 
 REWARD_FACTS = "reward_model.json"
+REPORT_FILE = "report.html"
 ADAPTER = "reward"
 SHOWN = {"loss": "loss", "accuracy": "accuracy"}
 logger = logging.getLogger(__name__)
@@ -50,9 +52,16 @@ class RewardResult:
     normalisation: Normalisation | None
     history: list[dict[str, float]]
 
+    def __str__(self) -> str:
+        lines = [str(self.output)]
+        if self.evaluation:
+            lines += [f"  {name:<24} {interval}" for name, interval in self.evaluation.accuracies]
+        return "\n".join(lines)
 
-def train_reward_model(config: RewardConfig) -> RewardResult:
-    """Train on `dataset_name`; writes the adapter with its head, the tokenizer, metrics and `reward_model.json`.
+
+def run_reward(config: RewardConfig) -> RewardResult:
+    """Train on `dataset_name`; writes the adapter with its head, the tokenizer, metrics, `reward_model.json` and
+    `report.html`.
 
     Everything that the data or the config can get wrong raises `UsageError` before the first step.
     """
@@ -61,8 +70,9 @@ def train_reward_model(config: RewardConfig) -> RewardResult:
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
     split = read_split(config, tokenizer)
-    device = choose_device(config)
-    shared, sft = load_shared(config.model_name_or_path, dtype=choose_dtype(config, device), device=device)
+    device = choose_device(config.use_cpu)
+    dtype = choose_dtype(config.dtype, device)
+    shared, sft = load_shared(config.model_name_or_path, dtype=dtype, device=device)
     check_context(shared, split)
     prompts = choose_prompts(split.train, config, shared.max_length) if config.normalise else []
     critic = add_reward_adapter(shared, config, sft=sft, name=ADAPTER)
@@ -79,6 +89,8 @@ def train_reward_model(config: RewardConfig) -> RewardResult:
     tokenizer.save_pretrained(output)
     result = RewardResult(output, evaluation, scale, history)
     (output / REWARD_FACTS).write_text(json.dumps(facts(config, split, result), indent=2, allow_nan=False) + "\n")
+    if evaluation:
+        build_report(output.name, evaluation).write(output / REPORT_FILE)
     return result
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.runtime.errors import UsageError
 
@@ -31,6 +33,21 @@ class Sampling:
         ):
             if not ok:
                 raise UsageError(f"{name}={getattr(self, name)!r} cannot be used: expected {expected}.")
+
+
+def stop_ids(
+    tokenizer: PreTrainedTokenizerBase, stop_token: Literal["eos", "none"] = "eos", stop_token_id: int | None = None
+) -> tuple[int, ...]:
+    """Ids that end a response: the given one, or the tokenizer's EOS, or none."""
+    if stop_token_id is not None:
+        if not 0 <= stop_token_id < len(tokenizer):
+            raise UsageError(f"stop_token_id={stop_token_id} is no token; expected 0 to {len(tokenizer) - 1}.")
+        return (stop_token_id,)
+    if stop_token == "none":
+        return ()
+    if tokenizer.eos_token_id is None:
+        raise UsageError("the tokenizer has no EOS token; set stop_token_id, or stop_token=none to run to the budget.")
+    return (tokenizer.eos_token_id,)
 
 
 def uniform(seed: int, step: int) -> float:

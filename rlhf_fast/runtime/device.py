@@ -6,21 +6,20 @@ import random
 
 import torch
 
-from rlhf_fast.runtime.config import StageConfig
+
+def choose_device(use_cpu: bool) -> torch.device:
+    return torch.device("cpu" if use_cpu or not torch.cuda.is_available() else "cuda")
 
 
-def choose_device(config: StageConfig) -> torch.device:
-    return torch.device("cpu" if config.use_cpu or not torch.cuda.is_available() else "cuda")
+def choose_dtype(dtype: str, device: torch.device, *, train_base: bool = False) -> torch.dtype:
+    """`dtype="auto"`: bfloat16 where the hardware multiplies it, else float32.
 
-
-def choose_dtype(config: StageConfig, device: torch.device) -> torch.dtype:
-    """`dtype="auto"`: bfloat16 where the hardware multiplies it (and adapters are trained), else float32.
-
-    Full fine-tuning updates the weights themselves, and bfloat16 would round small updates away: float32 there.
+    Full fine-tuning (`train_base`) updates the weights themselves, and bfloat16 would round small updates away:
+    float32 there.
     """
-    if config.dtype != "auto":
-        return getattr(torch, config.dtype)
-    return torch.bfloat16 if config.use_peft and has_bfloat16(device) else torch.float32
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    return torch.bfloat16 if not train_base and has_bfloat16(device) else torch.float32
 
 
 def has_bfloat16(device: torch.device) -> bool:

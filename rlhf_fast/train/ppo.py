@@ -21,13 +21,13 @@ from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.engine import generate
-from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import micro_batches, score_logprobs, score_values
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
 from rlhf_fast.train.ppo_config import PPOConfig
-from rlhf_fast.train.prompts import Prompts, stop_ids
+from rlhf_fast.train.prompts import Prompts
 from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
 
 

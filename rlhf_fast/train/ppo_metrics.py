@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rollout.diversity import distinct_n, repetition
 from rlhf_kernels import PPOLoss
 
 
@@ -65,19 +66,3 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns); 0 is a critic as good as a constant, below 0 a worse one."""
     spread = float(returns.var())
     return float("nan") if not spread > 0 else 1 - float((returns - values).var()) / spread
-
-
-def distinct_n(responses: list[list[int]], n: int) -> float:
-    """Different n-grams over all n-grams of the batch (Li et al. 2016)."""
-    grams = [tuple(r[i : i + n]) for r in responses for i in range(len(r) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else float("nan")
-
-
-def repetition(responses: list[list[int]]) -> float:
-    """Share of 3-grams that occurred before in the same response, mean over responses that have any."""
-    shares = []
-    for response in responses:
-        grams = [tuple(response[i : i + 3]) for i in range(len(response) - 2)]
-        if grams:
-            shares.append(1 - len(set(grams)) / len(grams))
-    return sum(shares) / len(shares) if shares else 0.0

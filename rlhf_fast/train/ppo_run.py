@@ -88,6 +88,6 @@ def _model_reward(roles: Roles, config: PPOConfig) -> list[tuple[RewardSource, f
         return [(AdapterReward("reward_model", roles.reward, config.max_tokens_per_micro_batch), 1.0)]
     if config.reward_model_path is None:
         return []
-    device = choose_device(config)
-    dtype = choose_dtype(config, device)
+    device = choose_device(config.use_cpu)
+    dtype = choose_dtype(config.dtype, device)
     return [(ClassifierReward.load("reward_model", config.reward_model_path, dtype=dtype, device=device), 1.0)]

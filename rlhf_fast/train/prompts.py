@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
-
-from rlhf_fast.runtime.errors import UsageError
 
 
 @dataclass
@@ -32,18 +29,3 @@ class Prompts:
 
     def _order(self, epoch: int, seed: int) -> list[int]:
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-
-
-def stop_ids(
-    tokenizer: PreTrainedTokenizerBase, stop_token: Literal["eos", "none"], stop_token_id: int | None
-) -> tuple[int, ...]:
-    """Ids that end a response: the given one, or the tokenizer's EOS, or none."""
-    if stop_token_id is not None:
-        if not 0 <= stop_token_id < len(tokenizer):
-            raise UsageError(f"stop_token_id={stop_token_id} is no token; expected 0 to {len(tokenizer) - 1}.")
-        return (stop_token_id,)
-    if stop_token == "none":
-        return ()
-    if tokenizer.eos_token_id is None:
-        raise UsageError("the tokenizer has no EOS token; set stop_token_id, or stop_token=none to run to the budget.")
-    return (tokenizer.eos_token_id,)

@@ -16,11 +16,11 @@ import torch
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
 from rlhf_fast.model.load import load_shared, resolve_source
+from rlhf_fast.model.lora_choice import lora_config
 from rlhf_fast.model.roles import Critic, Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.train.lora import lora_config
 from rlhf_fast.train.ppo_config import PPOConfig
 
 
@@ -39,8 +39,8 @@ def build_roles(config: PPOConfig) -> Roles:
     """Open the SFT model and, if it is an adapter of the same base, the reward model; add what trains."""
     if not config.sft_model_path:
         raise UsageError("PPO needs sft_model_path: the SFT model or adapter folder that the policy starts from.")
-    device = choose_device(config)
-    dtype = choose_dtype(config, device)
+    device = choose_device(config.use_cpu)
+    dtype = choose_dtype(config.dtype, device, train_base=not config.use_peft)
     shared, sft = load_shared(config.sft_model_path, dtype=dtype, device=device)
     base = resolve_source(config.sft_model_path).base
     reward = _reward(shared, config, base)

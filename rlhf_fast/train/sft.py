@@ -12,13 +12,13 @@ from rlhf_fast.data.encode import Encoded, encode_demonstration
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.load import load_shared, load_tokenizer
+from rlhf_fast.model.lora_choice import lora_config
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.tracking import Tracker
-from rlhf_fast.train.lora import lora_config
 from rlhf_fast.train.sft_config import SFTConfig
 
 
@@ -67,10 +67,10 @@ def run_sft(config: SFTConfig) -> Path:
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
     rows = _encode(config, tokenizer)
-    device = choose_device(config)
-    shared, _ = load_shared(
-        config.model_name_or_path, dtype=choose_dtype(config, device), device=device, train_base=not config.use_peft
-    )
+    device = choose_device(config.use_cpu)
+    full = not config.use_peft
+    dtype = choose_dtype(config.dtype, device, train_base=full)
+    shared, _ = load_shared(config.model_name_or_path, dtype=dtype, device=device, train_base=full)
     adapter = "sft" if config.use_peft else None
     if adapter is not None and adapter not in shared.configs:
         shared.add_adapter(adapter, lora_config(config, shared))

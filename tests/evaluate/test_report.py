@@ -8,11 +8,13 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from rlhf_fast.evaluate import charts, sections
+from rlhf_fast.evaluate import sections
+from rlhf_fast.evaluate.behaviour import Behaviour
 from rlhf_fast.evaluate.compare import Comparison, Pair, RewardComparison
-from rlhf_fast.evaluate.diversity import Behaviour
-from rlhf_fast.evaluate.report import Report
-from rlhf_fast.evaluate.statistics import Interval, wilson
+from rlhf_fast.report import charts
+from rlhf_fast.report import sections as shared
+from rlhf_fast.report.page import Report
+from rlhf_fast.runtime.statistics import Interval, wilson
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example>&'
 
@@ -40,15 +42,15 @@ def test_every_text_is_escaped():
     data = Comparison(HOSTILE, HOSTILE, [reward, fell], 1.0, behaviour, behaviour, [hostile])
     page = Report(HOSTILE, HOSTILE)
     page.add(HOSTILE, sections.summary(data) + sections.examples(data), HOSTILE)
-    page.add("x", sections.accuracies([(HOSTILE, wilson(1, 2))]))
+    page.add("x", shared.accuracies([(HOSTILE, wilson(1, 2))]))
     assert "<script" not in page.html() and "<img" not in page.html()
     assert "&lt;script&gt;alert(&quot;x&quot;)" in page.html()
 
 
 def test_the_page_needs_nothing_from_outside():
     page = Report("ppo against sft", "144 prompts")
-    page.add("Summary", sections.summary(comparison()) + sections.training(metrics(30)))
-    page.add("Examples", sections.examples(comparison()) + sections.calibration([(0.5, 0.5, 3)]))
+    page.add("Summary", sections.summary(comparison()) + shared.training(metrics(30)))
+    page.add("Examples", sections.examples(comparison()) + shared.calibration([(0.5, 0.5, 3)]))
     html = page.html()
     assert not re.search(r"https?://|//\w|@import|url\(|<script|<link|\bsrc=|\bhref=", html)
     assert html.startswith("<!doctype html>") and 'name="viewport"' in html and "prefers-color-scheme: dark" in html
@@ -63,7 +65,7 @@ def test_the_numbers_of_a_comparison_appear():
 
 
 def test_accuracies_show_share_interval_and_count():
-    html = sections.accuracies([("proxy", wilson(7, 10))])
+    html = shared.accuracies([("proxy", wilson(7, 10))])
     assert "70.0&nbsp;%" in html and "39.7 to 89.2&nbsp;%" in html and ">10<" in html
 
 
@@ -85,12 +87,12 @@ def test_an_empty_response_is_named():
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "loss": 2.0}]])
 def test_metrics_without_curves_say_what_is_missing(rows):
-    html = sections.training(rows)
+    html = shared.training(rows)
     assert "No training metrics" in html and "objective/scores" in html and "<svg" not in html
 
 
 def test_curves_go_from_first_to_last_and_leave_out_what_is_not_recorded():
-    html = sections.training(metrics(3))
+    html = shared.training(metrics(3))
     assert "0 \N{RIGHTWARDS ARROW} 0.200" in html and "Clip fraction" not in html
     assert "No finite value" in html  # explained variance
 

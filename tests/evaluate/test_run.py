@@ -10,7 +10,7 @@ from peft import LoraConfig
 
 from rlhf_fast.evaluate.config import EvaluateConfig
 from rlhf_fast.evaluate.models import open_models
-from rlhf_fast.evaluate.run import evaluate
+from rlhf_fast.evaluate.run import run_evaluate
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.errors import UsageError
@@ -58,7 +58,7 @@ def config(folders, **options) -> EvaluateConfig:
 
 
 def test_an_evaluation_writes_its_numbers_and_its_page(folders):
-    result = evaluate(config(folders))
+    result = run_evaluate(config(folders))
     saved = json.loads((folders / "evaluation" / "evaluation.json").read_text())
     assert (saved["first_name"], saved["second_name"]) == ("sft", "ppo")
     assert [r["name"] for r in saved["rewards"]] == ["proxy", "gold"]
@@ -68,12 +68,12 @@ def test_an_evaluation_writes_its_numbers_and_its_page(folders):
 
 
 def test_max_prompts_takes_the_first(folders):
-    pairs = evaluate(config(folders, max_prompts=2, temperature=0.0)).pairs
+    pairs = run_evaluate(config(folders, max_prompts=2, temperature=0.0)).pairs
     assert [pair.prompt[0]["content"] for pair in pairs] == ["w1 w0", "w1 w1"]
 
 
 def test_a_single_prompt_has_no_interval_and_the_file_stays_json(folders):
-    evaluate(config(folders, max_prompts=1, output_dir=str(folders / "single")))
+    run_evaluate(config(folders, max_prompts=1, output_dir=str(folders / "single")))
     text = (folders / "single" / "evaluation.json").read_text()
     assert json.loads(text)["rewards"][0]["difference"]["high"] is None
     assert "Infinity" not in text and "NaN" not in text
@@ -107,7 +107,7 @@ def test_what_cannot_be_evaluated_says_why(folders, options, message):
     paths = {"model_path": lambda p: str(folders / p), "reward_model_paths": lambda ps: [str(folders / p) for p in ps]}
     options = {key: paths[key](value) if key in paths else value for key, value in options.items()}
     with pytest.raises(UsageError, match=message):
-        evaluate(config(folders, **options))
+        run_evaluate(config(folders, **options))
 
 
 def test_the_command_line_reads_the_config():

@@ -74,8 +74,9 @@ def test_adapter_gradients_of_a_packed_forward_equal_peft_one_sequence_at_a_time
     ours = gradients(shared, "a")
     assert ours.keys() == expected.keys()
     for key, gradient in expected.items():
-        assert gradient.abs().max() > 0
-        torch.testing.assert_close(ours[key], gradient, atol=1e-4, rtol=1e-4)
+        scale = float(gradient.abs().max())  # fp32 rounding, in another order of the sums: 1e-5 of it
+        assert scale > 0
+        torch.testing.assert_close(ours[key], gradient, atol=5e-5 * scale, rtol=0)
 
 
 @pytest.mark.parametrize(

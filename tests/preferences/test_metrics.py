@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from xml.etree import ElementTree
 
 import pytest
 
 from rlhf_fast.data.schema import Comparison
-from rlhf_fast.preferences.calibration import calibration, calibration_svg
+from rlhf_fast.preferences.calibration import calibration
 from rlhf_fast.preferences.metrics import (
     Pair,
     accuracy,
@@ -16,7 +15,6 @@ from rlhf_fast.preferences.metrics import (
     length_controlled_accuracy,
     rule_accuracy,
     strict_pairs,
-    wilson,
 )
 
 
@@ -24,20 +22,9 @@ def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def test_the_wilson_interval_of_8_in_10():
-    found = wilson(8, 10)
-    assert (found.value, found.count) == (0.8, 10)
-    assert (found.low, found.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-
-
-def test_the_interval_stays_inside_0_and_1():
-    assert wilson(0, 5).low == 0 and wilson(5, 5).high == 1
-    assert wilson(0, 5).high == pytest.approx(0.4345, abs=1e-4)  # z^2 / (n + z^2)
-
-
 def test_a_score_tie_counts_half_and_no_pairs_are_refused():
     assert accuracy([1.0, -1.0, 0.0, 2.0]).value == 2.5 / 4
-    with pytest.raises(ValueError, match="at least one strict pair"):
+    with pytest.raises(ValueError, match="expected 0 <= successes"):
         accuracy([])
 
 
@@ -86,12 +73,3 @@ def test_calibration_by_hand():
 
 def test_uncertain_labels_that_are_predicted_as_uncertain_are_well_calibrated():
     assert calibration([Pair("a", "b", logit(0.7), 0.7)] * 3).error == pytest.approx(0)
-
-
-def test_the_plot_is_one_svg_element_with_a_dot_for_each_bin():
-    table = calibration([Pair("a", "b", logit(0.83)), Pair("a", "b", -logit(0.55))], bins=5)
-    root = ElementTree.fromstring(calibration_svg(table, size=320))
-    assert root.tag.endswith("svg")
-    dots = root.findall("{*}circle")
-    # x: 44 + (p - .5) * 2 * 232; y: 320 - 44 - observed * 232
-    assert [(d.get("cx"), d.get("cy")) for d in dots] == [("67.2", "276.0"), ("197.1", "44.0")]

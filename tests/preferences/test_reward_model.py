@@ -11,7 +11,7 @@ from rlhf_fast.model.adapter_files import load_adapter
 from rlhf_fast.model.load import load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.roles import Policy, adapter_critic, sequence_scores
 from rlhf_fast.preferences.config import RewardConfig
-from rlhf_fast.preferences.reward_model import train_reward_model
+from rlhf_fast.preferences.reward_model import run_reward
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.errors import UsageError
@@ -39,7 +39,7 @@ def trained(base, data, tmp_path_factory):
         model_name_or_path=sft, dataset_name=data, output_dir=str(folder / "reward"), lora_r=16, lora_alpha=32,
         eval_fraction=0.2,
     )  # fmt: skip
-    return options, train_reward_model(options)
+    return options, run_reward(options)
 
 
 def loaded(folder):
@@ -105,7 +105,7 @@ def test_normalising_changes_the_scale_and_nothing_else(base, data, tmp_path):
             model_name_or_path=base, dataset_name=data, output_dir=str(tmp_path / str(normalise)), normalise=normalise,
             num_train_epochs=1,
         )  # fmt: skip
-        both.append(train_reward_model(options))
+        both.append(run_reward(options))
     plain, scaled = both
     assert plain.normalisation is None and plain.evaluation == scaled.evaluation
     sequences = [[20, 30, 40, 2], [21, 31, 2], [50, 60, 70, 80, 2]]
@@ -122,7 +122,7 @@ def test_eval_dataset_is_used_whole_and_shared_prompts_are_reported(base, data, 
         model_name_or_path=base, dataset_name=data, eval_dataset_name=other, output_dir=str(tmp_path / "out"),
         num_train_epochs=1, normalise=False,
     )  # fmt: skip
-    result = train_reward_model(options)
+    result = run_reward(options)
     assert result.evaluation.accuracy.count == 5 * 3 + 1
     assert len(result.history) == 5  # all 40 comparisons
     assert "5 prompts of eval_dataset_name are in dataset_name too" in caplog.text
@@ -133,7 +133,7 @@ def test_without_held_out_prompts_there_is_no_evaluation(base, data, tmp_path):
         model_name_or_path=base, dataset_name=data, output_dir=str(tmp_path), eval_fraction=0, num_train_epochs=0.2,
         normalise=False, gradient_checkpointing=True,
     )  # fmt: skip
-    result = train_reward_model(options)
+    result = run_reward(options)
     assert result.evaluation is None and len(result.history) == 1
     assert json.loads((tmp_path / "reward_model.json").read_text())["evaluation"] is None
 
@@ -165,7 +165,7 @@ def test_choices_without_meaning_are_refused(options, message):
 def test_what_the_data_gets_wrong_is_said_before_training(base, data, tmp_path, options, message):
     given = {"model_name_or_path": base, "dataset_name": data, "output_dir": str(tmp_path / "out")} | options
     with pytest.raises(UsageError, match=message):
-        train_reward_model(config(**given))
+        run_reward(config(**given))
     assert not (tmp_path / "out").exists()
 
 
@@ -173,13 +173,13 @@ def test_a_sequence_longer_than_the_context_is_refused(base, tmp_path):
     long = {"prompt": "w20", "chosen": "w7 " * 70, "rejected": "w8"}
     name = write_rows(tmp_path / "long.jsonl", [long, {"prompt": "w21", "chosen": "w7", "rejected": "w8"}])
     with pytest.raises(UsageError, match="has 72 tokens and the model's context is 64"):
-        train_reward_model(config(model_name_or_path=base, dataset_name=name, output_dir=str(tmp_path / "out")))
+        run_reward(config(model_name_or_path=base, dataset_name=name, output_dir=str(tmp_path / "out")))
 
 
 def test_held_out_comparisons_that_all_tie_are_refused(base, data, tmp_path):
     ties = write_rows(tmp_path / "ties.jsonl", [{"prompt": "w20", "responses": ["w7", "w8"], "ranks": [1, 1]}])
     with pytest.raises(UsageError, match="all 1 held-out comparisons are ties"):
-        train_reward_model(
+        run_reward(
             config(model_name_or_path=base, dataset_name=data, eval_dataset_name=ties, output_dir=str(tmp_path / "o"))
         )
 

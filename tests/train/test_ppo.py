@@ -12,12 +12,13 @@ from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.rules import ForbiddenPhrases, LengthWithin
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rollout.diversity import distinct_n, repetition
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.controllers import AdaptiveKL
 from rlhf_fast.train.invariants import InvariantError
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_config import PPOConfig
-from rlhf_fast.train.ppo_metrics import distinct_n, explained_variance, repetition
+from rlhf_fast.train.ppo_metrics import explained_variance
 from rlhf_fast.train.prompts import Prompts
 from tests.model_cases import tiny_model, tokens
 from tests.tiny_tokenizer import tiny_tokenizer

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from rlhf_fast.evaluate.statistics import Interval
+from rlhf_fast.runtime.statistics import Interval
 
 WIDTH, HEIGHT = 320, 150
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 22

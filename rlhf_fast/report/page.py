@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from rlhf_fast.evaluate.page_style import STYLE
+from rlhf_fast.report.page_style import STYLE
 
 
 @dataclass

