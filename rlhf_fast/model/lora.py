@@ -25,10 +25,21 @@ class Route:
 
     names: tuple[str | None, ...]
     offsets: tuple[int, ...]
+    trunk: Trunk | None = None
 
     @classmethod
     def single(cls, name: str | None, rows: int) -> Route:
         return cls((name,), (0, rows))
+
+
+@dataclass
+class Trunk:
+    """What a forward does at decoder layer `depth`: without `hidden`, catch the hidden states there and leave the rest
+    out; with it, leave the layers below out and go on from `hidden` (1, T, H). See `rlhf_fast.model.trunk`."""
+
+    depth: int
+    hidden: Tensor | None = None
+    caught: Tensor | None = None
 
 
 class Routing:

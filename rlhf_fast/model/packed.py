@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_fast.model.trunk import TrunkStates
 from rlhf_fast.runtime.errors import UsageError
 
 
@@ -19,6 +20,7 @@ class Packed:
     cu_seqlens: list[int]
     rows: Tensor
     labels: Tensor
+    trunk: TrunkStates | None = None  # of the same tokens, where they have been computed already
 
     @classmethod
     def from_sequences(
@@ -45,6 +47,10 @@ class Packed:
             cu.append(cu[-1] + len(sequence))
         tokens = [token for sequence in sequences for token in sequence]
         return cls(_int64(tokens, device), cu, _int64(rows, device), _int64(targets, device))
+
+    def trunk_of(self, model: object) -> TrunkStates | None:
+        """The trunk's states if they are those of `model`."""
+        return self.trunk if self.trunk is not None and self.trunk.model is model else None
 
 
 def _int64(values: list[int], device: torch.device | str) -> Tensor:

@@ -26,7 +26,9 @@ class Policy:
 
     def hidden(self, packed: Packed) -> Tensor:
         """(R, H): hidden states at `packed.rows` only; no other row reaches the language-model head."""
-        return self.model.hidden(packed.tokens, packed.cu_seqlens, self.adapter)[packed.rows]
+        return self.model.hidden(packed.tokens, packed.cu_seqlens, self.adapter, trunk=packed.trunk_of(self.model))[
+            packed.rows
+        ]
 
     def logprobs(self, packed: Packed, *, temperature: float = 1.0, entropy: bool = False) -> LogProbs:
         """Log-probs (R,) f32 of `packed.labels` (0 where -100), and entropies (R,) if asked; differentiable."""
@@ -51,7 +53,8 @@ class Critic:
 
     def values(self, packed: Packed) -> Tensor:
         """(R,) f32: the scalar at each of `packed.rows`; differentiable."""
-        return self.head(self.model.hidden(packed.tokens, packed.cu_seqlens, self.adapter)[packed.rows])
+        hidden = self.model.hidden(packed.tokens, packed.cu_seqlens, self.adapter, trunk=packed.trunk_of(self.model))
+        return self.head(hidden[packed.rows])
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What training this role changes: adapter and head, or base and head where there is no adapter."""

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_fast.model.attention import ATTENTION, DecodeStep, PackedSequences
 from rlhf_fast.model.checkpointing import checkpoint_activations
 from rlhf_fast.model.head import ScalarHead
-from rlhf_fast.model.lora import LoRALinear, Route, Routing
+from rlhf_fast.model.lora import LoRALinear, Route, Routing, Trunk
 from rlhf_fast.model.targets import default_targets, linear_layers, rank_and_scale, refuse_unserved, resolve_targets
+from rlhf_fast.model.trunk import TrunkStates, decoder_layers, depth_below, serve_trunk
 from rlhf_fast.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from rlhf_fast.model.trunk_cache import TrunkCache
 
 
 class SharedModel:
@@ -35,9 +40,13 @@ class SharedModel:
         self.base = model.eval()
         self.base.set_attn_implementation(ATTENTION)
         self.base.requires_grad_(train_base)
+        self.train_base = train_base
         self.backbone = cast(nn.Module, model.base_model)
         self.head_module = model.get_output_embeddings()
         self.routing = Routing()
+        self.decoder_layers = decoder_layers(self.backbone)
+        self.trunk_cache: TrunkCache | None = None
+        serve_trunk(self.decoder_layers, self.routing)
         self.layers: dict[str, nn.Module] = dict(model.named_modules())
         self.wrapped: dict[str, LoRALinear] = {}
         self.configs: dict[str, LoraConfig] = {}
@@ -60,7 +69,14 @@ class SharedModel:
     @property
     def max_length(self) -> int | None:
         """Context length in tokens, where the architecture states one."""
-        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        return context_length(self.base.config)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a text by the model's own generation config, which may name several."""
+        generation = getattr(self.base, "generation_config", None)
+        ids = getattr(generation, "eos_token_id", None)
+        return () if ids is None else tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
 
     @property
     def lm_head(self) -> tuple[Tensor, Tensor | None]:
@@ -132,10 +148,42 @@ class SharedModel:
 
     # -- forward
 
-    def hidden(self, tokens: Tensor, cu_seqlens: list[int], route: Route | str | None) -> Tensor:
-        """Last hidden states (T, H) of packed tokens (T,) int64; `route` is an adapter's name, None, or a `Route`."""
+    def hidden(
+        self, tokens: Tensor, cu_seqlens: list[int], route: Route | str | None, *, trunk: TrunkStates | None = None
+    ) -> Tensor:
+        """Last hidden states (T, H) of packed tokens (T,) int64; `route` is an adapter's name, None, or a `Route`.
+
+        `trunk` are the states that `trunk_states` gave for the same tokens: only the layers above them run. Default:
+        those of `trunk_cache`, where it holds these sequences (see `keep_trunk`).
+        """
+        if trunk is None and self.trunk_cache is not None:
+            trunk = self.trunk_cache.states(tokens, cu_seqlens)
         sequences = PackedSequences(cu_seqlens)
-        return self._forward(tokens[None], positions(cu_seqlens, tokens.device)[None], sequences, route)[0]
+        start = None
+        if trunk is not None:
+            if trunk.model is not self or trunk.depth > self.trunk_depth:
+                raise ValueError("the trunk states are those of another model, or adapters were added below them since")
+            start = Trunk(trunk.depth, trunk.hidden[None])
+        return self._forward(tokens[None], positions(cu_seqlens, tokens.device)[None], sequences, route, start)[0]
+
+    @property
+    def trunk_depth(self) -> int:
+        """How many decoder layers lie below every adapter and are frozen: the same network for all roles."""
+        if self.train_base:
+            return 0
+        return depth_below(self.decoder_layers, (layer for layer in self.wrapped.values() if layer.scale))
+
+    @torch.no_grad()
+    def trunk_states(self, tokens: Tensor, cu_seqlens: list[int]) -> TrunkStates | None:
+        """What the trunk gives for packed tokens (T,); None where there is no trunk to share (depth 0)."""
+        depth = self.trunk_depth
+        if depth == 0:
+            return None
+        catch = Trunk(depth)
+        where = positions(cu_seqlens, tokens.device)[None]
+        self._forward(tokens[None], where, PackedSequences(cu_seqlens), None, catch)
+        assert catch.caught is not None
+        return TrunkStates(self, depth, catch.caught[0])
 
     def prefill(self, tokens: Tensor, sequences: PackedSequences, route: Route | str | None) -> Tensor:
         """As `hidden`, writing keys and values to the cache of `sequences`."""
@@ -146,12 +194,15 @@ class SharedModel:
         return self._forward(tokens[:, None], step.lengths[:, None], step, route)[:, 0]
 
     def _forward(
-        self, tokens: Tensor, position_ids: Tensor, sequences: PackedSequences | DecodeStep, route: Route | str | None
-    ) -> Tensor:
+        self, tokens: Tensor, position_ids: Tensor, sequences: PackedSequences | DecodeStep,
+        route: Route | str | None, trunk: Trunk | None = None,
+    ) -> Tensor:  # fmt: skip
         if not isinstance(route, Route):
             if route is not None:
                 self._refuse_unknown(route)
             route = Route.single(route, tokens.numel())
+        if trunk is not None:
+            route = replace(route, trunk=trunk)
         with self.routing.use(route):
             out = self.backbone(
                 input_ids=tokens, position_ids=position_ids, use_cache=False, sequences=sequences, return_dict=True
@@ -182,6 +233,11 @@ class SharedModel:
     def _refuse_unknown(self, name: str) -> None:
         if name not in self.configs:
             raise UsageError(f"no adapter {name!r}; there are: {', '.join(self.configs) or 'none'}.")
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model of this config can read, where the architecture states a number."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def positions(cu_seqlens: list[int], device: torch.device) -> Tensor:
