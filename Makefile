@@ -1,4 +1,5 @@
 # make install   a virtual environment in .venv with everything that tests and examples need
+# make demo      SFT, a reward model and PPO on bundled data, with a report; make demo ARGS=--quick is shorter
 # make test      the tests
 # make lint      ruff and mypy
 #
@@ -8,10 +9,11 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test lint clean
+.PHONY: install demo test lint clean
 
 install: $(VENV)/installed
 
@@ -20,6 +22,9 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp
 	$(BIN)/pip install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[data,demo,dev]"
 	touch $@
+
+demo: install
+	$(BIN)/rlhf-fast demo $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -q

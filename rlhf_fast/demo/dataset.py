@@ -28,8 +28,8 @@ def load_rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def write_files(folder: str | Path) -> DemoFiles:
-    """Write the files of a demonstration to `folder`."""
+def write_files(folder: str | Path, *, heldout: int | None = None) -> DemoFiles:
+    """Write the files of a demonstration to `folder`; of the held-out prompts the first `heldout`, or all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = load_rows()
@@ -43,7 +43,7 @@ def write_files(folder: str | Path) -> DemoFiles:
         _write(folder / "proxy_comparisons.jsonl", _comparisons(rows, "train_proxy")),
         _write(folder / "gold_comparisons.jsonl", _comparisons(rows, "train_gold")),
         _write(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in train]),
-        _write(folder / "heldout_comparisons.jsonl", _comparisons(rows, "heldout")),
+        _write(folder / "heldout_comparisons.jsonl", _comparisons(rows, "heldout")[:heldout]),
     )
 
 
