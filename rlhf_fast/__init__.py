@@ -18,6 +18,8 @@ _EXPORTS = {
     "SFTConfig": "rlhf_fast.train.sft_config",
     "SharedModel": "rlhf_fast.model.shared",
     "UsageError": "rlhf_fast.runtime.errors",
+    "run_demo": "rlhf_fast.demo.run",
+    "DemoConfig": "rlhf_fast.demo.config",
     "run_evaluate": "rlhf_fast.evaluate.run",
     "run_generate": "rlhf_fast.generate.run",
     "run_ppo": "rlhf_fast.train.ppo_run",
@@ -25,6 +27,7 @@ _EXPORTS = {
     "run_sft": "rlhf_fast.train.sft",
 }
 
+__version__ = "0.1.0"
 __all__ = sorted(_EXPORTS)
 
 

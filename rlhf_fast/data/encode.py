@@ -38,9 +38,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_len
 
     Special tokens that the tokenizer itself adds (a BOS, say) are added to plain text only: a chat template has them.
     """
-    text = prompt_text(tokenizer, prompt) if prompt else ""
-    if not text.strip():
+    last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
+    if not last.strip():
         raise UsageError("a prompt is empty; expected some text. Remove the row.")
+    text = prompt_text(tokenizer, prompt)
     if isinstance(prompt, str):
         ids = _open_text(tokenizer, text)
     else:
@@ -49,7 +50,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_len
     if max_length is not None and len(ids) > max_length:
         raise UsageError(
             f"the prompt {text[:60]!r}... has {len(ids)} tokens and {max_length} fit beside the response. Shorten it, "
-            "raise max_length, or lower response_length."
+            "raise max_length (up to the model's context), or lower response_length."
         )
     return ids
 
@@ -79,8 +80,8 @@ def encode_demonstration(tokenizer: PreTrainedTokenizerBase, row: Demonstration,
         encoded = _after(opened[: len(opened) - (len(response) - 1)], response)
     if len(encoded.input_ids) > max_length:
         raise UsageError(
-            f"a demonstration has {len(encoded.input_ids)} tokens, over max_length={max_length}. Raise max_length, or "
-            "shorten the row."
+            f"a demonstration has {len(encoded.input_ids)} tokens, over max_length={max_length}. Raise max_length "
+            "(up to the model's context), or shorten the row."
         )
     return encoded
 

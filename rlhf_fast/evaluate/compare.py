@@ -128,7 +128,7 @@ def log_ratios(
 
 def _reward_batch(prompts: HeldOut, texts: list[str], responses: list[Response]) -> RewardBatch:
     sequences = [prompt + response.tokens for prompt, response in zip(prompts.ids, responses, strict=True)]
-    return RewardBatch(prompts.texts, texts, sequences, prompts.columns)
+    return RewardBatch(prompts.texts, texts, sequences, prompts.columns, prompts.conversations)
 
 
 def _compare_scores(name: str, first: list[float], second: list[float]) -> RewardComparison:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.evaluate.config import EvaluateConfig
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
-from rlhf_fast.model.load import load_shared, load_tokenizer, resolve_source
+from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, resolve_source
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.adapter import AdapterReward
@@ -32,6 +32,8 @@ def open_models(config: EvaluateConfig, dtype: torch.dtype, device: torch.device
     """Open both policies and the rewards. Raises `UsageError` where they do not fit each other."""
     assert config.model_path is not None
     baseline_path = config.baseline_path or _base_of(config.model_path)
+    for path in config.reward_model_paths:  # before anything large is opened
+        refuse_missing(resolve_source(path).base)
     tokenizer = load_tokenizer(config.model_path, config.chat_template_path)
     other = load_tokenizer(baseline_path, config.chat_template_path)
     if tokenizer.get_vocab() != other.get_vocab():

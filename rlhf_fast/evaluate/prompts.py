@@ -8,8 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.encode import encode_prompt, prompt_text
-from rlhf_fast.data.schema import Prompt, PromptRow
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.data.fitting import encode_rows
+from rlhf_fast.data.readers import OnBadRow
+from rlhf_fast.data.schema import Message, Prompt, PromptRow
 
 
 @dataclass
@@ -25,15 +26,22 @@ class HeldOut:
         return len(self.prompts)
 
     @classmethod
-    def encode(cls, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], max_length: int | None) -> HeldOut:
+    def encode(
+        cls, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], max_length: int | None, *,
+        source: str = "the data", on_bad_row: OnBadRow = "raise",
+    ) -> HeldOut:  # fmt: skip
         """max_length: tokens that fit beside a response. Raises `UsageError` naming the row for one that does not."""
-        ids, texts = [], []
-        for number, row in enumerate(rows, 1):
-            try:
-                ids.append(encode_prompt(tokenizer, row.prompt, max_length=max_length))
-            except UsageError as error:
-                raise UsageError(f"held-out prompt {number}: {error}") from error
-            texts.append(prompt_text(tokenizer, row.prompt))
-        names = set.intersection(*(set(row.columns) for row in rows)) if rows else set()
-        columns = {name: [row.columns[name] for row in rows] for name in sorted(names)}
-        return cls([row.prompt for row in rows], ids, texts, columns)
+        fitting = encode_rows(
+            rows, lambda row: encode_prompt(tokenizer, row.prompt, max_length=max_length),
+            noun="held-out prompt", source=source, on_bad_row=on_bad_row,
+        )  # fmt: skip
+        kept = [row for row, _ in fitting]
+        names = set.intersection(*(set(row.columns) for row in kept))
+        columns = {name: [row.columns[name] for row in kept] for name in sorted(names)}
+        texts = [prompt_text(tokenizer, row.prompt) for row in kept]
+        return cls([row.prompt for row in kept], [ids for _, ids in fitting], texts, columns)
+
+    @property
+    def conversations(self) -> list[list[Message] | None]:
+        """The prompts that are conversations; None for one in plain text."""
+        return [None if isinstance(prompt, str) else prompt for prompt in self.prompts]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.evaluate.compare import Comparison, compare
 from rlhf_fast.evaluate.config import EvaluateConfig
@@ -19,6 +17,8 @@ from rlhf_fast.report.sections import training
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.tracking import METRICS_FILE, read_metrics
 
 RESULT_FILE = "evaluation.json"
@@ -32,16 +32,18 @@ def run_evaluate(config: EvaluateConfig) -> Comparison:
             "an evaluation needs model_path (the policy), dataset_name (held-out prompts) and reward_model_paths "
             "(one or more reward models)."
         )
+    refuse_unwritable("output_dir", config.output_dir)
     read = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row)
     device = choose_device(config.use_cpu)
     models = open_models(config, choose_dtype(config.dtype, device), device)
-    comparison = _compare(
-        config, models, HeldOut.encode(models.tokenizer, read.rows[: config.max_prompts], _room(config, models))
-    )
+    prompts = HeldOut.encode(
+        models.tokenizer, read.rows[: config.max_prompts], _room(config, models),
+        source=config.dataset_name, on_bad_row=config.on_bad_row,
+    )  # fmt: skip
+    comparison = _compare(config, models, prompts)
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    result = asdict(comparison) | {"over_optimised_under": comparison.over_optimised_under}
-    (output / RESULT_FILE).write_text(json.dumps(_finite(result), indent=2) + "\n", encoding="utf-8")
+    write_record(output / RESULT_FILE, asdict(comparison) | {"over_optimised_under": comparison.over_optimised_under})
     build_report(comparison, config.model_path).write(output / REPORT_FILE)
     return comparison
 
@@ -58,23 +60,14 @@ def build_report(comparison: Comparison, model_path: str) -> Report:
 
 
 def _compare(config: EvaluateConfig, models: Models, prompts: HeldOut) -> Comparison:
+    stop = stop_ids(models.tokenizer, model_eos=models.policy.model.eos_ids)
     return compare(
         models.baseline, models.policy, prompts, models.rewards, models.tokenizer,
-        Sampling(config.response_length, stop_ids(models.tokenizer), config.temperature), names=models.names,
+        Sampling(config.response_length, stop, config.temperature), names=models.names,
         seed=config.seed, max_batch=config.max_rollout_batch, max_tokens=config.max_tokens_per_micro_batch,
     )  # fmt: skip
 
 
 def _room(config: EvaluateConfig, models: Models) -> int | None:
     """Tokens that a prompt may have beside a response, in the smaller of the two contexts."""
-    contexts = [p.model.max_length for p in (models.baseline, models.policy) if p.model.max_length is not None]
-    return min(contexts) - config.response_length if contexts else None
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON cannot hold (NaN and infinities)."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return prompt_room(config.response_length, models.baseline.model.max_length, models.policy.model.max_length)

@@ -8,41 +8,47 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.encode import encode_prompt
+from rlhf_fast.data.fitting import encode_rows, prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.schema import Prompt
 from rlhf_fast.generate.config import GenerateConfig
-from rlhf_fast.model.load import load_shared, load_tokenizer
+from rlhf_fast.model.load import context_of, load_shared, load_tokenizer
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.output import refuse_unwritable
 
 
 def run_generate(config: GenerateConfig) -> Path:
     """Write `output_file` and return its path. Raises `UsageError` before anything is sampled."""
     if not config.model_path or not (config.prompts or config.dataset_name):
         raise UsageError("generation needs model_path, and prompts or dataset_name.")
+    output = _output(config)
     tokenizer = load_tokenizer(config.model_path, config.chat_template_path)
-    prompts = read(config, tokenizer)
+    room = prompt_room(config.response_length, context_of(config.model_path))
+    fitting = encode_rows(
+        read(config, tokenizer), lambda prompt: encode_prompt(tokenizer, prompt, max_length=room),
+        noun="prompt", source=config.dataset_name or "the given prompts", on_bad_row=config.on_bad_row,
+    )  # fmt: skip
+    prompts, copies = [prompt for prompt, _ in fitting], config.num_responses
     device = choose_device(config.use_cpu)
     shared, adapter = load_shared(config.model_path, dtype=choose_dtype(config.dtype, device), device=device)
-    room = None if shared.max_length is None else shared.max_length - config.response_length
-    ids = [encode_prompt(tokenizer, prompt, max_length=room) for prompt in prompts]
-    copies = config.num_responses
+    stop = stop_ids(tokenizer, model_eos=shared.eos_ids)
     responses = generate(
-        Policy(shared, adapter), [row for row in ids for _ in range(copies)],
-        Sampling(config.response_length, stop_ids(tokenizer), config.temperature, config.top_k, config.top_p),
-        seeds=[(config.seed << 32) + i for i in range(copies * len(ids))],
+        Policy(shared, adapter), [ids for _, ids in fitting for _ in range(copies)],
+        Sampling(config.response_length, stop, config.temperature, config.top_k, config.top_p),
+        seeds=[(config.seed << 32) + i for i in range(copies * len(prompts))],
         max_batch=config.max_rollout_batch, max_tokens=config.max_tokens_per_micro_batch,
     )  # fmt: skip
     texts = tokenizer.batch_decode([r.tokens for r in responses], skip_special_tokens=True)
-    output = Path(config.output_file)
+    rows = [
+        {"prompt": prompts[i // copies], "response": text, "finished": response.finished}
+        for i, (text, response) in enumerate(zip(texts, responses, strict=True))
+    ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", encoding="utf-8") as file:
-        for i, (text, response) in enumerate(zip(texts, responses, strict=True)):
-            row = {"prompt": prompts[i // copies], "response": text, "finished": response.finished}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return output
 
 
@@ -53,3 +59,11 @@ def read(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase) -> list[Pro
         return [[{"role": "user", "content": text}] if chat else text for text in config.prompts[: config.max_prompts]]
     rows = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row).rows
     return [row.prompt for row in rows[: config.max_prompts]]
+
+
+def _output(config: GenerateConfig) -> Path:
+    output = Path(config.output_file)
+    if output.is_dir():
+        raise UsageError(f"output_file={config.output_file!r} is a folder; give the name of a file.")
+    refuse_unwritable("output_file", output.parent)
+    return output

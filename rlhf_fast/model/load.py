@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
 from rlhf_fast.model.attention import ATTENTION, KVCache, PackedSequences
-from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.shared import SharedModel, context_length
 from rlhf_fast.runtime.errors import UsageError
 
 
@@ -101,6 +101,17 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> PreTrain
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read chat_template_path={chat_template_path!r}: {error}.") from error
     return tokenizer
+
+
+def context_of(path: str) -> int | None:
+    """Context length in tokens of the model at `path` (or of an adapter's base), without reading its weights."""
+    base = resolve_source(path).base
+    refuse_missing(base)
+    try:
+        config = AutoConfig.from_pretrained(base)
+    except Exception as error:
+        raise UsageError(f"cannot read the config of {base!r}: {type(error).__name__}: {error}.") from error
+    return context_length(config)
 
 
 def refuse_missing(path: str) -> None:

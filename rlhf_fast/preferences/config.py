@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
-from rlhf_fast.runtime.config import SERVED, StageConfig
+from rlhf_fast.runtime.config import StageConfig
 
 
 @dataclass
 class RewardConfig(StageConfig):
     """A reward model on comparisons: a LoRA adapter with a scalar head."""
-
-    served: ClassVar[frozenset[str]] = SERVED - {"logging_steps"}
 
     output_dir: str | None = field(
         default="reward", metadata={"help": "Where the adapter, its head and its numbers go."}
@@ -48,4 +45,3 @@ class RewardConfig(StageConfig):
         self.require(self.normalise_samples >= 2, "normalise_samples", "at least 2, to have a standard deviation")
         self.require(self.response_length >= 1, "response_length", "at least 1")
         self.require(self.temperature >= 0, "temperature", "0 (greedy) or more")
-        self.require(self.num_train_epochs > 0, "num_train_epochs", "above 0")

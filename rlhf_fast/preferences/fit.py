@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.data.schema import prompt_key
+from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Critic, sequence_scores
 from rlhf_fast.preferences.calibration import Calibration, calibration
 from rlhf_fast.preferences.comparisons import EncodedComparison
@@ -67,9 +68,12 @@ class RewardTraining:
         self.steps = total_steps(c, len(self.comparisons))
         self.optimiser = Optimiser.build(c, self.critic.named_parameters(), self.steps)
         self.orders: dict[int, list[int]] = {}
+        self.prompts: dict[str, list[int]] = {}
+        for index, comparison in enumerate(self.comparisons):
+            self.prompts.setdefault(prompt_key(comparison.row.prompt), []).append(index)
 
     def batch(self, step: int) -> list[EncodedComparison]:
-        """Passes over all comparisons, each in an order of its own."""
+        """Passes over all comparisons, each in an order of its own in which those of one prompt follow one another."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         numbers = [divmod(place, len(self.comparisons)) for place in places]
         return [self.comparisons[self._order(epoch)[i]] for epoch, i in numbers]
@@ -82,17 +86,17 @@ class RewardTraining:
         if pairs:
             margin = sum(pair.margin for pair in pairs) / len(pairs)
             metrics |= {"accuracy": pair_accuracy(pairs).value, "margin": margin}
-        return metrics | {"grad_norm": self.optimiser.step(), "lr": self.optimiser.learning_rate}
+        return metrics | {"grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
 
     def accumulate(self, batch: Sequence[EncodedComparison]) -> tuple[float, list[Pair]]:
         """Add the gradient of the batch's mean loss; returns the loss and the strict pairs with their margins.
 
         A micro-batch holds whole comparisons of at most max_tokens_per_micro_batch tokens (one that has more goes
-        alone). The result does not depend on the cut.
+        alone), a sequence that comes again counted and computed once. The result does not depend on the cut.
         """
         loss, pairs = 0.0, []
-        for group in cut_by_tokens([c.tokens for c in batch], self.config.max_tokens_per_micro_batch):
-            part, found = self._micro_batch([batch[i] for i in group], len(batch))
+        for group in cut_comparisons(batch, self.config.max_tokens_per_micro_batch):
+            part, found = self._micro_batch(group, len(batch))
             loss += part
             pairs += found
         return loss, pairs
@@ -101,9 +105,11 @@ class RewardTraining:
         rankings = Rankings()
         for c in comparisons:
             rankings.add(c.row.ranks, c.row.probability)
-        sequences = [sequence for c in comparisons for sequence in c.sequences]
-        packed = Packed.from_sequences(sequences, device=self.critic.model.device)
-        scores = self.critic.values(packed).cpu()  # (M,): the loss is a few numbers, cheapest there
+        sequences = [tuple(sequence) for c in comparisons for sequence in c.sequences]
+        place = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
+        packed = Packed.from_sequences([list(sequence) for sequence in place], device=self.critic.model.device)
+        scores = self.critic.values(packed).cpu()  # of each different one: the loss is a few numbers, cheapest there
+        scores = scores[[place[sequence] for sequence in sequences]]  # (M,)
         loss = plackett_luce_loss(
             scores, rankings, centering_coefficient=self.config.center_rewards_coefficient, denominator=denominator
         )
@@ -111,10 +117,28 @@ class RewardTraining:
         return float(loss.detach()), pairs_of(comparisons, scores.tolist())
 
     def _order(self, epoch: int) -> list[int]:
+        """Prompts in a random order, the comparisons of each as they came: a response that stands in several pairs is
+        then computed once for them, and meets them in one step (Ouyang et al. 2022, section 3.5)."""
         if epoch not in self.orders:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self.orders[epoch] = torch.randperm(len(self.comparisons), generator=generator).tolist()
+            of_prompt = list(self.prompts.values())
+            shuffled = torch.randperm(len(of_prompt), generator=generator).tolist()
+            self.orders[epoch] = [index for prompt in shuffled for index in of_prompt[prompt]]
         return self.orders[epoch]
+
+
+def cut_comparisons(batch: Sequence[EncodedComparison], max_tokens: int) -> list[list[EncodedComparison]]:
+    """The batch in its order, in parts whose different sequences have at most `max_tokens` tokens together."""
+    parts: list[list[EncodedComparison]] = []
+    inside: set[tuple[int, ...]] = set()
+    for c in batch:
+        joined = inside | set(map(tuple, c.sequences))
+        if not parts or sum(map(len, joined)) > max_tokens:
+            parts.append([])
+            joined = set(map(tuple, c.sequences))
+        parts[-1].append(c)
+        inside = joined
+    return parts
 
 
 def total_steps(config: RewardConfig, comparisons: int) -> int:
@@ -141,14 +165,28 @@ def evaluate(critic: Critic, comparisons: Sequence[EncodedComparison], *, max_to
 
     Calibration means something before `normalise` only: it changes the scale. Raises `UsageError` where all tie.
     """
-    scores = sequence_scores(critic, [sequence for c in comparisons for sequence in c.sequences], max_tokens)
-    pairs = pairs_of(comparisons, scores.tolist())
+    pairs = [pair for found in scored_pairs(critic, comparisons, max_tokens=max_tokens) for pair in found]
     if not pairs:
         raise UsageError(f"none of the {len(comparisons)} comparisons to evaluate on has different ranks; give others.")
+    return measure(pairs)
+
+
+def measure(pairs: Sequence[Pair]) -> Evaluation:
+    """What the margins of `pairs` are worth. Raises `UsageError` for no pairs."""
     return Evaluation(
         pair_accuracy(pairs), length_controlled_accuracy(pairs), rule_accuracy(pairs, len),
         rule_accuracy(pairs, distinct_words), calibration(pairs),
     )  # fmt: skip
+
+
+def scored_pairs(
+    critic: Critic, comparisons: Sequence[EncodedComparison], *, max_tokens: int = 2048
+) -> list[list[Pair]]:
+    """The strict pairs of each comparison with the margins of `critic`. A sequence that comes again is scored once."""
+    different = list(dict.fromkeys(tuple(sequence) for c in comparisons for sequence in c.sequences))
+    scores = sequence_scores(critic, [list(sequence) for sequence in different], max_tokens).tolist()
+    score_of = dict(zip(different, scores, strict=True))
+    return [strict_pairs(c.row, [score_of[tuple(sequence)] for sequence in c.sequences]) for c in comparisons]
 
 
 def pairs_of(comparisons: Sequence[EncodedComparison], scores: Sequence[float]) -> list[Pair]:

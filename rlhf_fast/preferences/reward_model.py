@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from rlhf_fast.preferences.normalise import Normalisation, choose_prompts, norma
 from rlhf_fast.preferences.page import build_report
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.tracking import Tracker
 
 REWARD_FACTS = "reward_model.json"
@@ -67,6 +68,8 @@ def run_reward(config: RewardConfig) -> RewardResult:
     """
     if not config.model_name_or_path or not config.dataset_name:
         raise UsageError("a reward model needs model_name_or_path (SFT output or base) and dataset_name (comparisons).")
+    output = Path(str(config.output_dir))
+    refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
     split = read_split(config, tokenizer)
@@ -78,7 +81,6 @@ def run_reward(config: RewardConfig) -> RewardResult:
     critic = add_reward_adapter(shared, config, sft=sft, name=ADAPTER)
     if config.activation_checkpointing:
         shared.checkpoint_activations()
-    output = Path(str(config.output_dir))
     steps = total_steps(config, len(split.train))
     with Tracker(output, "reward model", steps, SHOWN, quiet=bool(config.disable_tqdm)) as tracker:
         history = fit(critic, split.train, config, tracker)
@@ -88,7 +90,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
     save_adapter(shared, ADAPTER, output, base=resolve_source(config.model_name_or_path).base)
     tokenizer.save_pretrained(output)
     result = RewardResult(output, evaluation, scale, history)
-    (output / REWARD_FACTS).write_text(json.dumps(facts(config, split, result), indent=2, allow_nan=False) + "\n")
+    write_record(output / REWARD_FACTS, facts(config, split, result))
     if evaluation:
         build_report(output.name, evaluation).write(output / REPORT_FILE)
     return result

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from rlhf_fast.rewards.source import RewardBatch
+from rlhf_fast.model.load import refuse_missing
+from rlhf_fast.model.shared import context_length
+from rlhf_fast.rewards.source import Conversation, RewardBatch
 from rlhf_fast.runtime.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class ClassifierReward:
-    """Scores the text of prompt and response, tokenised by the classifier's own tokenizer.
+    """Scores prompt and response as text, tokenised by the classifier's own tokenizer.
+
+    A conversation goes through the classifier's own chat template; where it has none, the contents of the turns are
+    joined with blank lines. A plain-text prompt is followed by its response. Of a text that is longer than the
+    classifier's context the end is kept, and a warning says so once.
 
     A batch is padded on the right with its attention mask, so the pad token's id does not matter to the model; models
     that find the last token by looking for the pad id (decoder-only classifiers) are run one sequence at a time.
@@ -25,35 +41,95 @@ class ClassifierReward:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     batch_size: int = 16
+    warned: bool = field(default=False, init=False)
 
     @classmethod
     def load(cls, name: str, path: str, *, dtype: torch.dtype, device: torch.device) -> ClassifierReward:
+        """Raises `UsageError` for a folder that is not there or not whole, or a model with more than one output."""
+        refuse_missing(path)
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, use_safetensors=True)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(path)
         except Exception as error:
-            raise UsageError(f"cannot open the reward model {path!r}: {type(error).__name__}: {error}.") from error
+            raise UsageError(
+                f"cannot open the reward model {path!r}: {type(error).__name__}: {error}. Expected a reward adapter "
+                "folder, or a sequence-classification model as `save_pretrained` writes it."
+            ) from error
         if model.config.num_labels != 1:
             raise UsageError(
                 f"reward model {path!r} has {model.config.num_labels} outputs; expected one (num_labels=1)."
+            )
+        if loading["missing_keys"]:
+            raise UsageError(
+                f"reward model {path!r} is incomplete: {', '.join(sorted(loading['missing_keys'])[:3])} would be "
+                "random. Give a trained sequence-classification model, not a language model."
             )
         return cls(name, model.to(device).eval(), tokenizer)
 
     @torch.no_grad()
     def score(self, batch: RewardBatch) -> Tensor:
-        texts = [prompt + response for prompt, response in zip(batch.prompts, batch.responses, strict=True)]
+        encoded = [self._encode(batch, i) for i in range(len(batch))]
         decoder = hasattr(self.model, "score")
         size = 1 if decoder or self.tokenizer.pad_token is None else self.batch_size
         scores = []
-        for start in range(0, len(texts), size):
-            encoded = self.tokenizer(
-                texts[start : start + size], return_tensors="pt", padding=size > 1, truncation=False
+        for start in range(0, len(encoded), size):
+            padded = self.tokenizer.pad(
+                encoded[start : start + size],
+                padding=size > 1,
+                padding_side="right",
+                return_tensors="pt",
+                verbose=False,
             ).to(self.model.device)
             if decoder:  # the last token is the last one: say so by giving no id that could pass for padding
-                scores.append(self._last_token_score(encoded["input_ids"]))
+                scores.append(self._last_token_score(padded["input_ids"]))
             else:
-                scores.append(self.model(**encoded).logits[:, 0])
+                scores.append(self.model(**padded).logits[:, 0])
         return torch.cat(scores).float().cpu()
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that the classifier can read, where it or its tokenizer states a number."""
+        config = self.model.config
+        context = context_length(config)
+        if context is not None and "roberta" in config.model_type:  # positions start after the pad id
+            context -= (config.pad_token_id or 0) + 1
+        limits = [limit for limit in (context, self.tokenizer.model_max_length) if limit is not None and limit < 10**9]
+        return min(limits, default=None)
+
+    def _encode(self, batch: RewardBatch, i: int) -> BatchEncoding:
+        conversation = batch.conversations[i]
+        templated = conversation is not None and self.tokenizer.chat_template is not None
+        text = batch.prompts[i] + batch.responses[i]
+        if conversation is not None:
+            turns = [*conversation, {"role": "assistant", "content": batch.responses[i]}]
+            text = self._render(turns) if templated else "\n\n".join(turn["content"] for turn in turns)
+        encoded = self.tokenizer(text, add_special_tokens=not templated, verbose=False)
+        limit = self.max_length
+        if limit is None or len(encoded["input_ids"]) <= limit:
+            return encoded
+        self._warn(len(encoded["input_ids"]), limit)
+        self.tokenizer.truncation_side = "left"
+        return self.tokenizer(text, add_special_tokens=not templated, truncation=True, max_length=limit)
+
+    def _render(self, turns: Conversation) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise UsageError(
+                f"the chat template of reward {self.name!r} refuses a conversation of {roles}: {error}. Change the "
+                "rows, or use another reward model."
+            ) from error
+
+    def _warn(self, length: int, limit: int) -> None:
+        if not self.warned:
+            self.warned = True
+            logger.warning(
+                "reward %r reads %d tokens and a prompt with its response has %d: of such texts only the end is scored",
+                self.name, limit, length,
+            )  # fmt: skip
 
     def _last_token_score(self, ids: Tensor) -> Tensor:
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]

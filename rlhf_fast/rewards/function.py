@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime.errors import UsageError
 
 RewardFunction = Callable[..., Sequence[float]]
+_CALL = "It is called as function(prompts, responses, **columns) and returns a list of numbers."
 
 
 @dataclass
@@ -22,12 +24,27 @@ class FunctionReward:
     name: str
     function: RewardFunction
 
+    def check_signature(self, columns: Iterable[str]) -> None:
+        """Raise `UsageError` if the function could not be called with these columns; it is not called."""
+        try:
+            signature = inspect.signature(self.function)
+        except (TypeError, ValueError):  # some built-ins do not tell
+            return
+        names = list(columns)
+        try:
+            signature.bind([], [], **{name: [] for name in names})
+        except TypeError as error:
+            given = f" The data's columns are {', '.join(names)}." if names else ""
+            raise UsageError(
+                f"the reward function {self.name!r} cannot be called: {error}. {_CALL}{given} Add **columns to take "
+                "columns that it does not use; rename a column called prompts or responses."
+            ) from error
+
     def score(self, batch: RewardBatch) -> Tensor:
         try:
             scores: Any = self.function(batch.prompts, batch.responses, **batch.columns)
-            return torch.as_tensor(scores, dtype=torch.float32)
+            return torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
         except Exception as error:
             raise UsageError(
-                f"the reward function {self.name!r} failed: {type(error).__name__}: {error}. It is called as "
-                "function(prompts, responses, **columns) and returns a list of numbers."
+                f"the reward function {self.name!r} failed: {type(error).__name__}: {error}. {_CALL}"
             ) from error

@@ -10,15 +10,26 @@ from torch import Tensor
 
 from rlhf_fast.runtime.errors import UsageError
 
+Conversation = list[dict[str, str]]
+"""Messages with role and content, up to the assistant's reply."""
+
 
 @dataclass
 class RewardBatch:
-    """B prompts and responses: as text, as the token ids that were sampled, and the dataset's other columns."""
+    """B prompts and responses: as text, as the token ids that were sampled, and the dataset's other columns.
+
+    `prompts` is the text that the policy saw, its chat template applied; `conversations` the same prompts as messages,
+    None where the row is plain text, for a reward with a template of its own (empty: all are plain text).
+    """
 
     prompts: list[str]
     responses: list[str]
     sequences: list[list[int]]  # prompt ids + response ids, as sampled: never re-tokenised text
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    conversations: list[Conversation | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.conversations = self.conversations or [None] * len(self.responses)
 
     def __len__(self) -> int:
         return len(self.responses)
@@ -39,9 +50,8 @@ def checked(source: RewardSource, batch: RewardBatch) -> Tensor:
     scores = source.score(batch)
     if scores.shape != (len(batch),):
         raise UsageError(
-            f"reward {source.name!r} returned {tuple(scores.shape)} scores for {len(batch)} responses; "
-            "expected one number "
-            "for each response, in order."
+            f"reward {source.name!r} returned scores of shape {tuple(scores.shape)} for {len(batch)} responses; "
+            "expected one number for each response, in order."
         )
     if not bool(torch.isfinite(scores).all()):
         row = int((~torch.isfinite(scores)).nonzero()[0])

@@ -36,9 +36,17 @@ class Sampling:
 
 
 def stop_ids(
-    tokenizer: PreTrainedTokenizerBase, stop_token: Literal["eos", "none"] = "eos", stop_token_id: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token: Literal["eos", "none"] = "eos",
+    stop_token_id: int | None = None,
+    *,
+    model_eos: tuple[int, ...] = (),
 ) -> tuple[int, ...]:
-    """Ids that end a response: the given one, or the tokenizer's EOS, or none."""
+    """Ids that end a response: the given one, or the tokenizer's EOS, or none.
+
+    model_eos: what the model's generation config ends a text with. Where the tokenizer's EOS is among several, as in
+    many chat models, any of them ends a response; a list without it belongs to another tokenizer and is left aside.
+    """
     if stop_token_id is not None:
         if not 0 <= stop_token_id < len(tokenizer):
             raise UsageError(f"stop_token_id={stop_token_id} is no token; expected 0 to {len(tokenizer) - 1}.")
@@ -47,7 +55,7 @@ def stop_ids(
         return ()
     if tokenizer.eos_token_id is None:
         raise UsageError("the tokenizer has no EOS token; set stop_token_id, or stop_token=none to run to the budget.")
-    return (tokenizer.eos_token_id,)
+    return model_eos if tokenizer.eos_token_id in model_eos else (tokenizer.eos_token_id,)
 
 
 def uniform(seed: int, step: int) -> float:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Critic, Policy
@@ -28,11 +29,16 @@ def score_logprobs(
 ) -> None:
     """Write columns `logprobs`, `ref_logprobs` and `kl`, each (T,) f32; an eos+1 slot has 0 in all three."""
     logprobs, ref_logprobs, kl = (torch.zeros(rollout.labels.shape, device=rollout.tokens.device) for _ in range(3))
-    weight, bias = policy.model.lm_head
+    (weight, bias), ref_weight, widen = policy.model.lm_head, None, 0
+    if reference.model is not policy.model:
+        ref_weight, ref_bias = reference.model.lm_head
+        if bias is not None and ref_bias is not None:  # each its own: a column of the weight that reads a hidden 1
+            weight, ref_weight = torch.cat([weight, bias[:, None]], 1), torch.cat([ref_weight, ref_bias[:, None]], 1)
+            bias, widen = None, 1
     for packed, slots in micro_batches(rollout, list(range(len(rollout))), max_tokens):
+        hidden, ref_hidden = (pad(role.hidden(packed), (0, widen), value=1.0) for role in (policy, reference))
         out = policy_reference_logprobs(
-            policy.hidden(packed), reference.hidden(packed), weight, packed.labels, bias=bias,
-            ref_weight=None if reference.model is policy.model else reference.model.lm_head[0],
+            hidden, ref_hidden, weight, packed.labels, bias=bias, ref_weight=ref_weight,
             temperature=temperature, softcap=policy.model.softcap, exact_kl=kl_estimator == "exact",
         )  # fmt: skip
         logprobs[slots], ref_logprobs[slots] = out.logprobs, out.ref_logprobs

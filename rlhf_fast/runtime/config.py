@@ -7,23 +7,29 @@ its default raises: no option is accepted and then ignored.
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import ClassVar, Literal
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.fields import check_kinds
 
 SERVED = frozenset({
     "output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "max_grad_norm", "gradient_checkpointing", "activation_checkpointing", "seed", "use_cpu",
-    "disable_tqdm", "logging_steps",
+    "disable_tqdm",
 })  # fmt: skip
+_AT_LEAST_ONE = (
+    "max_length", "max_tokens_per_micro_batch", "lora_r", "gradient_accumulation_steps", "per_device_train_batch_size",
+)  # fmt: skip
 _INSTEAD = {
     "bf16": "dtype=bfloat16", "fp16": "dtype=bfloat16 or float32", "save_steps": "output_dir (the result "
     "is saved there)",
     "report_to": "metrics.jsonl in output_dir", "max_steps": "num_train_epochs or total_episodes",
-    "optim": "AdamW, which is always used", "per_device_eval_batch_size": "max_tokens_per_micro_batch",
+    "logging_steps": "metrics.jsonl, which holds every step", "optim": "AdamW, which is always used",
+    "per_device_eval_batch_size": "max_tokens_per_micro_batch",
 }  # fmt: skip
 
 
@@ -68,10 +74,18 @@ class StageConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._refuse_unserved()
-        super().__post_init__()
-        for name in ("max_length", "max_tokens_per_micro_batch", "lora_r", "gradient_accumulation_steps"):
+        inherited = {f.name for f in fields(TrainingArguments)}
+        check_kinds(self, (f.name for f in fields(self) if f.name in self.served or f.name not in inherited))
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UsageError(f"{str(error).rstrip('.')}. Change that field.") from error
+        for name in _AT_LEAST_ONE:
             self.require(getattr(self, name) >= 1, name, "at least 1")
-        self.require(self.learning_rate > 0, "learning_rate", "above 0")
+        for name in ("learning_rate", "lora_alpha", "num_train_epochs"):
+            self.require(getattr(self, name) > 0, name, "above 0")
+        for name in ("weight_decay", "max_grad_norm"):
+            self.require(getattr(self, name) >= 0, name, "0 (off) or more")
 
     def require(self, condition: bool, name: str, expected: str) -> None:
         """Raise `UsageError` naming the field, its value and what was expected, unless `condition`."""
@@ -85,9 +99,15 @@ class StageConfig(TrainingArguments):
             default = f.default_factory() if f.default_factory is not MISSING else f.default
             own = type(self).__dataclass_fields__[f.name]
             default = own.default if own.default is not MISSING else default
-            if getattr(self, f.name) != default:
+            if getattr(self, f.name) not in (default, _settled()[f.name]):
                 instead = _INSTEAD.get(f.name)
                 raise UsageError(
                     f"{f.name}={getattr(self, f.name)!r} has no effect in {type(self).__name__} and is refused; "
                     + (f"use {instead} instead." if instead else "remove it.")
                 )
+
+
+@cache
+def _settled() -> dict[str, Any]:
+    """What `TrainingArguments` makes of its own defaults; `dataclasses.replace` hands these in again."""
+    return vars(TrainingArguments(use_cpu=True))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.fields import check_kinds
 
 
 @dataclass
@@ -38,6 +39,7 @@ class InferenceConfig:
     use_cpu: bool = field(default=False, metadata={"help": "Compute on the CPU even where there is a GPU."})
 
     def __post_init__(self) -> None:
+        check_kinds(self, (f.name for f in fields(self)))
         for name in ("response_length", "max_rollout_batch", "max_tokens_per_micro_batch"):
             self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(self.max_prompts is None or self.max_prompts >= 1, "max_prompts", "at least 1, or nothing")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
@@ -37,34 +38,42 @@ class Optimiser:
         adamw = torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
         )
-        warmup = config.warmup_steps if config.warmup_steps >= 1 else config.warmup_steps * total_steps
-        kwargs = config.lr_scheduler_kwargs if isinstance(config.lr_scheduler_kwargs, dict) else None
-        schedule = get_scheduler(config.lr_scheduler_type, adamw, int(warmup), total_steps, kwargs)
-        return cls(parameters, adamw, schedule, config.max_grad_norm)
+        return cls(parameters, adamw, _schedule(config, adamw, total_steps), config.max_grad_norm)
 
-    def step(self) -> float:
+    def step(self, loss: float) -> float:
         """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
 
-        A non-finite norm skips the step and counts it; `MAX_SKIPPED` in a row raise `UsageError` with a diagnosis.
+        A `loss` or a norm that is not finite skips step and schedule and counts it; `MAX_SKIPPED` in a row raise
+        `UsageError` with a diagnosis.
         """
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
-        if torch.isfinite(torch.tensor(norm)):
+        if math.isfinite(loss) and math.isfinite(norm):
             self.adamw.step()
+            self.schedule.step()
             self.skipped_in_a_row = 0
         else:
             self.skipped += 1
             self.skipped_in_a_row += 1
-        self.schedule.step()
         self.adamw.zero_grad(set_to_none=True)
         if self.skipped_in_a_row >= MAX_SKIPPED:
             raise UsageError(
-                f"{MAX_SKIPPED} optimiser steps in a row had a non-finite gradient (norm {norm}). "
-                "Expected finite losses: "
-                "lower learning_rate, check the rewards for extreme values, or set dtype=float32."
+                f"{MAX_SKIPPED} optimiser steps in a row had a loss or gradient that is not finite (the last: loss "
+                f"{loss}, gradient norm {norm}), and were skipped. Lower learning_rate, check the rewards and the data "
+                "for extreme values, or set dtype=float32."
             )
         return norm
 
     @property
     def learning_rate(self) -> float:
         return float(self.schedule.get_last_lr()[0])
+
+
+def _schedule(config: StageConfig, adamw: torch.optim.AdamW, total_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The config's schedule. Raises `UsageError` for one whose arguments are missing or wrong."""
+    name = SchedulerType(config.lr_scheduler_type).value
+    kwargs = config.lr_scheduler_kwargs if isinstance(config.lr_scheduler_kwargs, dict) else None
+    try:
+        return get_scheduler(name, adamw, config.get_warmup_steps(total_steps), total_steps, kwargs)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"lr_scheduler_type={name!r} cannot be used: {error}. Set lr_scheduler_kwargs.") from error

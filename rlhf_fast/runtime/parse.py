@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -23,7 +24,7 @@ def parse_config(config_class: type[Config], arguments: list[str], *, prog: str)
     untouched = vars(parser.parse_args([]))
     path, rest = _take_config(arguments)
     if path is not None:
-        parser.set_defaults(**_read_yaml(path, config_class))
+        parser.set_defaults(**_read_yaml(path, config_class, parser))
     namespace, unknown = parser.parse_known_args(rest)
     if unknown:
         raise UsageError(_unknown(unknown[0].removeprefix("--").split("=")[0], config_class, "the command line"))
@@ -37,9 +38,10 @@ def config_parser(config_class: type, prog: str) -> argparse.ArgumentParser:
         prog=prog,
         allow_abbrev=False,
     )
+    parser.error = partial(_refuse, parser.prog)  # type: ignore[method-assign]  # no page of usage before the reason
     parser.description = (config_class.__doc__ or "").split("\n")[0]
     parser.add_argument("--config", help="YAML file with values for the fields below; the command line wins.")
-    shown = set(_field_names(config_class))
+    shown = set(field_names(config_class))
     for action in parser._actions:
         if action.dest not in shown and action.dest not in ("help", "config"):
             action.help = argparse.SUPPRESS
@@ -47,34 +49,57 @@ def config_parser(config_class: type, prog: str) -> argparse.ArgumentParser:
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config")
-    known, rest = first.parse_known_args(arguments)
+    try:
+        known, rest = first.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error}: the path of a YAML file.") from error
     return known.config, rest
 
 
-def _read_yaml(path: str, config_class: type) -> dict:
+def _read_yaml(path: str, config_class: type, parser: argparse.ArgumentParser) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the config file {path!r}: {error}.") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds {type(values).__name__}, expected a mapping of fields to values.")
-    known = {f.name for f in fields(config_class)}
+    known = {f.name for f in fields(config_class) if f.init}
     for key in values:
         if key not in known:
-            raise UsageError(_unknown(key, config_class, path))
-    return {key: str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-            for key, value in values.items()}  # fmt: skip
+            raise UsageError(_unknown(str(key), config_class, path))
+    actions = {action.dest: action for action in parser._actions}
+    return {key: _from_yaml(value, actions[key], path) for key, value in values.items()}
+
+
+def _from_yaml(value: Any, action: argparse.Action, path: str) -> Any:
+    """A value as the command line would give it; nothing and mappings stay as they are."""
+    if action.nargs in ("+", "*") and value is not None:
+        return [_one(part, action, path) for part in (value if isinstance(value, list) else [value])]
+    return _one(value, action, path)
+
+
+def _one(value: Any, action: argparse.Action, path: str) -> Any:
+    if value is None or isinstance(value, (list, dict)):
+        return value
+    try:
+        return action.type(str(value)) if callable(action.type) else str(value)
+    except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+        raise UsageError(f"{action.dest} is {value!r} in {path}; expected a value of its kind ({error}).") from error
+
+
+def _refuse(prog: str, message: str) -> NoReturn:
+    raise UsageError(f"{message}. `{prog} --help` lists the fields and what each takes.")
 
 
 def _unknown(name: str, config_class: type, where: str) -> str:
-    close = difflib.get_close_matches(name, _field_names(config_class), n=3)
+    close = difflib.get_close_matches(name, field_names(config_class), n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "--help lists the fields."
     return f"unknown field {name!r} in {where}; {hint}"
 
 
-def _field_names(config_class: type) -> list[str]:
+def field_names(config_class: type) -> list[str]:
     """Fields that a user can set to some effect."""
     inherited = {f.name for f in fields(TrainingArguments)} if issubclass(config_class, StageConfig) else set()
     served: frozenset[str] = getattr(config_class, "served", frozenset())

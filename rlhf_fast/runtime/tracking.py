@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -44,13 +45,16 @@ class Tracker:
         self.file.close()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the metrics of step `step` (1-based)."""
-        record = {"step": step, "seconds": round(time.perf_counter() - self.started, 3)} | metrics
-        self.file.write(json.dumps(record) + "\n")
+        """Record the metrics of step `step` (1-based); one that is not finite is null, as JSON has no other word."""
+        record: dict[str, float | None] = {"step": step, "seconds": round(time.perf_counter() - self.started, 3)}
+        record |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self.file.write(json.dumps(record, allow_nan=False) + "\n")
         self.file.flush()
         text = "  ".join(f"{short} {metrics[name]:.3g}" for name, short in self.shown.items() if name in metrics)
         self.progress.update(self.task, completed=step, metrics=text)
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (Path(folder) / METRICS_FILE).read_text().splitlines()]
+    """The rows that a `Tracker` wrote; null is NaN."""
+    rows = [json.loads(line) for line in (Path(folder) / METRICS_FILE).read_text().splitlines()]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 logger = logging.getLogger(__name__)
 FLOOR = 0.6  # of the first iteration's distinct-2
@@ -18,9 +19,9 @@ class CollapseWatch:
 
     def look(self, metrics: dict[str, float]) -> None:
         distinct, repetition = metrics["rollout/distinct_2"], metrics["rollout/repetition"]
-        if self.first is None:
+        if self.first is None and not math.isnan(distinct):
             self.first = distinct
-        if distinct < FLOOR * self.first:
+        if self.first is not None and distinct < FLOOR * self.first:
             self._warn("distinct", f"distinct-2 of the responses fell from {self.first:.2f} to {distinct:.2f}")
         if repetition > REPETITION:
             self._warn("repetition", f"{repetition:.0%} of the 3-grams in a response repeat earlier ones")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.model.roles import Critic, Policy
+from rlhf_fast.model.roles import Critic, Policy, sequence_scores
+from rlhf_fast.model.trunk_cache import keep_trunk
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.arena import Rollout
@@ -53,17 +54,18 @@ class PPO:
         self.controller = AdaptiveKL(c.kl_coef, c.kl_target, c.kl_horizon) if c.kl_target else FixedKL(c.kl_coef)
         trained = chain(self.policy.named_parameters(), self.critic.named_parameters())
         self.optimiser = Optimiser.build(c, trained, self.iterations * c.num_ppo_epochs * c.num_mini_batches)
-        self.sampling = Sampling(
-            c.response_length, stop_ids(self.tokenizer, c.stop_token, c.stop_token_id), c.temperature
-        )
+        stop = stop_ids(self.tokenizer, c.stop_token, c.stop_token_id, model_eos=self.policy.model.eos_ids)
+        self.sampling = Sampling(c.response_length, stop, c.logit_temperature)
 
     def step(self) -> dict[str, float]:
         """One iteration: a rollout and its update. Returns the metrics."""
         rollout = self.collect()
-        scores = self.score(rollout)
-        self.shape(rollout, scores)
-        self.estimate(rollout)
-        updates = self.update(rollout)
+        models, budget = (self.policy.model, self.critic.model), self.config.max_tokens_per_micro_batch
+        with keep_trunk(models, rollout.sequences(), max_tokens=budget):  # the layers that no role adapts run once
+            scores = self.score(rollout)
+            self.shape(rollout, scores)
+            self.estimate(rollout)
+            updates = self.update(rollout)
         metrics = ppo_metrics.summarise(rollout, scores, self.reward.parts, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
         self.iteration += 1
@@ -91,14 +93,19 @@ class PPO:
         c = self.config
         score_logprobs(
             rollout, self.policy, self.reference,
-            temperature=c.temperature, kl_estimator=c.kl_estimator, max_tokens=c.max_tokens_per_micro_batch,
+            temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=c.max_tokens_per_micro_batch,
         )  # fmt: skip
-        invariants.check_scored(rollout, first=self.iteration == 0, dtype=self.policy.model.dtype)
+        invariants.check_scored(
+            rollout, first=self.iteration == 0, exact=c.kl_estimator == "exact", dtype=self.policy.model.dtype
+        )
         score_values(rollout, self.critic, max_tokens=c.max_tokens_per_micro_batch)
         rows = rollout.prompt_rows.tolist()
         texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
         columns = {name: [values[row] for row in rows] for name, values in self.prompts.columns.items()}
-        batch = RewardBatch([self.prompts.texts[row] for row in rows], texts, rollout.sequences(), columns)
+        batch = RewardBatch(
+            [self.prompts.texts[row] for row in rows], texts, rollout.sequences(), columns,
+            [self.prompts.conversations[row] for row in rows],
+        )  # fmt: skip
         scores = self.reward.score(batch).to(rollout.tokens.device)
         return scores - (c.missing_eos_penalty or 0.0) * rollout.truncated.float()
 
@@ -121,9 +128,9 @@ class PPO:
         c, columns = self.config, rollout.columns
         columns["advantages"] = columns["rewards"].clone()
         bootstrap = None
-        if c.bootstrap_truncated:  # the value at the last token stands for the state that the budget cut off
-            last = columns["values"][rollout.score_index]
-            bootstrap = torch.where(rollout.truncated, last, torch.zeros_like(last))
+        if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
+            after = sequence_scores(self.critic, rollout.sequences(), c.max_tokens_per_micro_batch)
+            bootstrap = after.to(rollout.tokens.device) * rollout.truncated
         columns["returns"] = gae_(
             columns["advantages"],
             columns["values"],
@@ -147,9 +154,10 @@ class PPO:
                 losses = self.accumulate(rollout, minibatch.tolist(), old)
                 if not steps and c.old_logprobs == "recomputed":
                     invariants.check_first_ratio(losses, self.policy.model.dtype)
-                steps.append(ppo_metrics.add_up(losses) | {"grad_norm": self.optimiser.step()})
-            if c.target_kl is not None and steps[-1]["approx_kl"] > c.target_kl:
-                break
+                step = ppo_metrics.add_up(losses)
+                steps.append(step | {"grad_norm": self.optimiser.step(step["loss"])})
+                if c.target_kl is not None and step["approx_kl"] > c.target_kl:
+                    return steps
         return steps
 
     def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
@@ -163,7 +171,8 @@ class PPO:
             mask = packed.labels != -100
             if c.loss_mean == "micro":
                 actions, slots = max(1, int(mask.sum())) * len(parts), max(1, len(index)) * len(parts)
-            scored = self.policy.logprobs(packed, temperature=c.temperature, entropy=True)
+            scored = self.policy.logprobs(packed, temperature=c.logit_temperature, entropy=True)
+            invariants.check_entropy(scored.entropy)
             loss = ppo_loss(
                 scored.logprobs, old[index], columns["advantages"][index],
                 self.critic.values(packed), columns["values"][index], columns["returns"][index],

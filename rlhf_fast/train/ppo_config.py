@@ -10,11 +10,13 @@ from rlhf_fast.runtime.config import StageConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
     "rlhf_fast": {},
-    "trl": {"score_at": "eos+1", "loss_mean": "micro", "whiten_ddof": 1, "kl_estimator": "k1", "lam": 0.95},
-    "openrlhf": {"score_at": "eos", "whiten_ddof": 0, "lam": 1.0, "log_ratio_clamp": 20.0},
-    "verl": {"score_at": "eos", "dual_clip": 3.0, "loss_mean": "token"},
+    "trl": {"score_at": "eos+1", "loss_mean": "micro"},
+    "openrlhf": {"whiten_ddof": 0, "lam": 1.0, "log_ratio_clamp": 20.0},
+    "verl": {"dual_clip": 3.0},
 }
-"""What a preset sets, where the field was left at its default."""
+"""What a preset sets, where the field has its default value (given or left: the two cannot be told apart)."""
+TRL: dict[str, Any] = PRESETS["trl"] | {"stop_token": "none"}
+"""TRL 1.12's own values of the fields whose default is another one here."""
 
 
 @dataclass
@@ -31,7 +33,8 @@ class PPOConfig(StageConfig):
         default=None, metadata={"help": "A reward adapter folder, or a sequence-classification model with one output."}
     )
     preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = field(
-        default="rlhf_fast", metadata={"help": "Take another library's formulas for the fields left at their defaults."}
+        default="rlhf_fast",
+        metadata={"help": "Take another library's formulas, in the fields that have their default values."},
     )
     total_episodes: int | None = field(
         default=None,
@@ -91,16 +94,21 @@ class PPOConfig(StageConfig):
     )
 
     def __post_init__(self) -> None:
-        for name, value in PRESETS.get(self.preset, {}).items():
+        super().__post_init__()
+        for name, value in PRESETS[self.preset].items():
             if getattr(self, name) == _default(type(self), name):
                 setattr(self, name, value)
-        super().__post_init__()
         self._check()
 
     @property
     def batch_size(self) -> int:
         """Responses in a rollout."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def logit_temperature(self) -> float:
+        """What logits are divided by, in rollout, scoring and update; TRL adds 1e-7."""
+        return self.temperature + (1e-7 if self.preset == "trl" else 0.0)
 
     def _check(self) -> None:
         at_least_one = ("response_length", "num_ppo_epochs", "num_mini_batches", "max_rollout_batch", "kl_horizon")
@@ -110,10 +118,16 @@ class PPOConfig(StageConfig):
             self.require(getattr(self, name) > 0, name, "above 0")
         for name in ("kl_coef", "vf_coef", "entropy_coef"):
             self.require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("missing_eos_penalty", "kl_target", "target_kl", "dual_clip", "log_ratio_clamp", "total_episodes"):
+        for name in ("missing_eos_penalty", "kl_target", "target_kl", "log_ratio_clamp", "total_episodes"):
             self.require(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0, or nothing")
+        self.require(self.dual_clip is None or self.dual_clip > 1, "dual_clip", "a number above 1, or nothing")
+        self.require(self.cliprange < 1, "cliprange", "below 1")
         for name in ("gamma", "lam"):
             self.require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+        self.require(
+            self.use_peft or self.dtype != "bfloat16", "dtype",
+            "float32 or auto with use_peft=false: bfloat16 weights would round small updates away",
+        )  # fmt: skip
         self.require(self.whiten_ddof in (0, 1), "whiten_ddof", "0 or 1")
         self.require(
             self.num_mini_batches <= self.batch_size,
@@ -124,3 +138,15 @@ class PPOConfig(StageConfig):
 
 def _default(config: type[PPOConfig], name: str) -> Any:
     return config.__dataclass_fields__[name].default
+
+
+def difference_from_trl(config: PPOConfig) -> str | None:
+    """One line for a reader who knows TRL, where our defaults compute something else; None where nothing differs."""
+    if config.preset not in ("rlhf_fast", "trl"):
+        return None
+    skipped = {"stop_token"} if config.stop_token_id is not None else set()
+    names = [name for name, value in TRL.items() if getattr(config, name) != value and name not in skipped]
+    if not names:
+        return None
+    remedy = "" if names == ["stop_token"] else " preset=trl takes TRL's formulas."
+    return f"unlike TRL: {', '.join(f'{n}={getattr(config, n)} (TRL: {TRL[n]})' for n in names)}.{remedy}"

@@ -3,47 +3,57 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import encode_prompt, prompt_text
+from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
-from rlhf_fast.data.schema import PromptRow
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.load import load_tokenizer
+from rlhf_fast.model.load import context_of, load_tokenizer
 from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.classifier import ClassifierReward
+from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.tracking import Tracker
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPOConfig
+from rlhf_fast.train.ppo_config import PPOConfig, difference_from_trl
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import Roles, build_roles
 
+logger = logging.getLogger(__name__)
 SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
 def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = ()) -> Path:
-    """Train with the reward model of the config and any `rewards` (source, weight) on top; returns "
-    "the output folder."""
+    """Train with the reward model of the config and any `rewards` (source, weight) on top; returns the output folder.
+
+    Everything that the data or the config can get wrong raises `UsageError` before the first rollout.
+    """
     if not config.dataset_name or not config.sft_model_path:
         raise UsageError("PPO needs sft_model_path (the SFT model) and dataset_name (the prompts).")
+    if not config.reward_model_path and not rewards:
+        raise UsageError("PPO needs a reward: set reward_model_path, or pass a reward function from Python.")
+    output = Path(str(config.output_dir))
+    refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.sft_model_path, config.chat_template_path)
-    read = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row)
-    prompts = encode_prompts(tokenizer, read.rows, config)
+    prompts = read(config, tokenizer)
+    for source, _ in rewards:
+        if isinstance(source, FunctionReward):
+            source.check_signature(prompts.columns)
+    if notice := difference_from_trl(config):
+        logger.warning(notice)
     roles = build_roles(config)
-    sources = [*_model_reward(roles, config), *rewards]
-    if not sources:
-        raise UsageError("PPO needs a reward: set reward_model_path, or pass a reward function from Python.")
-    ppo = PPO(config, roles.policy, roles.reference, roles.critic, WeightedRewards(sources), tokenizer, prompts)
-    output = Path(str(config.output_dir))
+    sources = WeightedRewards([*_model_reward(roles, config), *rewards])
+    ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts)
     watch = CollapseWatch()
     with Tracker(output, "PPO", ppo.iterations, SHOWN, quiet=bool(config.disable_tqdm)) as tracker:
         for iteration in range(ppo.iterations):
@@ -54,23 +64,11 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
     return output
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], config: PPOConfig) -> Prompts:
-    """Tokenise and check every prompt before anything else costs time."""
-    limit = config.max_length - config.response_length
-    ids, texts, kept = [], [], []
-    for number, row in enumerate(rows, 1):
-        try:
-            ids.append(encode_prompt(tokenizer, row.prompt, max_length=limit))
-        except UsageError as error:
-            if config.on_bad_row == "raise":
-                raise UsageError(f"prompt {number} of {config.dataset_name}: {error}") from error
-            continue
-        texts.append(prompt_text(tokenizer, row.prompt))
-        kept.append(row)
-    if not kept:
-        raise UsageError(f"no prompt of {config.dataset_name} fits {limit} tokens; raise max_length.")
-    names = set.intersection(*(set(row.columns) for row in kept))
-    return Prompts(ids, texts, {name: [row.columns[name] for row in kept] for name in sorted(names)})
+def read(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """The prompts, each short enough for max_length and the model's context beside its response."""
+    rows = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row).rows
+    room = prompt_room(config.response_length, config.max_length, context_of(str(config.sft_model_path)))
+    return Prompts.encode(tokenizer, rows, room, source=str(config.dataset_name), on_bad_row=config.on_bad_row)
 
 
 def save_policy(ppo: PPO, roles: Roles, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

@@ -6,15 +6,45 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_fast.data.encode import encode_prompt, prompt_text
+from rlhf_fast.data.fitting import encode_rows
+from rlhf_fast.data.readers import OnBadRow
+from rlhf_fast.data.schema import Message, PromptRow
 
 
 @dataclass
 class Prompts:
-    """Token ids and text of each prompt, and the dataset's other columns for reward functions."""
+    """Token ids and text of each prompt; for rewards the other columns and the messages (None where the row is
+    plain text)."""
 
     ids: list[list[int]]
     texts: list[str]
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    conversations: list[list[Message] | None] = field(default_factory=list)
+
+    @classmethod
+    def encode(
+        cls, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], limit: int | None, *,
+        source: str, on_bad_row: OnBadRow,
+    ) -> Prompts:  # fmt: skip
+        """Tokenise and check every prompt, before anything else costs time; `limit` tokens fit beside a response."""
+        fitting = encode_rows(
+            rows, lambda row: encode_prompt(tokenizer, row.prompt, max_length=limit),
+            noun="prompt", source=source, on_bad_row=on_bad_row,
+        )  # fmt: skip
+        kept = [row for row, _ in fitting]
+        names = set.intersection(*(set(row.columns) for row in kept))
+        return cls(
+            [ids for _, ids in fitting],
+            [prompt_text(tokenizer, row.prompt) for row in kept],
+            {name: [row.columns[name] for row in kept] for name in sorted(names)},
+            [None if isinstance(row.prompt, str) else row.prompt for row in kept],
+        )
+
+    def __post_init__(self) -> None:
+        self.conversations = self.conversations or [None] * len(self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -12,11 +12,9 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
-from rlhf_fast.model.load import load_shared, resolve_source
-from rlhf_fast.model.lora_choice import lora_config
+from rlhf_fast.model.load import Source, load_shared, refuse_missing, resolve_source
+from rlhf_fast.model.lora_choice import add_trained, check_shape, train_only
 from rlhf_fast.model.roles import Critic, Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.device import choose_device, choose_dtype
@@ -36,59 +34,78 @@ class Roles:
 
 
 def build_roles(config: PPOConfig) -> Roles:
-    """Open the SFT model and, if it is an adapter of the same base, the reward model; add what trains."""
+    """Open the SFT model and, if it is an adapter of the same base, the reward model; add what trains.
+
+    What can be told from the folders alone raises `UsageError` before a model is opened.
+    """
     if not config.sft_model_path:
         raise UsageError("PPO needs sft_model_path: the SFT model or adapter folder that the policy starts from.")
+    source = resolve_source(config.sft_model_path)
+    _check_folders(config, source)
     device = choose_device(config.use_cpu)
     dtype = choose_dtype(config.dtype, device, train_base=not config.use_peft)
     shared, sft = load_shared(config.sft_model_path, dtype=dtype, device=device)
-    base = resolve_source(config.sft_model_path).base
-    reward = _reward(shared, config, base)
+    if sft in shared.heads:
+        raise UsageError(
+            f"sft_model_path={config.sft_model_path!r} is a reward adapter (it has a scalar head); give the SFT model."
+        )
+    reward = _reward(shared, config)
     policy = _policy(shared, sft, config)
     critic = _critic(shared, config, copy_reward=reward is not None)
     if config.activation_checkpointing:
         for model in {id(m): m for m in (shared, policy.model)}.values():
             model.checkpoint_activations()
-    return Roles(policy, Policy(shared, sft), critic, reward, base)
+    return Roles(policy, Policy(shared, sft), critic, reward, source.base)
 
 
 def _policy(shared: SharedModel, sft: str | None, config: PPOConfig) -> Policy:
     if not config.use_peft:
-        if sft is not None:
-            raise UsageError(
-                "use_peft=false trains all weights of a full SFT model, and sft_model_path is an adapter "
-                "folder. Train SFT "
-                "with use_peft=false too, or leave use_peft at true."
-            )
-        return Policy(SharedModel(copy.deepcopy(shared.base).to(torch.float32), train_base=True), None)
-    if sft is None:
-        shared.add_adapter("policy", lora_config(config, shared))
-    else:
-        shared.copy_adapter(sft, "policy")
+        return Policy(SharedModel(copy.deepcopy(shared.base), train_base=True), None)
+    add_trained(shared, config, "policy", copy_of=sft)
     return Policy(shared, "policy")
 
 
 def _critic(shared: SharedModel, config: PPOConfig, *, copy_reward: bool) -> Critic:
-    if copy_reward:
-        shared.copy_adapter("reward", "critic")
-    else:
-        shared.add_adapter("critic", lora_config(config, shared), head=True)
+    """The LoRA choices shape a fresh adapter; beside a policy's own they need not fit a copied one."""
+    if not copy_reward:
+        add_trained(shared, config, "critic", copy_of=None, head=True)
+        return adapter_critic(shared, "critic")
+    if not config.use_peft:
+        check_shape(shared, config, "reward")
+    shared.copy_adapter("reward", "critic")
+    train_only(shared, "critic", config.lora_layers)
     return adapter_critic(shared, "critic")
 
 
-def _reward(shared: SharedModel, config: PPOConfig, base: str) -> Critic | None:
+def _reward(shared: SharedModel, config: PPOConfig) -> Critic | None:
     path = config.reward_model_path
-    if path is None or not (Path(path) / ADAPTER_CONFIG).is_file():
+    if path is None or not is_adapter(path):
         return None
-    own = resolve_source(path).base
-    if Path(own).resolve() != Path(base).resolve() and own != base:
-        raise UsageError(
-            f"the reward adapter {path!r} belongs to {own!r} and the SFT model to {base!r}; expected one base "
-            "for both. Train the reward model on the same base."
-        )
     load_adapter(shared, path, "reward")
     if "reward" not in shared.heads:
         raise UsageError(
             f"the adapter {path!r} has no scalar head, so it is no reward model; expected head.safetensors."
         )
     return adapter_critic(shared, "reward")
+
+
+def _check_folders(config: PPOConfig, sft: Source) -> None:
+    if not config.use_peft and sft.adapter is not None:
+        raise UsageError(
+            "use_peft=false trains all weights of a full SFT model, and sft_model_path is an adapter folder. Train "
+            "SFT with use_peft=false too, or leave use_peft at true."
+        )
+    path = config.reward_model_path
+    if path is None:
+        return
+    own = resolve_source(path).base
+    refuse_missing(own)
+    if is_adapter(path) and Path(own).resolve() != Path(sft.base).resolve() and own != sft.base:
+        raise UsageError(
+            f"the reward adapter {path!r} belongs to {own!r} and the SFT model to {sft.base!r}; expected one base "
+            "for both. Train the reward model on the same base."
+        )
+
+
+def is_adapter(path: str) -> bool:
+    return (Path(path) / ADAPTER_CONFIG).is_file()

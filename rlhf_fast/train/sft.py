@@ -9,15 +9,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.encode import Encoded, encode_demonstration
+from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.load import load_shared, load_tokenizer
-from rlhf_fast.model.lora_choice import lora_config
+from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
+from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, train_only
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.tracking import Tracker
 from rlhf_fast.train.sft_config import SFTConfig
 
@@ -57,48 +59,62 @@ class SFT:
             part = -self.policy.logprobs(packed).logprobs.sum() / tokens
             part.backward()
             loss += float(part.detach())
-        return {"loss": loss, "grad_norm": self.optimiser.step(), "lr": self.optimiser.learning_rate}
+        return {"loss": loss, "grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
 
 
 def run_sft(config: SFTConfig) -> Path:
-    """Read, tokenise, train, save; returns the folder of the model (full) or adapter (LoRA)."""
+    """Read, tokenise, train, save; returns the folder of the model (full) or adapter (LoRA).
+
+    Everything that the data or the config can get wrong raises `UsageError` before the first step.
+    """
     if not config.model_name_or_path or not config.dataset_name:
         raise UsageError("SFT needs model_name_or_path (the base model) and dataset_name (the demonstrations).")
+    output = Path(str(config.output_dir))
+    refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
-    rows = _encode(config, tokenizer)
-    device = choose_device(config.use_cpu)
-    full = not config.use_peft
-    dtype = choose_dtype(config.dtype, device, train_base=full)
-    shared, _ = load_shared(config.model_name_or_path, dtype=dtype, device=device, train_base=full)
-    adapter = "sft" if config.use_peft else None
-    if adapter is not None and adapter not in shared.configs:
-        shared.add_adapter(adapter, lora_config(config, shared))
+    rows = _encode(config, tokenizer, context_of(config.model_name_or_path))
+    policy = _policy(config)
     if config.activation_checkpointing:
-        shared.checkpoint_activations()
-    run = SFT(config, Policy(shared, adapter), rows)
-    output = Path(str(config.output_dir))
+        policy.model.checkpoint_activations()
+    run = SFT(config, policy, rows)
     with Tracker(output, "SFT", run.steps, {"loss": "loss"}, quiet=bool(config.disable_tqdm)) as tracker:
         for step in range(run.steps):
             tracker.log(step + 1, run.step(step))
-    if adapter is None:
-        shared.base.save_pretrained(output)
+    if policy.adapter is None:
+        policy.model.base.save_pretrained(output)
     else:
-        save_adapter(shared, adapter, output, base=config.model_name_or_path)
+        save_adapter(policy.model, policy.adapter, output, base=resolve_source(config.model_name_or_path).base)
     tokenizer.save_pretrained(output)
     return output
 
 
-def _encode(config: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+def _policy(config: SFTConfig) -> Policy:
+    """What is trained: all weights, a fresh adapter, or the adapter whose folder is given, further."""
+    path, full = str(config.model_name_or_path), not config.use_peft
+    if full and resolve_source(path).adapter is not None:
+        raise UsageError(
+            f"use_peft=false trains all weights of a model, and {path!r} is an adapter folder. Give a model, or leave "
+            "use_peft at true to train the adapter further."
+        )
+    device = choose_device(config.use_cpu)
+    dtype = choose_dtype(config.dtype, device, train_base=full)
+    shared, adapter = load_shared(path, dtype=dtype, device=device, train_base=full)
+    if adapter is not None:
+        check_layers(shared, config)
+        check_shape(shared, config, adapter)
+        train_only(shared, adapter, config.lora_layers)
+    elif not full:
+        adapter = "sft"
+        add_trained(shared, config, adapter, copy_of=None)
+    return Policy(shared, adapter)
+
+
+def _encode(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[Encoded]:
+    limit = min(config.max_length, context or config.max_length)
     read = read_demonstrations(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row)
-    rows = []
-    for number, row in enumerate(read.rows, 1):
-        try:
-            rows.append(encode_demonstration(tokenizer, row, max_length=config.max_length))
-        except UsageError as error:
-            if config.on_bad_row == "raise":
-                raise UsageError(f"demonstration {number} of {config.dataset_name}: {error}") from error
-            read.skipped.append(str(error))
-    if not rows:
-        raise UsageError(f"no demonstration of {config.dataset_name} fits max_length={config.max_length}; raise it.")
-    return rows
+    fitting = encode_rows(
+        read.rows, lambda row: encode_demonstration(tokenizer, row, max_length=limit),
+        noun="demonstration", source=str(config.dataset_name), on_bad_row=config.on_bad_row,
+    )  # fmt: skip
+    return [encoded for _, encoded in fitting]

@@ -16,3 +16,9 @@ class SFTConfig(StageConfig):
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the demonstrations."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Demonstrations in an optimiser step."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lora_r", "lora_alpha", "lora_target_modules", "lora_layers"):
+            default = type(self).__dataclass_fields__[name].default
+            self.require(self.use_peft or getattr(self, name) == default, name, "its default, as use_peft is false")

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig
 
-from rlhf_fast.model.roles import Policy, adapter_critic
-from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.rules import ForbiddenPhrases, LengthWithin
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rewards.weighted import WeightedRewards
@@ -16,36 +12,9 @@ from rlhf_fast.rollout.diversity import distinct_n, repetition
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.controllers import AdaptiveKL
 from rlhf_fast.train.invariants import InvariantError
-from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_config import PPOConfig
 from rlhf_fast.train.ppo_metrics import explained_variance
-from rlhf_fast.train.prompts import Prompts
-from tests.model_cases import tiny_model, tokens
-from tests.tiny_tokenizer import tiny_tokenizer
-
-
-def likes_even(prompts, responses, **columns):
-    """The share of words with an even number."""
-    return [sum(w[-1] in "02468" for w in r.split()) / max(1, len(r.split())) for r in responses]
-
-
-def run(tmp_path, reward=likes_even, **options) -> PPO:
-    defaults = {
-        "output_dir": str(tmp_path), "per_device_train_batch_size": 16, "learning_rate": 1e-2, "response_length": 6,
-        "total_episodes": 16 * 15, "temperature": 1.0, "use_cpu": True, "lr_scheduler_type": "constant",
-    }  # fmt: skip
-    config = PPOConfig(**(defaults | options))
-    model = tiny_model()
-    model.lm_head.weight.data.mul_(6)  # random logits are too small for any policy to prefer a token
-    shared = SharedModel(model)
-    shared.add_adapter("policy", LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    shared.add_adapter("critic", LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), head=True)
-    prompts = tokens(3, 5, 4, 7, 2, 6, 3, 4)
-    rewards = WeightedRewards([(FunctionReward("likes_even", reward), 1.0)])
-    return PPO(
-        config, Policy(shared, "policy"), Policy(shared, None), adapter_critic(shared, "critic"), rewards,
-        tiny_tokenizer(), Prompts(prompts, ["text"] * len(prompts)),
-    )  # fmt: skip
+from tests.train.cases import estimated, likes_even, run
 
 
 def test_ppo_raises_the_reward_and_starts_at_kl_zero(tmp_path):
@@ -62,9 +31,8 @@ def test_the_gradient_does_not_depend_on_how_a_minibatch_is_cut(tmp_path, score_
     results = []
     for budget in (10_000, 30):
         ppo = run(tmp_path, max_tokens_per_micro_batch=budget, score_at=score_at)
-        rollout = ppo.collect()
-        ppo.shape(rollout, ppo.score(rollout))
-        ppo.estimate(rollout)
+        rollout = estimated(ppo)
+        assert (rollout.labels == -100).any() == (score_at == "eos+1")
         losses = ppo.accumulate(rollout, list(range(16)), rollout.columns["logprobs"])
         results.append([p.grad for p in ppo.optimiser.parameters if p.grad is not None])
         assert (len(losses) == 1) == (budget == 10_000)
@@ -145,12 +113,6 @@ def test_diversity_metrics_by_hand():
     assert repetition([[1, 2, 3, 1, 2, 3], [4, 5]]) == 0.25
     assert explained_variance(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])) == 1
     assert explained_variance(torch.zeros(2), torch.tensor([1.0, 2.0])) == 0
-
-
-def test_a_preset_fills_fields_left_at_their_defaults(tmp_path):
-    config = PPOConfig(output_dir=str(tmp_path), preset="trl", use_cpu=True)
-    assert (config.score_at, config.loss_mean, config.lam) == ("eos+1", "micro", 0.95)
-    assert PPOConfig(output_dir=str(tmp_path), preset="verl", dual_clip=5.0, use_cpu=True).dual_clip == 5.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""Whether the values of a config's fields are of the kinds that its annotations name."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rlhf_fast.runtime.errors import UsageError
+
+
+def check_kinds(config: Any, names: Iterable[str]) -> None:
+    """Raise `UsageError` for the first of the named fields whose value does not fit its annotation.
+
+    Known kinds: bool, int, float (an int is one), str, classes, `list` of these, `Literal`, and unions.
+    """
+    hints = get_type_hints(type(config))
+    for name in names:
+        value = getattr(config, name)
+        if not _fits(value, hints[name]):
+            raise UsageError(f"{name}={value!r} cannot be used: expected {_words(hints[name])}.")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(kind))
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(part, get_args(kind)[0]) for part in value)
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
+
+
+def _words(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(part) for part in get_args(kind))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if origin is list:
+        return f"a list, each {_words(get_args(kind)[0])}"
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
+    return names.get(kind, getattr(origin or kind, "__name__", str(kind)))

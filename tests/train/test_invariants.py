@@ -1,0 +1,135 @@
+"""What is checked in every run: each contradiction stops it, each rounding passes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rlhf_fast.model.roles import Policy
+from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.train.invariants import InvariantError, check_entropy, check_first_ratio, check_scored
+from rlhf_kernels import PPOLoss
+from tests.train.cases import estimated, run
+
+
+def scored(logprobs=(-1.0, -2.0), ref_logprobs=(-1.0, -2.0), kl=(0.0, 0.0)) -> Rollout:
+    rollout = Rollout.from_responses([[5]], [[6, 7]], finished=[True], budget=2)
+    for name, values in (("logprobs", logprobs), ("ref_logprobs", ref_logprobs), ("kl", kl)):
+        rollout.columns[name] = torch.tensor(values)
+    return rollout
+
+
+def losses(ratio: float, clipfrac: float) -> list[PPOLoss]:
+    """Two micro-batches that add up to the minibatch's numbers."""
+    zero = torch.tensor(0.0)
+    half = [torch.tensor(ratio / 2), torch.tensor(clipfrac / 2)]
+    part = PPOLoss(zero, zero, zero, zero, clipfrac=half[1], value_clipfrac=zero, approx_kl=zero, ratio_mean=half[0])
+    return [part, part]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"logprobs": (0.1, -1.0)}, {}, "logprobs reach 0.1"),
+        ({"ref_logprobs": (-1.0, 123.0)}, {}, "ref_logprobs reach 123"),
+        ({"logprobs": (math.nan, -1.0)}, {}, "logprobs reach nan"),
+        ({"kl": (-2e-5, 1.0)}, {"exact": True}, "exact KL"),
+        ({"kl": (math.nan, 1.0)}, {"exact": True}, "exact KL"),
+        ({"kl": (3e-4, 0.0)}, {"first": True}, "did not start as the reference"),
+        ({"kl": (0.03, 0.0)}, {"first": True, "dtype": torch.bfloat16}, "did not start as the reference"),
+    ],
+)
+def test_scores_that_cannot_be_stop_the_run(columns, options, message):
+    settings = {"first": False, "exact": False, "dtype": torch.float32} | options
+    with pytest.raises(InvariantError, match=message):
+        check_scored(scored(**columns), **settings)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({"logprobs": (0.0, -1.0)}, {}),
+        ({"kl": (-0.5, -0.5)}, {}),  # an estimate of one sample may be negative
+        ({"kl": (-5e-6, 0.0)}, {"exact": True}),
+        ({"kl": (1.5e-4, 0.0)}, {"first": True}),  # a mean of 7.5e-5 a token
+        ({"kl": (0.015, 0.0)}, {"first": True, "dtype": torch.bfloat16}),
+    ],
+)
+def test_scores_that_may_be_pass(columns, options):
+    check_scored(scored(**columns), **({"first": False, "exact": False, "dtype": torch.float32} | options))
+
+
+def test_an_entropy_below_zero_stops_the_run():
+    check_entropy(torch.tensor([0.0, -5e-6]))
+    check_entropy(None)
+    with pytest.raises(InvariantError, match="entropy of a token"):
+        check_entropy(torch.tensor([1.0, -0.01]))
+
+
+def test_every_update_checks_its_entropies(tmp_path, monkeypatch):
+    ppo = run(tmp_path)
+    rollout = estimated(ppo)
+    honest = Policy.logprobs
+
+    def broken(*args, **options):
+        scored = honest(*args, **options)
+        return scored._replace(entropy=scored.entropy - 10)
+
+    monkeypatch.setattr(Policy, "logprobs", broken)
+    with pytest.raises(InvariantError, match="entropy of a token"):
+        ppo.update(rollout)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "clipfrac", "dtype", "holds"),
+    [
+        (1 + 5e-6, 0.0, torch.float32, True),
+        (1 + 2e-5, 0.0, torch.float32, False),
+        (1.0, 0.01, torch.float32, False),
+        (1 + 9e-4, 0.01, torch.bfloat16, True),
+        (1 + 2e-3, 0.0, torch.bfloat16, False),
+    ],
+)
+def test_the_first_minibatch_sees_the_network_that_was_scored(ratio, clipfrac, dtype, holds):
+    if holds:
+        check_first_ratio(losses(ratio, clipfrac), dtype)
+    else:
+        with pytest.raises(InvariantError, match="do not see"):
+            check_first_ratio(losses(ratio, clipfrac), dtype)
+
+
+def test_a_policy_that_changed_between_scoring_and_update_is_noticed(tmp_path):
+    ppo = run(tmp_path)
+    rollout = estimated(ppo)
+    rollout.columns["logprobs"] -= 1e-3
+    with pytest.raises(InvariantError, match="do not see"):
+        ppo.update(rollout)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "exact"])
+def test_the_kl_is_exactly_zero_before_the_first_update_under_every_estimator(tmp_path, estimator):
+    rollout = estimated(run(tmp_path, kl_estimator=estimator))
+    assert rollout.columns["kl"].abs().max() == 0
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_counted_and_three_in_a_row_stop_the_run(tmp_path):
+    ppo = run(tmp_path, num_ppo_epochs=2)
+    rollout = estimated(ppo)
+    before = [parameter.clone() for parameter in ppo.optimiser.parameters]
+    good = rollout.columns["advantages"].clone()
+    rollout.columns["advantages"][0] = math.nan
+    ppo.update(rollout)
+    assert ppo.optimiser.skipped == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, ppo.optimiser.parameters, strict=True))
+    rollout.columns["advantages"] = good
+    ppo.update(rollout)
+    assert (ppo.optimiser.skipped, ppo.optimiser.skipped_in_a_row) == (2, 0)
+    ppo.iteration = 1
+    rollout = estimated(ppo)
+    rollout.columns["advantages"][0] = math.inf
+    ppo.update(rollout)
+    with pytest.raises(UsageError, match=r"3 optimiser steps in a row.*Lower learning_rate"):
+        ppo.update(rollout)
