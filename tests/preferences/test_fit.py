@@ -93,6 +93,49 @@ def test_every_comparison_is_seen_once_an_epoch_in_a_new_order():
     assert seen[0] != seen[1] and seen[0] != list(range(12))
 
 
+def pairs_of_a_prompt(comparison: EncodedComparison) -> list[EncodedComparison]:
+    row, sequences = comparison.row, comparison.sequences
+    return [
+        EncodedComparison(
+            Comparison(row.prompt, (row.responses[i], row.responses[j]), (row.ranks[i], row.ranks[j])),
+            comparison.prompt, [sequences[i], sequences[j]],
+        )
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    ]  # fmt: skip
+
+
+def test_pairs_of_one_prompt_follow_one_another_wherever_they_stood_and_the_prompts_are_shuffled():
+    grouped = [pairs_of_a_prompt(c) for c in encoded(8)]
+    scattered = [pairs[i] for i in range(3) for pairs in grouped]
+    training = RewardTraining(config(per_device_train_batch_size=3, num_train_epochs=2), reward_model(), scattered)
+    batches = [training.batch(step) for step in range(training.steps)]
+    assert all(len({c.row.prompt for c in batch}) == 1 for batch in batches)
+    orders = [[batch[0].row.prompt for batch in epoch] for epoch in (batches[:8], batches[8:])]
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
+
+
+def test_a_response_in_several_pairs_is_computed_once_and_gives_the_same_gradient(monkeypatch):
+    pairs = [pair for c in encoded(4) for pair in pairs_of_a_prompt(c)]
+    computed, results = [], []
+    values = Critic.values
+
+    def watched(critic, packed):
+        computed.append(len(packed.cu_seqlens) - 1)
+        return values(critic, packed)
+
+    monkeypatch.setattr(Critic, "values", watched)
+    for batches in ([pairs], [[pair] for pair in pairs]):  # together; each pair by itself, with nothing to share
+        critic, total = reward_model(head=0.5), 0.0
+        training = RewardTraining(config(max_tokens_per_micro_batch=10_000), critic, pairs)
+        for batch in batches:
+            total += training.accumulate(batch)[0] * len(batch) / len(pairs)
+        results.append((total, {key: p.grad * len(batches[0]) / len(pairs) for key, p in critic.named_parameters()}))
+    assert computed == [12] + [2] * 12
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    for key, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][key], rtol=1e-4, atol=1e-6, msg=key)
+
+
 def test_centring_keeps_the_mean_score_near_zero():
     means = []
     for coefficient in (0.0, 1.0):
@@ -132,6 +175,17 @@ def test_a_copy_of_the_sft_adapter_is_trained_and_the_sft_adapter_stays():
     assert all(torch.equal(p, before[key]) for key, p in shared.named_parameters("sft"))
     moved = [key for key, p in critic.named_parameters() if key in copied and not torch.equal(p, copied[key])]
     assert len(moved) == len(copied)
+
+
+def test_a_copy_of_a_reward_model_goes_on_from_its_head():
+    shared = SharedModel(tiny_model())
+    first = add_reward_adapter(shared, config(), name="first")
+    fit(first, encoded(24), config())
+    second = add_reward_adapter(shared, config(), sft="first")
+    sequences = encoded(2)[0].sequences
+    assert torch.equal(sequence_scores(second, sequences, 100), sequence_scores(first, sequences, 100))
+    fit(second, encoded(8), config(num_train_epochs=1))
+    assert not torch.equal(second.head.weight, first.head.weight)
 
 
 def test_lora_layers_trains_only_those_layers_of_a_copied_adapter():
