@@ -22,3 +22,47 @@ def gae_float64(
     gamma_lam: float,
     threads: int,
 ) -> None: ...
+
+def levels() -> list[str]: ...
+
+class Scoring:
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        hidden_stride: int,
+        weight: int,
+        weight_stride: int,
+        bias: int,
+        labels: int,
+        rows: int,
+        vocabulary: int,
+        hidden_size: int,
+        temperature: float,
+        softcap: float,
+        bf16: bool,
+        level: str,
+        threads: int,
+    ) -> None: ...
+
+def linear_logprobs(scoring: Scoring, logprobs: int, entropy: int, max: int, log_sum: int) -> None: ...
+def linear_logprobs_backward(
+    scoring: Scoring,
+    logprobs: int,
+    entropy: int,
+    max: int,
+    log_sum: int,
+    d_logprobs: int,
+    d_entropy: int,
+    d_hidden: int,
+) -> None: ...
+def policy_reference_logprobs(
+    scoring: Scoring,
+    ref_hidden: int,
+    ref_hidden_stride: int,
+    ref_weight: int,
+    ref_weight_stride: int,
+    logprobs: int,
+    ref_logprobs: int,
+    kl: int,
+) -> None: ...

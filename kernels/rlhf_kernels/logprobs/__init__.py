@@ -9,11 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlhf_kernels import backends
 from rlhf_kernels.checks import check_shape
-from rlhf_kernels.logprobs import reference
+from rlhf_kernels.logprobs import native, reference
 from rlhf_kernels.logprobs.reference import IGNORED, LogProbs, PolicyReferenceLogProbs
 
 __all__ = ["IGNORED", "LogProbs", "PolicyReferenceLogProbs", "linear_logprobs", "policy_reference_logprobs"]
+
+backends.register("linear_logprobs", "native", native.linear_logprobs, native.supports)
+backends.register("linear_logprobs", "reference", reference.linear_logprobs, lambda args: None)
+backends.register("policy_reference_logprobs", "native", native.policy_reference_logprobs, native.supports_scoring)
+backends.register("policy_reference_logprobs", "reference", reference.policy_reference_logprobs, lambda args: None)
 
 
 def linear_logprobs(
@@ -25,6 +31,7 @@ def linear_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
+    backend: str | None = None,
 ) -> LogProbs:
     """Log-prob of each label, and entropy in nats, under log softmax(softcap(h W^T + b) / temperature).
 
@@ -34,12 +41,22 @@ def linear_logprobs(
 
     Returns `LogProbs(logprobs (N,), entropy (N,) or None)` in that precision, differentiable in hidden, weight and
     bias. Nothing is mutated. Raises ValueError or TypeError for shapes or dtypes that do not fit, for labels outside
-    [0, V) other than -100, and for a temperature or softcap that is not positive.
+    [0, V) other than -100, for a temperature or softcap that is not positive, and for a chosen backend that cannot run.
+
+    `backend` is "native" (C++, CPU, hidden and weight both bfloat16 or both float32, gradients for hidden only, once
+    differentiable) or "reference" (torch); None takes RLHF_FAST_BACKEND from the environment, else the first that can.
     """
     _check(hidden, weight, labels, bias, temperature, softcap)
-    return reference.linear_logprobs(
-        hidden, weight, labels, bias=bias, temperature=temperature, softcap=softcap, entropy=entropy
-    )
+    args = {
+        "hidden": hidden,
+        "weight": weight,
+        "labels": labels,
+        "bias": bias,
+        "temperature": temperature,
+        "softcap": softcap,
+        "entropy": entropy,
+    }
+    return backends.select("linear_logprobs", backend, args)(**args)
 
 
 def policy_reference_logprobs(
@@ -53,12 +70,13 @@ def policy_reference_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     exact_kl: bool = False,
+    backend: str | None = None,
 ) -> PolicyReferenceLogProbs:
     """Log-probs of the labels under policy and reference and, with `exact_kl`, KL(policy || reference) in nats.
 
     The two models share `weight` (unless `ref_weight` is given), `bias`, temperature and softcap; the exact KL of a
     row is the sum over the vocabulary of p (log p - log r). Rows with label -100 are skipped and get 0 everywhere.
-    Precision, formulas and errors are those of `linear_logprobs`. No gradient flows.
+    Precision, formulas, errors and backends are those of `linear_logprobs`. No gradient flows.
 
     Returns `PolicyReferenceLogProbs(logprobs (N,), ref_logprobs (N,), kl (N,) or None)`. Nothing is mutated.
     """
@@ -66,17 +84,18 @@ def policy_reference_logprobs(
     check_shape("ref_hidden", ref_hidden, tuple(hidden.shape))
     if ref_weight is not None:
         check_shape("ref_weight", ref_weight, tuple(weight.shape))
-    return reference.policy_reference_logprobs(
-        hidden,
-        ref_hidden,
-        weight,
-        labels,
-        ref_weight=ref_weight,
-        bias=bias,
-        temperature=temperature,
-        softcap=softcap,
-        exact_kl=exact_kl,
-    )
+    args = {
+        "hidden": hidden,
+        "ref_hidden": ref_hidden,
+        "weight": weight,
+        "labels": labels,
+        "ref_weight": ref_weight,
+        "bias": bias,
+        "temperature": temperature,
+        "softcap": softcap,
+        "exact_kl": exact_kl,
+    }
+    return backends.select("policy_reference_logprobs", backend, args)(**args)
 
 
 def _check(

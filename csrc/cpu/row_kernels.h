@@ -1,0 +1,92 @@
+// The parts of linear_logprobs that are compiled once per instruction set: logits of a block of the vocabulary for some
+// rows, reduced while they are in cache. Drivers choose a table here and bring memory and threads; simd/ implements it.
+#pragma once
+
+#include <cstdint>
+
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+#define RLHF_X86 1
+#else
+#define RLHF_X86 0
+#endif
+
+namespace rlhf {
+
+enum class Element { kFloat32, kBFloat16 };
+
+// z = softcap(h W^T + b) / temperature
+struct Projection {
+    std::int64_t vocabulary, hidden_size;
+    const float* bias;  // (vocabulary,) or nullptr
+    float temperature, softcap;  // softcap 0: none
+};
+
+// A matrix whose rows are `stride` elements apart; each row is contiguous.
+struct Matrix {
+    const void* data;
+    std::int64_t stride;
+};
+
+// Running statistics of a model's rows over the vocabulary seen so far, relative to the running maximum m:
+// `sum` of e^(z-m) and `moment`, the sum of e^(z-m) (z-m) or, with a second model, of e^(z-m) ((z-m) - (z'-m')).
+struct Statistics {
+    float *max, *sum, *moment;  // each (rows rounded up to a panel,); moment may be nullptr in a second model
+};
+
+struct ForwardTask {
+    const Projection* projection;
+    const std::int64_t* labels;  // (rows,)
+    std::int64_t rows, first, last;  // vocabulary [first, last)
+    int models;                      // 2: policy and reference, for their log-probs and the KL between them
+    const void* panels[2];           // hidden states as written by `pack`
+    Matrix weight[2];                // rows of the whole vocabulary
+    Statistics statistics[2];        // written
+    float* label_logits[2];          // (rows,), written where the label lies in [first, last)
+};
+
+// Per row, (rows rounded up to a panel,): what the softmax gradient needs.
+struct RowGradients {
+    const float *max, *log_sum, *entropy;
+    const float *d_logprob, *d_entropy;
+    const float* limit;  // larger entries of dz are not rounded
+};
+
+struct BackwardTask {
+    const Projection* projection;
+    const std::int64_t* labels;
+    std::int64_t rows, first, last;
+    const void* panels;
+    Matrix weight;
+    RowGradients gradients;
+    float* d_hidden;  // (rows rounded up to a panel, d_hidden_stride) zeroed by the caller, added to
+};
+
+struct RowKernels {
+    std::int64_t (*padded_rows)(std::int64_t rows);
+    std::int64_t (*panel_bytes)(std::int64_t rows, std::int64_t hidden_size);
+    std::int64_t (*gradient_stride)(std::int64_t hidden_size);
+    // Rows `ids` of `hidden` -> panels, lanes of rows side by side
+    void (*pack)(const Matrix& hidden, const std::int64_t* ids, std::int64_t rows, std::int64_t hidden_size,
+                 void* panels);
+    void (*forward)(const ForwardTask& task);
+    void (*backward)(const BackwardTask& task);
+};
+
+enum class Level { kPortable, kAvx2, kAvx512Bf16 };
+
+bool level_available(Level level);
+const RowKernels& row_kernels(Level level, Element element);
+
+namespace portable {
+const RowKernels& row_kernels(Element element);
+}
+#if RLHF_X86
+namespace avx2 {
+const RowKernels& row_kernels(Element element);
+}
+namespace avx512bf16 {
+const RowKernels& row_kernels(Element element);
+}
+#endif
+
+}  // namespace rlhf

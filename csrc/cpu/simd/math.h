@@ -1,0 +1,58 @@
+// exp and tanh on vectors of float, for the arguments that a softmax has.
+#pragma once
+
+#include <limits>
+
+#include "target.h"
+
+namespace rlhf {
+namespace {
+
+constexpr float kFloor = -1e4f;  // e^x is 0 in float far above; stands in for -inf, which times 0 would be NaN
+constexpr float kLowest = -std::numeric_limits<float>::max();  // where a maximum starts: -inf less -inf would be NaN
+
+// (2^f - 1) / f for |f| <= 1/2, relative error 2e-8 (Cephes exp2f)
+template <class Isa>
+RLHF_INLINE typename Isa::F exp2_slope(typename Isa::F f) {
+    auto p = Isa::fma(Isa::set1(1.535336188319500e-4f), f, Isa::set1(1.339887440266574e-3f));
+    p = Isa::fma(p, f, Isa::set1(9.618437357674640e-3f));
+    p = Isa::fma(p, f, Isa::set1(5.550332471162809e-2f));
+    p = Isa::fma(p, f, Isa::set1(2.402264791363012e-1f));
+    return Isa::fma(p, f, Isa::set1(6.931472028550421e-1f));
+}
+
+// x log2(e) = n + f, n whole, |f| <= 1/2
+template <class Isa>
+RLHF_INLINE void split_power(typename Isa::F x, typename Isa::F& n, typename Isa::F& f) {
+    const auto log2e = Isa::set1(1.44269502f), rest = Isa::set1(1.92596303e-8f);
+    n = Isa::round(x * log2e);
+    f = Isa::fma(x, rest, Isa::fma(x, log2e, Isa::set1(0.0f) - n));
+}
+
+// e^x for kFloor <= x <= 88, relative error 1e-7; exactly 1 at 0
+template <class Isa>
+RLHF_INLINE typename Isa::F exp(typename Isa::F x) {
+    typename Isa::F n, f;
+    split_power<Isa>(x, n, f);
+    return Isa::times_power_of_2(Isa::fma(exp2_slope<Isa>(f), f, Isa::set1(1.0f)), n);
+}
+
+// tanh x = -e / (2 + e), e = e^(-2|x|) - 1 computed without cancellation, so that small x keep their relative accuracy
+template <class Isa>
+RLHF_INLINE typename Isa::F tanh(typename Isa::F x) {
+    typename Isa::F n, f;
+    const auto negative = Isa::set1(0.0f) - Isa::max(x, Isa::set1(0.0f) - x);
+    split_power<Isa>(Isa::max(Isa::set1(-40.0f), negative + negative), n, f);
+    const auto power = Isa::times_power_of_2(Isa::set1(1.0f), n);
+    const auto e = Isa::fma(power, exp2_slope<Isa>(f) * f, power - Isa::set1(1.0f));
+    return Isa::copy_sign(Isa::set1(0.0f) - e / (e + Isa::set1(2.0f)), x);
+}
+
+// The larger of x and kFloor; NaN stays NaN
+template <class Isa>
+RLHF_INLINE typename Isa::F floored(typename Isa::F x) {
+    return Isa::max(Isa::set1(kFloor), x);
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,15 @@
+// The table of one instruction set and element type.
+#pragma once
+
+#include "backward.h"
+#include "forward.h"
+
+namespace rlhf {
+namespace {
+
+template <class P, class Source>
+constexpr RowKernels kernels_of = {padded_rows<P>,  panel_bytes<P>,     gradient_stride<typename P::Isa>,
+                                   pack<P, Source>, forward<P, Source>, backward<P, Source>};
+
+}  // namespace
+}  // namespace rlhf
