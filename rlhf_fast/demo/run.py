@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from transformers import AutoConfig
+from transformers.utils.logging import disable_progress_bar
 
 from rlhf_fast.demo.base_model import fetch_base_model
 from rlhf_fast.demo.config import DemoConfig
@@ -27,7 +29,7 @@ from rlhf_fast.preferences.reward_model import REWARD_FACTS, run_reward
 from rlhf_fast.runtime.records import read_record
 from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.ppo_config import PPOConfig
-from rlhf_fast.train.ppo_run import run_ppo
+from rlhf_fast.train.ppo_run import NOTICES, run_ppo
 from rlhf_fast.train.sft import run_sft
 from rlhf_fast.train.sft_config import SFTConfig
 
@@ -63,6 +65,8 @@ class _Pipeline:
 def run_demo(config: DemoConfig) -> Path:
     """Run what is not there yet, print the summary, write `report.html`; returns its path. Raises `UsageError`."""
     console = Console()
+    disable_progress_bar()  # of model loading, which takes a second here
+    logging.getLogger(NOTICES).setLevel(logging.ERROR)
     started = time.perf_counter()
     folder, size = Path(config.output_dir), QUICK if config.quick else FULL
     files = write_files(folder / "data", heldout=size.heldout)

@@ -24,7 +24,7 @@ class Size:
     normalise_samples: int
 
 
-FULL = Size(sft_epochs=1, reward_epochs=1, episodes=640, heldout=None, normalise_samples=64)
+FULL = Size(sft_epochs=1, reward_epochs=1, episodes=288, heldout=None, normalise_samples=64)
 QUICK = Size(sft_epochs=0.6, reward_epochs=0.7, episodes=160, heldout=48, normalise_samples=32)
 
 

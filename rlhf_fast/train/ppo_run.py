@@ -28,7 +28,7 @@ from rlhf_fast.train.ppo_config import PPOConfig, difference_from_trl
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import Roles, build_roles
 
-logger = logging.getLogger(__name__)
+NOTICES = "rlhf_fast.notices"  # the logger of what only a reader who knows another library needs
 SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
@@ -50,7 +50,7 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
         if isinstance(source, FunctionReward):
             source.check_signature(prompts.columns)
     if notice := difference_from_trl(config):
-        logger.warning(notice)
+        logging.getLogger(NOTICES).warning(notice)
     roles = build_roles(config)
     sources = WeightedRewards([*_model_reward(roles, config), *rewards])
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts)
