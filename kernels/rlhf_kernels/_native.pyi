@@ -22,7 +22,6 @@ def gae_float64(
     gamma_lam: float,
     threads: int,
 ) -> None: ...
-
 def levels() -> list[str]: ...
 
 class Scoring:

@@ -93,7 +93,7 @@ def policy_reference_logprobs(
     hidden, ref_hidden = _with_contiguous_rows(hidden), _with_contiguous_rows(ref_hidden)
     ref_weight = weight if ref_weight is None else ref_weight
     labels, bias = labels.contiguous(), _bias(bias)
-    logprobs, ref_logprobs, kl = torch.zeros(3, labels.shape[0])
+    logprobs, ref_logprobs, kl = (torch.zeros(labels.shape[0]) for _ in range(3))
     _native.policy_reference_logprobs(
         _scoring(hidden, weight, labels, bias, temperature, softcap),
         ref_hidden=ref_hidden.data_ptr(),
@@ -108,13 +108,15 @@ def policy_reference_logprobs(
 
 
 class _LinearLogProbs(torch.autograd.Function):
-    """Log-probs and, where asked for, entropy; both differentiable in the hidden states, once."""
+    """Log-probs and, where asked for, entropy; both differentiable in the hidden states, once.
+
+    Kept for the backward pass, beside the inputs: each row's results, its largest logit and log sum e^(z - largest).
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, labels, bias, temperature, softcap, entropy):
         hidden, labels, bias = _with_contiguous_rows(hidden), labels.contiguous(), _bias(bias)
-        logprobs, entropies = torch.zeros(2, labels.shape[0])
-        largest, log_sum = torch.zeros(2, labels.shape[0])  # of each row's logits, less the largest one
+        logprobs, entropies, largest, log_sum = (torch.zeros(labels.shape[0]) for _ in range(4))
         scores = {"logprobs": logprobs, "entropy": entropies, "max": largest, "log_sum": log_sum}
         _native.linear_logprobs(_scoring(hidden, weight, labels, bias, temperature, softcap), **_pointers(scores))
         ctx.save_for_backward(hidden, weight, labels, bias, *scores.values())
