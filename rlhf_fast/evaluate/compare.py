@@ -16,6 +16,7 @@ from rlhf_fast.evaluate.prompts import HeldOut
 from rlhf_fast.evaluate.statistics import mean_difference, over_optimised, win_rate
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.trunk_cache import keep_trunk
 from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked
 from rlhf_fast.rollout.engine import Response, generate
 from rlhf_fast.rollout.sampling import Sampling
@@ -92,13 +93,15 @@ def compare(
     ]
     texts = [tokenizer.batch_decode([r.tokens for r in part], skip_special_tokens=True) for part in sampled]
     batches = [_reward_batch(prompts, *part) for part in zip(texts, sampled, strict=True)]
-    scores = [{r.name: checked(r, batch).tolist() for r in rewards} for batch in batches]
+    sequences = [sequence for batch in batches for sequence in batch.sequences]
     kl = None
-    if sampling.temperature > 0:
-        ratios = log_ratios(
-            second, first, prompts.ids, sampled[1], temperature=sampling.temperature, max_tokens=max_tokens
-        )
-        kl = float(ratios.mean())
+    with keep_trunk((first.model, second.model), sequences, max_tokens=max_tokens):
+        scores = [{r.name: checked(r, batch).tolist() for r in rewards} for batch in batches]
+        if sampling.temperature > 0:
+            ratios = log_ratios(
+                second, first, prompts.ids, sampled[1], temperature=sampling.temperature, max_tokens=max_tokens
+            )
+            kl = float(ratios.mean())
     return Comparison(
         *names, [_compare_scores(r.name, scores[0][r.name], scores[1][r.name]) for r in rewards], kl,
         behaviour(sampled[0]), behaviour(sampled[1]), _pairs(prompts, texts, scores),

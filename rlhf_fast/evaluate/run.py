@@ -19,7 +19,7 @@ from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
-from rlhf_fast.runtime.tracking import METRICS_FILE, read_metrics
+from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics
 
 RESULT_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
@@ -40,7 +40,8 @@ def run_evaluate(config: EvaluateConfig) -> Comparison:
         models.tokenizer, read.rows[: config.max_prompts], _room(config, models),
         source=config.dataset_name, on_bad_row=config.on_bad_row,
     )  # fmt: skip
-    comparison = _compare(config, models, prompts)
+    with activity(f"two responses to each of {len(prompts)} prompts, then their scores"):
+        comparison = _compare(config, models, prompts)
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     write_record(output / RESULT_FILE, asdict(comparison) | {"over_optimised_under": comparison.over_optimised_under})

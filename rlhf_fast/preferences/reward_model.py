@@ -26,7 +26,7 @@ from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everythin
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
-from rlhf_fast.runtime.tracking import Tracker
+from rlhf_fast.runtime.tracking import Tracker, activity
 
 REWARD_FACTS = "reward_model.json"
 REPORT_FILE = "report.html"
@@ -85,8 +85,9 @@ def run_reward(config: RewardConfig) -> RewardResult:
     with Tracker(output, "reward model", steps, SHOWN, quiet=bool(config.disable_tqdm)) as tracker:
         history = fit(critic, split.train, config, tracker)
     budget = config.max_tokens_per_micro_batch
-    evaluation = evaluate(critic, split.heldout, max_tokens=budget) if split.heldout else None
-    scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
+    with activity("scoring held-out responses, then samples of the start model", quiet=bool(config.disable_tqdm)):
+        evaluation = evaluate(critic, split.heldout, max_tokens=budget) if split.heldout else None
+        scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
     save_adapter(shared, ADAPTER, output, base=resolve_source(config.model_name_or_path).base)
     tokenizer.save_pretrained(output)
     result = RewardResult(output, evaluation, scale, history)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -58,3 +60,12 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     """The rows that a `Tracker` wrote; null is NaN."""
     rows = [json.loads(line) for line in (Path(folder) / METRICS_FILE).read_text().splitlines()]
     return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+
+
+@contextmanager
+def activity(text: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show `text` with a spinner and the time it has taken, for work that has no steps to count."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, transient=True, disable=quiet) as progress:
+        progress.add_task(text, total=None)
+        yield
