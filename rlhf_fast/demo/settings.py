@@ -24,8 +24,8 @@ class Size:
     normalise_samples: int
 
 
-FULL = Size(sft_epochs=1, reward_epochs=1, episodes=288, heldout=None, normalise_samples=64)
-QUICK = Size(sft_epochs=0.6, reward_epochs=0.7, episodes=160, heldout=48, normalise_samples=32)
+FULL = Size(sft_epochs=1, reward_epochs=1, episodes=160, heldout=None, normalise_samples=64)
+QUICK = Size(sft_epochs=0.6, reward_epochs=0.7, episodes=96, heldout=48, normalise_samples=32)
 
 
 @dataclass(frozen=True)
