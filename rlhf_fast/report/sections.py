@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from rlhf_fast.report.charts import calibration_plot, interval_bar, line_chart
+from rlhf_fast.report.charts import SMOOTHED_FROM, calibration_plot, interval_bar, line_chart
 from rlhf_fast.runtime.statistics import Interval
 
 CURVES = {
@@ -26,8 +26,8 @@ def training(metrics: Sequence[Mapping[str, float]]) -> str:
             '<p class="empty">No training metrics: metrics.jsonl has no row with '
             f"{escape(', '.join(CURVES))}. Give the folder of a PPO run.</p>"
         )
-    note = "A faint line is each step; the strong one a moving average over a tenth of the run."
-    return f'<div class="grid-of-charts">{charts}</div><p class="note">{note}</p>'
+    note = '<p class="note">A faint line is each step; the strong one a moving average over a tenth of the run.</p>'
+    return f'<div class="grid-of-charts">{charts}</div>{note if len(metrics) >= SMOOTHED_FROM else ""}'
 
 
 def accuracies(rows: Sequence[tuple[str, Interval]]) -> str:
