@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 
 import torch
@@ -43,18 +43,20 @@ class TrunkCache:
         found = [part for part in parts if part is not None]
         return TrunkStates(self.model, self.depth, torch.cat(found)) if found and len(found) == len(parts) else None
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Within it, forwards of these sequences start from their states. Prefill and decoding run as ever."""
+        self.model.trunk_cache = self
+        try:
+            yield
+        finally:
+            self.model.trunk_cache = None
+
 
 @contextmanager
 def keep_trunk(models: Iterable[SharedModel], sequences: Sequence[Sequence[int]], *, max_tokens: int) -> Iterator[None]:
-    """Within it, forwards of these sequences through `models` start from states that are computed here, once a model.
-
-    max_tokens: tokens in one forward. Prefill, decoding and sequences not among these run as ever.
-    """
-    different = list({id(model): model for model in models}.values())
-    for model in different:
-        model.trunk_cache = TrunkCache(model, sequences, max_tokens=max_tokens)
-    try:
+    """Within it, each of `models` serves a `TrunkCache` of these sequences; max_tokens: tokens in one forward."""
+    with ExitStack() as stack:
+        for model in {id(model): model for model in models}.values():
+            stack.enter_context(TrunkCache(model, sequences, max_tokens=max_tokens).serving())
         yield
-    finally:
-        for model in different:
-            model.trunk_cache = None
