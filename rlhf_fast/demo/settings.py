@@ -25,7 +25,7 @@ class Size:
 
 
 FULL = Size(sft_epochs=1, reward_epochs=1, episodes=160, heldout=None, normalise_samples=64)
-QUICK = Size(sft_epochs=0.6, reward_epochs=0.7, episodes=96, heldout=48, normalise_samples=32)
+QUICK = Size(sft_epochs=0.4, reward_epochs=0.5, episodes=64, heldout=36, normalise_samples=24)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def test_every_stage_leaves_its_result_and_the_report_holds_all_sections(folder)
         assert f"<h2>{heading}</h2>" in html
     results = read_results(folder)
     assert [reward.name for reward in results.comparison.rewards] == ["proxy_reward", "gold_reward"]
-    assert len(results.comparison.pairs) == 48 and results.proxy.accuracy.count == 48 * 3
-    assert len(results.ppo_metrics) == 3 and results.ppo_metrics[0]["objective/kl"] == 0
+    assert len(results.comparison.pairs) == 36 and results.proxy.accuracy.count == 36 * 3
+    assert len(results.ppo_metrics) == 2 and results.ppo_metrics[0]["objective/kl"] == 0
 
 
 def test_a_later_run_reuses_what_is_there_and_says_the_same(folder, base, capsys):
