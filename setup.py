@@ -67,8 +67,8 @@ setup(
     ext_modules=[
         Extension(
             "rlhf_kernels._native",
-            sources=["csrc/binding.cpp", *sorted(map(str, Path("csrc/cpu").rglob("*.cpp")))],
-            depends=sorted(map(str, Path("csrc/cpu").rglob("*.h"))),
+            sources=sorted(map(str, Path("csrc").rglob("*.cpp"))),
+            depends=sorted(map(str, Path("csrc").rglob("*.h"))),
             language="c++",
         )
     ],

@@ -1,7 +1,5 @@
-// The Python module rlhf_kernels._native: pointers arrive as integers, so that no tensor library is needed to build it.
-// The caller keeps the memory alive and has checked types, lengths and contiguity.
+#include "../cpu/linear_logprobs.h"
 
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
@@ -10,32 +8,10 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/gae.h"
-#include "cpu/linear_logprobs.h"
-
-namespace py = pybind11;
+#include "module.h"
+#include "pointer.h"
 
 namespace {
-
-template <typename T>
-T* pointer(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-template <typename T>
-void gae(std::uintptr_t rewards, std::uintptr_t values, std::uintptr_t returns, std::uintptr_t cu,
-         std::uintptr_t bootstrap, std::int64_t sequences, double gamma, double gamma_lam, int threads) {
-    rlhf::gae<T>(pointer<T>(rewards), pointer<const T>(values), pointer<T>(returns),
-                 pointer<const std::int32_t>(cu), pointer<const T>(bootstrap), sequences, static_cast<T>(gamma),
-                 static_cast<T>(gamma_lam), threads);
-}
-
-template <typename T>
-void define_gae(py::module_& m, const char* name) {
-    m.def(name, &gae<T>, py::call_guard<py::gil_scoped_release>(), py::arg("rewards"), py::arg("values"),
-          py::arg("returns"), py::arg("cu"), py::arg("bootstrap"), py::arg("sequences"), py::arg("gamma"),
-          py::arg("gamma_lam"), py::arg("threads"));
-}
 
 const std::vector<std::pair<std::string, rlhf::Level>> kLevels = {{"portable", rlhf::Level::kPortable},
                                                                   {"avx2", rlhf::Level::kAvx2},
@@ -100,6 +76,8 @@ void policy_reference_logprobs(const Scoring& s, std::uintptr_t ref_hidden, std:
                                     pointer<float>(ref_logprobs), pointer<float>(kl), s.compute);
 }
 
+}  // namespace
+
 void define_linear_logprobs(py::module_& m) {
     using py::arg;
     const auto release = py::call_guard<py::gil_scoped_release>();
@@ -115,18 +93,4 @@ void define_linear_logprobs(py::module_& m) {
     m.def("policy_reference_logprobs", &policy_reference_logprobs, release, arg("scoring"), arg("ref_hidden"),
           arg("ref_hidden_stride"), arg("ref_weight"), arg("ref_weight_stride"), arg("logprobs"),
           arg("ref_logprobs"), arg("kl"));
-}
-
-}  // namespace
-
-PYBIND11_MODULE(_native, m) {
-    m.doc() = "C++ kernels on raw pointers; see csrc/.";
-#ifdef _OPENMP
-    m.attr("openmp") = true;
-#else
-    m.attr("openmp") = false;
-#endif
-    define_gae<float>(m, "gae_float32");
-    define_gae<double>(m, "gae_float64");
-    define_linear_logprobs(m);
 }

@@ -1,0 +1,13 @@
+// The Python module rlhf_kernels._native.
+#include "module.h"
+
+PYBIND11_MODULE(_native, m) {
+    m.doc() = "C++ kernels on raw pointers; see csrc/.";
+#ifdef _OPENMP
+    m.attr("openmp") = true;
+#else
+    m.attr("openmp") = false;
+#endif
+    define_gae(m);
+    define_linear_logprobs(m);
+}

@@ -1,0 +1,9 @@
+// One function for each operation that adds its kernels to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+void define_gae(py::module_& m);
+void define_linear_logprobs(py::module_& m);
