@@ -10,4 +10,8 @@ PYBIND11_MODULE(_native, m) {
 #endif
     define_gae(m);
     define_linear_logprobs(m);
+    define_moments(m);
+    define_ppo_loss(m);
+    define_shape_rewards(m);
+    define_whiten(m);
 }

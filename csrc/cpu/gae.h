@@ -9,7 +9,7 @@ namespace rlhf {
 // rewards, values, returns: (T,); cu: (sequences + 1,) offsets into them, from 0 to T, never falling.
 // bootstrap: (sequences,) values beyond each end, or nullptr for 0.
 // rewards become advantages, returns are written, nothing else is. The columns do not overlap.
-// At most `threads` threads run; fewer where the columns are too short to be worth it.
+// At most `threads` threads run, fewer where the columns are too short to be worth it; results do not depend on them.
 template <typename T>
 void gae(T* rewards, const T* values, T* returns, const std::int32_t* cu, const T* bootstrap,
          std::int64_t sequences, T gamma, T gamma_lam, int threads);

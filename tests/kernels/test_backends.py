@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from rlhf_kernels import backends, gae_
+from rlhf_kernels import backends, extension, gae_
 from rlhf_kernels.gae import native
 
 needs_native = pytest.mark.skipif(
@@ -91,7 +91,7 @@ def test_when_none_can_run_that_is_said(monkeypatch):
 def test_gae_runs_on_the_reference_when_the_extension_is_missing(monkeypatch, caplog):
     columns = ragged([3, 0, 5])
     expected = run(columns, "reference")
-    monkeypatch.setattr(native, "_missing", "the C++ extension is not available")
+    monkeypatch.setattr(extension, "MISSING", "the C++ extension is not available")
     backends._log_once.cache_clear()
     torch.testing.assert_close(run(columns), expected, rtol=0, atol=0)
     assert "the C++ extension is not available" in caplog.text
@@ -112,7 +112,7 @@ def test_native_gae_equals_the_reference(lengths, bootstrapped):
 @needs_native
 def test_native_gae_is_what_runs_by_default_on_a_cpu(monkeypatch):
     calls = []
-    monkeypatch.setattr(native._native, "gae_float32", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr(extension.native, "gae_float32", lambda *arguments: calls.append(arguments))
     run(ragged([4]))
     assert len(calls) == 1
 
@@ -145,7 +145,7 @@ print(os_threads_after(1), os_threads_after(3))
 
 @needs_native
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-@pytest.mark.skipif(not getattr(getattr(native, "_native", None), "openmp", False), reason="built without OpenMP")
+@pytest.mark.skipif(not getattr(extension.native, "openmp", False), reason="built without OpenMP")
 def test_native_gae_uses_as_many_threads_as_torch():
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {
         "PYTHONPATH": os.pathsep.join(sys.path)

@@ -1,0 +1,34 @@
+"""The C++ extension, which exists only where a compiler was found when the package was installed.
+
+`native` is the module or None; where it is None, `MISSING` says why and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+try:
+    from rlhf_kernels import _native as native
+except ImportError as error:
+    native = None  # type: ignore[assignment]
+    MISSING: str | None = (
+        f"the C++ extension is not available ({error}); to build it, install a C++17 compiler and the "
+        "Python headers and reinstall rlhf-fast from source"
+    )
+else:
+    MISSING = None
+
+
+def cannot_run(args: Mapping[str, Any]) -> str | None:
+    """Why the extension cannot take these arguments: it is missing, or a tensor is no contiguous one on a CPU."""
+    if MISSING:
+        return MISSING
+    for name, value in args.items():
+        if isinstance(value, Tensor) and not (value.is_cpu and value.is_contiguous()):
+            if value.is_cpu:
+                return f"{name} is not contiguous; call .contiguous() on it first"
+            return f"{name} is on {value.device}, and it runs on CPU tensors only"
+    return None
