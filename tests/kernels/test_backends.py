@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from rlhf_kernels import backends, extension, gae_
-from rlhf_kernels.gae import native
 
 needs_native = pytest.mark.skipif(
-    native.supports({}) is not None, reason="the C++ extension is not built: install the package from source"
+    extension.MISSING is not None, reason="the C++ extension is not built: install the package from source"
 )
 
 

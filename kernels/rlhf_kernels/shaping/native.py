@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from rlhf_kernels.extension import cannot_run, native
 
-
-def supports(args: Mapping[str, Any]) -> str | None:
-    """Why the extension cannot take these arguments of `shape_rewards_`, or None."""
-    return cannot_run(args)
+supports = cannot_run
 
 
 def shape_rewards_(
