@@ -60,6 +60,12 @@ void linear_logprobs(const Scoring& s, std::uintptr_t logprobs, std::uintptr_t e
     rlhf::linear_logprobs(s.scoring, scores(logprobs, entropy, max, log_sum), s.compute);
 }
 
+void linear_logprobs_directions(const Scoring& s, std::uintptr_t logprobs, std::uintptr_t entropy, std::uintptr_t max,
+                                std::uintptr_t log_sum, std::uintptr_t directions) {
+    rlhf::linear_logprobs_directions(s.scoring, scores(logprobs, entropy, max, log_sum), pointer<float>(directions),
+                                     s.compute);
+}
+
 void linear_logprobs_backward(const Scoring& s, std::uintptr_t logprobs, std::uintptr_t entropy, std::uintptr_t max,
                               std::uintptr_t log_sum, std::uintptr_t d_logprobs, std::uintptr_t d_entropy,
                               std::uintptr_t d_hidden) {
@@ -88,6 +94,8 @@ void define_linear_logprobs(py::module_& m) {
              arg("temperature"), arg("softcap"), arg("bf16"), arg("level"), arg("threads"));
     m.def("linear_logprobs", &linear_logprobs, release, arg("scoring"), arg("logprobs"), arg("entropy"), arg("max"),
           arg("log_sum"));
+    m.def("linear_logprobs_directions", &linear_logprobs_directions, release, arg("scoring"), arg("logprobs"),
+          arg("entropy"), arg("max"), arg("log_sum"), arg("directions"));
     m.def("linear_logprobs_backward", &linear_logprobs_backward, release, arg("scoring"), arg("logprobs"),
           arg("entropy"), arg("max"), arg("log_sum"), arg("d_logprobs"), arg("d_entropy"), arg("d_hidden"));
     m.def("policy_reference_logprobs", &policy_reference_logprobs, release, arg("scoring"), arg("ref_hidden"),

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "buffer.h"
+#include "merge.h"
 #include "scored_rows.h"
 
 namespace rlhf {
@@ -23,7 +25,7 @@ struct Model {
 class Pass {
    public:
     struct Row {
-        double max, log_sum, logprob;
+        double max, log_sum, logprob, mean;  // mean of what the statistics call moment
     };
 
     Pass(const Projection& projection, const Model* models, int count, const ScoredRows& scored, std::int64_t first,
@@ -31,11 +33,15 @@ class Pass {
         : projection_(projection), models_(models), count_(count), labels_(scored.labels.data() + first), rows_(rows),
           kernels_(kernels), padded_(kernels.padded_rows(rows)),
           range_(std::max(kRangeRows, divide_up(divide_up(projection.vocabulary, kRanges), 128) * 128)),
-          ranges_(divide_up(projection.vocabulary, range_)), statistics_(ranges_ * kFields * padded_),
+          ranges_(divide_up(projection.vocabulary, range_)), memory_(ranges_ * kFields * padded_),
           label_logits_(count * padded_) {
         for (int m = 0; m < count; ++m) {
             panels_[m] = Buffer<char>(kernels.panel_bytes(rows, projection.hidden_size));
             kernels.pack(models[m].hidden, scored.ids.data() + first, rows, projection.hidden_size, panels_[m].data());
+            for (std::int64_t range = 0; range < ranges_; ++range) {
+                float* field = memory_.data() + (range * kFields + m * 3) * padded_;
+                statistics_[m].push_back({field, field + padded_, m == 0 ? field + 2 * padded_ : nullptr});
+            }
         }
     }
 
@@ -45,43 +51,13 @@ class Pass {
     }
 
     Row row(int model, std::int64_t r) const {
-        const double max = largest(model, r);
-        double sum = 0;
-        for (std::int64_t range = 0; range < ranges_; ++range) {
-            const Statistics part = statistics(range, model);
-            sum += std::exp(part.max[r] - max) * part.sum[r];
-        }
-        const double log_sum = std::log(sum);
-        return {max, log_sum, label_logits_.data()[model * padded_ + r] - max - log_sum};
-    }
-
-    // The moment of the first model's row under its softmax, relative to the largest logits.
-    double mean(std::int64_t r) const {
-        const double max = largest(0, r), other_max = count_ == 2 ? largest(1, r) : 0;
-        double sum = 0, moment = 0;
-        for (std::int64_t range = 0; range < ranges_; ++range) {
-            const Statistics part = statistics(range, 0);
-            const double change = part.max[r] - max;
-            const double other_change = count_ == 2 ? statistics(range, 1).max[r] - other_max : 0;
-            sum += std::exp(change) * part.sum[r];
-            moment += std::exp(change) * (part.moment[r] + (change - other_change) * part.sum[r]);
-        }
-        return moment / sum;
+        const Merged all = merge(statistics_[model], r, model == 0 && count_ == 2 ? &statistics_[1] : nullptr);
+        const double log_sum = std::log(all.sum);
+        return {all.max, log_sum, label_logits_.data()[model * padded_ + r] - all.max - log_sum, all.moment / all.sum};
     }
 
    private:
     static constexpr int kFields = 5;  // three of the first model, two of the second
-
-    Statistics statistics(std::int64_t range, int model) const {
-        float* first = statistics_.data() + (range * kFields + model * 3) * padded_;
-        return {first, first + padded_, model == 0 ? first + 2 * padded_ : nullptr};
-    }
-
-    double largest(int model, std::int64_t r) const {
-        float max = statistics(0, model).max[r];
-        for (std::int64_t range = 1; range < ranges_; ++range) max = std::max(max, statistics(range, model).max[r]);
-        return max;
-    }
 
     ForwardTask task(std::int64_t range) const {
         ForwardTask task{};
@@ -94,7 +70,7 @@ class Pass {
         for (int m = 0; m < count_; ++m) {
             task.panels[m] = panels_[m].data();
             task.weight[m] = models_[m].weight;
-            task.statistics[m] = statistics(range, m);
+            task.statistics[m] = statistics_[m][range];
             task.label_logits[m] = label_logits_.data() + m * padded_;
         }
         return task;
@@ -107,7 +83,8 @@ class Pass {
     std::int64_t rows_;
     const RowKernels& kernels_;
     std::int64_t padded_, range_, ranges_;
-    Buffer<float> statistics_, label_logits_;
+    Buffer<float> memory_, label_logits_;
+    std::vector<Statistics> statistics_[2];  // of the ranges, in memory_
     Buffer<char> panels_[2];
 };
 
@@ -138,7 +115,7 @@ void linear_logprobs(const Scoring& scoring, const Scores& scores, const Compute
         scores.logprobs[id] = static_cast<float>(row.logprob);
         scores.max[id] = static_cast<float>(row.max);
         scores.log_sum[id] = static_cast<float>(row.log_sum);
-        if (scores.entropy != nullptr) scores.entropy[id] = static_cast<float>(row.log_sum - pass.mean(r));
+        if (scores.entropy != nullptr) scores.entropy[id] = static_cast<float>(row.log_sum - row.mean);
     });
 }
 
@@ -149,7 +126,7 @@ void policy_reference_logprobs(const Scoring& policy, Matrix ref_hidden, Matrix 
         const Pass::Row row = pass.row(0, r), ref = pass.row(1, r);
         logprobs[id] = static_cast<float>(row.logprob);
         ref_logprobs[id] = static_cast<float>(ref.logprob);
-        if (kl != nullptr) kl[id] = static_cast<float>(pass.mean(r) + ref.log_sum - row.log_sum);
+        if (kl != nullptr) kl[id] = static_cast<float>(row.mean + ref.log_sum - row.log_sum);
     });
 }
 

@@ -31,6 +31,12 @@ struct Scores {
 
 void linear_logprobs(const Scoring& scoring, const Scores& scores, const Compute& compute);
 
+// The same with the gradient of each row's log-prob, directions (rows, hidden_size), contiguous: rows that are not
+// skipped are written. Here the last bits depend on the number of threads. The gradients of up to kTaskRows rows are
+// kept in float per thread.
+void linear_logprobs_directions(const Scoring& scoring, const Scores& scores, float* directions,
+                                const Compute& compute);
+
 // The reference has its own hidden states and weights, all else is shared; kl (rows,) may be nullptr.
 void policy_reference_logprobs(const Scoring& policy, Matrix ref_hidden, Matrix ref_weight, float* logprobs,
                                float* ref_logprobs, float* kl, const Compute& compute);

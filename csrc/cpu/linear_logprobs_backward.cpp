@@ -1,45 +1,18 @@
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
+#include <vector>
 
+#include "bfloat16.h"
 #include "buffer.h"
 #include "linear_logprobs.h"
-#include "scored_rows.h"
+#include "plan.h"
 
 namespace rlhf {
 namespace {
 
-constexpr std::int64_t kTaskRows = 256;      // most rows of a task
-constexpr std::int64_t kTaskBytes = 4 << 20;  // most bytes of their hidden states and, in float, their gradients
-constexpr std::int64_t kFewestRows = 192;    // a task with fewer spends too much of its time on rearranging weights
-constexpr float kLargeShare = 1.0f / 64;     // entries of dz above this share of a row's sum |dz| are not rounded,
-constexpr float kRoundingShare = 2.4e-7f;    // unless they are below this share of the upstream gradient
-
-std::uint16_t to_bfloat16(float x) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    if (x != x) return static_cast<std::uint16_t>(bits >> 16 | 0x40);  // NaN stays NaN
-    return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// How the work is cut: `parts` of the rows times `splits` of the vocabulary. The vocabulary is split, at the price of a
-// partial gradient for each split, only where there are too few rows to give every thread some.
-struct Plan {
-    std::int64_t parts, splits;
-
-    Plan(std::int64_t rows, const Projection& projection, Element element, int threads) {
-        const std::int64_t row_bytes = projection.hidden_size * (element == Element::kBFloat16 ? 6 : 8);
-        const std::int64_t most = std::clamp<std::int64_t>(kTaskBytes / row_bytes, 48, kTaskRows);
-        parts = divide_up(rows, most);
-        splits = 1;
-        if (rows >= threads * std::min(kFewestRows, most)) {
-            parts = divide_up(parts, threads) * threads;
-        } else {
-            splits = std::min(divide_up(threads, parts), divide_up(projection.vocabulary, 128));
-        }
-    }
-};
+// Entries of dz below this share of the upstream gradient may be rounded, however large their share of the row's sum.
+constexpr float kRoundingShare = 2.4e-7f;
 
 // The inputs of some rows side by side, 0 beyond them.
 class GatheredRows {
@@ -74,28 +47,16 @@ class GatheredRows {
 class Backward {
    public:
     Backward(const Scoring& scoring, const Scores& scores, const float* d_logprobs, const float* d_entropy,
-             void* d_hidden, const Compute& compute, const ScoredRows& scored, Plan plan)
+             void* d_hidden, const Compute& compute, const ScoredRows& scored, const Plan& plan)
         : scoring_(scoring), scores_(scores), d_logprobs_(d_logprobs), d_entropy_(d_entropy), d_hidden_(d_hidden),
           element_(compute.element), scored_(scored), plan_(plan),
           kernels_(row_kernels(compute.level, compute.element)),
           stride_(kernels_.gradient_stride(scoring.projection.hidden_size)), sums_(plan.parts * plan.splits) {}
 
-    void run([[maybe_unused]] int team) {
-        const std::int64_t tasks = plan_.parts * plan_.splits;
-#pragma omp parallel for schedule(dynamic) num_threads(team)
-        for (std::int64_t task = 0; task < tasks; ++task) {
-            accumulate(task / plan_.splits, task % plan_.splits);
-            if (plan_.splits == 1) write(task);
-        }
-        for (std::int64_t part = 0; plan_.splits > 1 && part < plan_.parts; ++part) write(part);
-    }
-
-   private:
-    std::int64_t first_row(std::int64_t part) const { return part * scored_.count() / plan_.parts; }
-
     void accumulate(std::int64_t part, std::int64_t split) {
         const Projection& projection = scoring_.projection;
-        const std::int64_t first = first_row(part), rows = first_row(part + 1) - first;
+        const Range range = plan_.rows_of(part), tokens = plan_.vocabulary_of(split);
+        const std::int64_t first = range.first, rows = range.count;
         const std::int64_t padded = kernels_.padded_rows(rows), *ids = scored_.ids.data() + first;
         const Buffer<char> panels(kernels_.panel_bytes(rows, projection.hidden_size));
         kernels_.pack(scoring_.hidden, ids, rows, projection.hidden_size, panels.data());
@@ -106,8 +67,8 @@ class Backward {
         task.projection = &projection;
         task.labels = scored_.labels.data() + first;
         task.rows = rows;
-        task.first = split * projection.vocabulary / plan_.splits;
-        task.last = (split + 1) * projection.vocabulary / plan_.splits;
+        task.first = tokens.first;
+        task.last = tokens.first + tokens.count;
         task.panels = panels.data();
         task.weight = scoring_.weight;
         task.gradients = gathered.gradients();
@@ -117,8 +78,8 @@ class Backward {
     }
 
     // The sum over the splits of a part, in the element type of the hidden states.
-    void write(std::int64_t part) {
-        const std::int64_t first = first_row(part), count = first_row(part + 1) - first;
+    void finish(std::int64_t part) {
+        const auto [first, count] = plan_.rows_of(part);
         const std::int64_t hidden_size = scoring_.projection.hidden_size;
         for (std::int64_t i = 0; i < count * hidden_size; ++i) {
             const std::int64_t row = i / hidden_size, h = i % hidden_size;
@@ -136,13 +97,14 @@ class Backward {
         for (std::int64_t s = 0; s < plan_.splits; ++s) sums_[part * plan_.splits + s] = {};
     }
 
+   private:
     const Scoring& scoring_;
     const Scores& scores_;
     const float *d_logprobs_, *d_entropy_;
     void* d_hidden_;
     Element element_;
     const ScoredRows& scored_;
-    Plan plan_;
+    const Plan& plan_;
     const RowKernels& kernels_;
     std::int64_t stride_;
     std::vector<Buffer<float>> sums_;  // (parts, splits) of (padded rows, stride)
@@ -157,7 +119,10 @@ void linear_logprobs_backward(const Scoring& scoring, const Scores& scores, cons
     const Projection& projection = scoring.projection;
     const int team = useful_threads(projection, scored.count(), compute.threads);
     const Plan plan(scored.count(), projection, compute.element, team);
-    Backward(scoring, scores, d_logprobs, d_entropy, d_hidden, compute, scored, plan).run(team);
+    Backward work(scoring, scores, d_logprobs, d_entropy, d_hidden, compute, scored, plan);
+    plan.run(
+        team, [&](std::int64_t part, std::int64_t split) { work.accumulate(part, split); },
+        [&](std::int64_t part) { work.finish(part); });
 }
 
 }  // namespace rlhf

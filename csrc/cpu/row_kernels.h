@@ -44,6 +44,22 @@ struct ForwardTask {
     float* label_logits[2];          // (rows,), written where the label lies in [first, last)
 };
 
+// As a forward task of one model, but the label's token is left out of the statistics, and with the sums of the others,
+// of e^(z-m) softcap'(z) W, comes the gradient of the row's log-prob.
+struct DirectionsTask {
+    const Projection* projection;
+    const std::int64_t* labels;
+    std::int64_t rows, first, last;
+    const void* panels;
+    Matrix weight;
+    Statistics statistics;  // written
+    float* label_logits;    // (rows,), written where the label lies in [first, last)
+    float* sums;            // (rows rounded up to a panel, gradient_stride) zeroed by the caller
+};
+
+// An entry of dz, the gradient of a row's logits, above this share of their sum |dz| is not rounded on its way to dz W.
+constexpr float kLargeShare = 1.0f / 64;
+
 // Per row, (rows rounded up to a panel,): what the softmax gradient needs.
 struct RowGradients {
     const float *max, *log_sum, *entropy;
@@ -58,7 +74,7 @@ struct BackwardTask {
     const void* panels;
     Matrix weight;
     RowGradients gradients;
-    float* d_hidden;  // (rows rounded up to a panel, d_hidden_stride) zeroed by the caller, added to
+    float* d_hidden;  // (rows rounded up to a panel, gradient_stride) zeroed by the caller, added to
 };
 
 struct RowKernels {
@@ -69,6 +85,7 @@ struct RowKernels {
     void (*pack)(const Matrix& hidden, const std::int64_t* ids, std::int64_t rows, std::int64_t hidden_size,
                  void* panels);
     void (*forward)(const ForwardTask& task);
+    void (*directions)(const DirectionsTask& task);
     void (*backward)(const BackwardTask& task);
 };
 

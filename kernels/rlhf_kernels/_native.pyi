@@ -153,6 +153,9 @@ class Scoring:
     ) -> None: ...
 
 def linear_logprobs(scoring: Scoring, logprobs: int, entropy: int, max: int, log_sum: int) -> None: ...
+def linear_logprobs_directions(
+    scoring: Scoring, logprobs: int, entropy: int, max: int, log_sum: int, directions: int
+) -> None: ...
 def linear_logprobs_backward(
     scoring: Scoring,
     logprobs: int,

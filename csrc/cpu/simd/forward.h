@@ -11,13 +11,6 @@
 namespace rlhf {
 namespace {
 
-template <class P>
-void reset(const Statistics& statistics, std::int64_t rows) {
-    std::fill_n(statistics.max, padded_rows<P>(rows), kLowest);
-    std::fill_n(statistics.sum, padded_rows<P>(rows), 0.0f);
-    if (statistics.moment != nullptr) std::fill_n(statistics.moment, padded_rows<P>(rows), 0.0f);
-}
-
 // One model of a task: its block of weights and its logits for the panel at hand.
 template <class P, class Source>
 struct ModelTile {
@@ -62,7 +55,7 @@ RLHF_TARGET void forward(const ForwardTask& task) {
             for (int g = 0; g < groups; ++g) {
                 const std::int64_t rows = models[0].weights.rows;
                 if (task.models == 1) {
-                    add_tile<Isa>(models[0].z, rows, g, models[0].top[g], policy, row);
+                    add_tile<Isa>(models[0].z, rows, g, models[0].top[g], policy, row, KeepNothing());
                 } else {
                     add_tile_pair<Isa>(models[0].z, models[1].z, rows, g, models[0].top[g], models[1].top[g], policy,
                                        ref, row);

@@ -9,16 +9,11 @@
 #include <cmath>
 #include <cstdint>
 
+#include "large_entries.h"
 #include "logits.h"
 
 namespace rlhf {
 namespace {
-
-// d_hidden += value * weight row
-template <class P>
-RLHF_TARGET void axpy(float value, const typename P::Stored* weight, std::int64_t hidden_size, float* d_hidden) {
-    for (std::int64_t h = 0; h < hidden_size; ++h) d_hidden[h] += value * to_float(weight[h]);
-}
 
 // A panel's rows and where their gradient goes.
 struct PanelGradient {
@@ -74,20 +69,6 @@ struct GroupGradient {
         return (Isa::set1(0.0f) - exp<Isa>(logprob) * factor) * (scale - scale * capped * capped);
     }
 };
-
-// Entries above the limit go to d_hidden and become 0; there are none in most tiles.
-template <class P>
-RLHF_TARGET void take_large(unsigned large, const typename P::Stored* weight, std::int64_t hidden_size,
-                            float* d_hidden, std::int64_t d_hidden_stride, typename P::F& entries) {
-    float values[P::Isa::kLanes];
-    P::Isa::store(values, entries);
-    for (int lane = 0; lane < P::Isa::kLanes; ++lane) {
-        if ((large >> lane & 1) == 0) continue;
-        axpy<P>(values[lane], weight, hidden_size, d_hidden + lane * d_hidden_stride);
-        values[lane] = 0;
-    }
-    entries = P::Isa::load(values);
-}
 
 // z (rows of the block, rows of a full panel) -> cells (steps, rows of a full panel)
 template <class P, class Source>

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../bfloat16.h"
 #include "../row_kernels.h"
-#include "bfloat16.h"
 #include "target.h"
 
 namespace rlhf {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "bfloat16.h"
+#include "../bfloat16.h"
 #include "target.h"
 
 namespace rlhf {

@@ -2,14 +2,16 @@
 #pragma once
 
 #include "backward.h"
+#include "directions.h"
 #include "forward.h"
 
 namespace rlhf {
 namespace {
 
 template <class P, class Source>
-constexpr RowKernels kernels_of = {padded_rows<P>,  panel_bytes<P>,     gradient_stride<typename P::Isa>,
-                                   pack<P, Source>, forward<P, Source>, backward<P, Source>};
+constexpr RowKernels kernels_of = {padded_rows<P>,     panel_bytes<P>,        gradient_stride<typename P::Isa>,
+                                   pack<P, Source>,    forward<P, Source>,    directions<P, Source>,
+                                   backward<P, Source>};
 
 }  // namespace
 }  // namespace rlhf

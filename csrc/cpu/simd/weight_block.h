@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../bfloat16.h"
 #include "../buffer.h"
 #include "../row_kernels.h"
-#include "bfloat16.h"
 #include "target.h"
 
 namespace rlhf {

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from rlhf_kernels import backends
 from rlhf_kernels.checks import check_shape
-from rlhf_kernels.logprobs import native, reference
+from rlhf_kernels.logprobs import reference
 from rlhf_kernels.logprobs.reference import IGNORED, LogProbs, PolicyReferenceLogProbs
 
 __all__ = ["IGNORED", "LogProbs", "PolicyReferenceLogProbs", "linear_logprobs", "policy_reference_logprobs"]
 
-backends.register("linear_logprobs", "native", native.linear_logprobs, native.supports)
 backends.register("linear_logprobs", "reference", reference.linear_logprobs, lambda args: None)
-backends.register("policy_reference_logprobs", "native", native.policy_reference_logprobs, native.supports_scoring)
 backends.register("policy_reference_logprobs", "reference", reference.policy_reference_logprobs, lambda args: None)
 
 

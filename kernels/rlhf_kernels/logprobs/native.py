@@ -1,8 +1,9 @@
 """Log-probs from hidden states in C++: a tile of float32 logits at a time, reduced while it is in cache.
 
-Exact in the sense of the reference: bf16 or float32 operands, products accumulated and kept in float32. The backward
-pass computes the tiles again and gives the gradient of the hidden states; a weight or bias that needs one is for the
-reference. A row's result depends on neither the other rows nor, in the forward pass, the number of threads.
+Exact in the sense of the reference: bf16 or float32 operands, products accumulated and kept in float32. The gradient of
+the hidden states comes with the log-probs (`directions`) or, the entropy's included, from tiles that are computed
+again; a weight or bias that needs a gradient is for the reference. A row's result depends on neither the other rows
+nor, without `directions`, the number of threads.
 """
 
 from __future__ import annotations
@@ -13,36 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kernels.logprobs.reference import LogProbs, PolicyReferenceLogProbs
+from rlhf_kernels.extension import MISSING, native
 
-try:
-    from rlhf_kernels import _native
-    from rlhf_kernels._native import levels
-except ImportError as error:
-    _missing: str | None = (
-        f"the C++ extension is not available ({error}); to build it, install a C++17 compiler and the "
-        "Python headers and reinstall rlhf-fast from source"
-    )
-    LEVEL = ""
-else:
-    _missing = None
-    LEVEL = levels()[-1]  # the instruction set that is used: the fastest that the processor has
+LEVEL = (
+    native.levels()[-1] if MISSING is None else ""
+)  # the instruction set that is used: the fastest that the processor has
 
 
 def supports(args: Mapping[str, Any]) -> str | None:
-    """Why the extension cannot take these arguments of `linear_logprobs`, or None."""
-    reason = supports_scoring(args)
-    if reason is None and torch.is_grad_enabled():
-        for name in ("weight", "bias"):
-            if args[name] is not None and args[name].requires_grad:
-                return f"{name} needs a gradient, and it gives that of hidden only; freeze {name} or leave it"
-    return reason
-
-
-def supports_scoring(args: Mapping[str, Any]) -> str | None:
-    """Why the extension cannot take these arguments of `policy_reference_logprobs`, or None."""
-    if _missing:
-        return _missing
+    """Why the extension cannot take these arguments of `linear_logprobs` or `policy_reference_logprobs`, or None."""
+    if MISSING is not None:
+        return MISSING
     if LEVEL == "portable":
         return "this processor has neither AVX2 nor AVX-512 with bf16, and without them the reference is faster"
     for name, value in args.items():
@@ -62,39 +44,99 @@ def supports_scoring(args: Mapping[str, Any]) -> str | None:
     return None
 
 
+def supports_backward(args: Mapping[str, Any]) -> str | None:
+    """Why the extension cannot take these arguments of `linear_logprobs_backward`, or None."""
+    for name in ("weight", "bias"):
+        if args[f"{name}_gradient"]:
+            return f"{name} needs a gradient, and it gives that of hidden only; freeze {name} or leave it"
+    return supports(args)
+
+
 def linear_logprobs(
+    *,
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
-    *,
     bias: Tensor | None,
     temperature: float,
     softcap: float | None,
     entropy: bool,
-) -> LogProbs:
-    """As the reference; arguments are taken as checked and supported."""
-    out = _LinearLogProbs.apply(hidden, weight, labels, bias, temperature, softcap, entropy)
-    return LogProbs(out[0], out[1] if entropy else None)
+    directions: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs (N,), entropy (N,) or (0,), statistics (2, N) and directions (N, H) or (0, H), all float32.
+
+    The statistics are each row's largest logit and log sum e^(logit - largest); directions[i] is the gradient of
+    logprobs[i] by hidden[i]. Arguments are taken as checked and supported.
+    """
+    hidden, labels, bias = _with_contiguous_rows(hidden), labels.contiguous(), _bias(bias)
+    rows = labels.shape[0]
+    logprobs, entropies, statistics = torch.zeros(rows), torch.zeros(rows if entropy else 0), torch.zeros(2, rows)
+    gradients = torch.zeros(rows if directions else 0, hidden.shape[1])
+    scoring = _scoring(hidden, weight, labels, bias, temperature, softcap)
+    scores = _scores(logprobs, entropies if entropy else None, statistics)
+    if directions:
+        native.linear_logprobs_directions(scoring, **scores, directions=gradients.data_ptr())
+    else:
+        native.linear_logprobs(scoring, **scores)
+    return logprobs, entropies, statistics, gradients
+
+
+def linear_logprobs_backward(
+    *,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    logprobs: Tensor,
+    entropy: Tensor,
+    statistics: Tensor,
+    d_logprobs: Tensor | None,
+    d_entropy: Tensor | None,
+    weight_gradient: bool,
+    bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """d_hidden (N, H) in the dtype of hidden, and two empty tensors in place of d_weight and d_bias.
+
+    `logprobs`, `entropy` and `statistics` are what the forward pass gave, `entropy` empty only where there is no
+    `d_entropy`. Arguments are taken as checked and supported, which includes that neither weight nor bias needs a
+    gradient.
+    """
+    hidden, labels, bias = _with_contiguous_rows(hidden), labels.contiguous(), _bias(bias)
+    d_logprobs = torch.zeros(labels.shape[0]) if d_logprobs is None else _column(d_logprobs)
+    d_entropy = None if d_entropy is None else _column(d_entropy)
+    logprobs, entropy, statistics = _column(logprobs), _column(entropy), _column(statistics)
+    d_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype)
+    native.linear_logprobs_backward(
+        _scoring(hidden, weight, labels, bias, temperature, softcap),
+        **_scores(logprobs, entropy, statistics),
+        d_logprobs=d_logprobs.data_ptr(),
+        d_entropy=0 if d_entropy is None else d_entropy.data_ptr(),
+        d_hidden=d_hidden.data_ptr(),
+    )
+    return d_hidden, hidden.new_empty(0), hidden.new_empty(0)
 
 
 def policy_reference_logprobs(
+    *,
     hidden: Tensor,
     ref_hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
-    *,
     ref_weight: Tensor | None,
     bias: Tensor | None,
     temperature: float,
     softcap: float | None,
     exact_kl: bool,
-) -> PolicyReferenceLogProbs:
-    """As the reference; arguments are taken as checked and supported."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs (N,) of policy and reference, and KL (N,) or (0,); arguments are taken as checked and supported."""
     hidden, ref_hidden = _with_contiguous_rows(hidden), _with_contiguous_rows(ref_hidden)
     ref_weight = weight if ref_weight is None else ref_weight
     labels, bias = labels.contiguous(), _bias(bias)
-    logprobs, ref_logprobs, kl = (torch.zeros(labels.shape[0]) for _ in range(3))
-    _native.policy_reference_logprobs(
+    rows = labels.shape[0]
+    logprobs, ref_logprobs, kl = torch.zeros(rows), torch.zeros(rows), torch.zeros(rows if exact_kl else 0)
+    native.policy_reference_logprobs(
         _scoring(hidden, weight, labels, bias, temperature, softcap),
         ref_hidden=ref_hidden.data_ptr(),
         ref_hidden_stride=ref_hidden.stride(0),
@@ -102,51 +144,16 @@ def policy_reference_logprobs(
         ref_weight_stride=ref_weight.stride(0),
         logprobs=logprobs.data_ptr(),
         ref_logprobs=ref_logprobs.data_ptr(),
-        kl=kl.data_ptr(),
+        kl=kl.data_ptr() if exact_kl else 0,
     )
-    return PolicyReferenceLogProbs(logprobs, ref_logprobs, kl if exact_kl else None)
-
-
-class _LinearLogProbs(torch.autograd.Function):
-    """Log-probs and, where asked for, entropy; both differentiable in the hidden states, once.
-
-    Kept for the backward pass, beside the inputs: each row's results, its largest logit and log sum e^(z - largest).
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, labels, bias, temperature, softcap, entropy):
-        hidden, labels, bias = _with_contiguous_rows(hidden), labels.contiguous(), _bias(bias)
-        logprobs, entropies, largest, log_sum = (torch.zeros(labels.shape[0]) for _ in range(4))
-        scores = {"logprobs": logprobs, "entropy": entropies, "max": largest, "log_sum": log_sum}
-        _native.linear_logprobs(_scoring(hidden, weight, labels, bias, temperature, softcap), **_pointers(scores))
-        ctx.save_for_backward(hidden, weight, labels, bias, *scores.values())
-        ctx.settings = temperature, softcap
-        ctx.set_materialize_grads(False)
-        return logprobs, entropies if entropy else None
-
-    @staticmethod
-    def backward(ctx, d_logprobs, d_entropy):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "got create_graph=True, but this gradient has none: use backend='reference' for a second"
-            )
-        hidden, weight, labels, bias, *scores = ctx.saved_tensors
-        d_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype)
-        gradients = {"d_logprobs": _column(d_logprobs, labels), "d_entropy": _column(d_entropy, labels)}
-        _native.linear_logprobs_backward(
-            _scoring(hidden, weight, labels, bias, *ctx.settings),
-            **_pointers(dict(zip(("logprobs", "entropy", "max", "log_sum"), scores, strict=True))),
-            **_pointers(gradients),
-            d_hidden=d_hidden.data_ptr(),
-        )
-        return d_hidden, None, None, None, None, None, None
+    return logprobs, ref_logprobs, kl
 
 
 def _scoring(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
-) -> _native.Scoring:
+) -> native.Scoring:
     """The arguments by address: the caller keeps the tensors alive."""
-    return _native.Scoring(
+    return native.Scoring(
         hidden=hidden.data_ptr(),
         hidden_stride=hidden.stride(0),
         weight=weight.data_ptr(),
@@ -164,16 +171,22 @@ def _scoring(
     )
 
 
-def _pointers(columns: dict[str, Tensor]) -> dict[str, int]:
-    return {name: column.data_ptr() for name, column in columns.items()}
+def _scores(logprobs: Tensor, entropy: Tensor | None, statistics: Tensor) -> dict[str, int]:
+    """The columns by address: the caller keeps the tensors alive."""
+    return {
+        "logprobs": logprobs.data_ptr(),
+        "entropy": 0 if entropy is None else entropy.data_ptr(),
+        "max": statistics[0].data_ptr(),
+        "log_sum": statistics[1].data_ptr(),
+    }
 
 
-def _column(gradient: Tensor | None, labels: Tensor) -> Tensor:
-    return torch.zeros(labels.shape[0]) if gradient is None else gradient.contiguous()
+def _column(x: Tensor) -> Tensor:
+    return x.detach().float().contiguous()
 
 
 def _bias(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach().float().contiguous()
+    return None if bias is None else _column(bias)
 
 
 def _rows_are_contiguous(x: Tensor) -> bool:
