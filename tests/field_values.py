@@ -29,6 +29,7 @@ _TRAINING = {
 
 SFT = _TRAINING | {
     "num_train_epochs": Change(2.0), "model_name_or_path": Change("other"), "dataset_name": Change("more.jsonl"),
+    "eval_dataset_name": Change("more.jsonl"),
 }  # fmt: skip
 
 REWARD = _TRAINING | {

@@ -7,6 +7,7 @@ about models, tokenizers, datasets or training stages, and nothing but torch is 
 from __future__ import annotations
 
 from rlhf_kernels.gae import gae_
+from rlhf_kernels.linear_ppo_loss import linear_ppo_loss
 from rlhf_kernels.logprobs import LogProbs, PolicyReferenceLogProbs, linear_logprobs, policy_reference_logprobs
 from rlhf_kernels.lora_linear import lora_linear
 from rlhf_kernels.moments import Moments, merge_moments, moments
@@ -22,6 +23,7 @@ __all__ = [
     "PolicyReferenceLogProbs",
     "gae_",
     "linear_logprobs",
+    "linear_ppo_loss",
     "lora_linear",
     "merge_moments",
     "moments",

@@ -10,12 +10,15 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from rlhf_kernels import triton_support
+
 VARIABLE = "RLHF_FAST_BACKEND"
-ORDER = {"cpu": ("native", "reference"), "cuda": ("reference",)}  # by device type, the fastest first
+ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}  # by device type, the fastest first
 
 Arguments = Mapping[str, Any]
 
@@ -30,9 +33,27 @@ class Backend(NamedTuple):
 _backends: dict[str, dict[str, Backend]] = {}
 
 
-def register(op: str, name: str, run: Callable[..., Any], supports: Callable[[Arguments], str | None]) -> None:
+def anything(args: Arguments) -> None:
+    """The `supports` of a backend that can always run."""
+
+
+def register(
+    op: str, name: str, run: Callable[..., Any], supports: Callable[[Arguments], str | None] = anything
+) -> None:
     """Make `run` the backend `name` of operation `op`, in place of an earlier one of that name."""
     _backends.setdefault(op, {})[name] = Backend(run, supports)
+
+
+def register_triton(op: str, module: str) -> None:
+    """Make the function `op` of `module` the backend "triton"; it is imported where Triton can run, when first asked."""
+
+    def run(**args: Any) -> Any:
+        return getattr(import_module(module), op)(**args)
+
+    def supports(args: Arguments) -> str | None:
+        return triton_support.cannot_run(args) or import_module(module).supports(args)
+
+    register(op, "triton", run, supports)
 
 
 def select(op: str, backend: str | None, args: Arguments) -> Callable[..., Any]:
@@ -53,6 +74,11 @@ def select(op: str, backend: str | None, args: Arguments) -> Callable[..., Any]:
             return available[name].run
         _log_once(op, name, reason)
     raise ValueError(f"no backend of {op} can run on {device}: move the tensors to a CPU or CUDA device")
+
+
+def run(op: str, backend: str | None, **args: Any) -> Any:
+    """What the selected implementation of `op` gives for `args`."""
+    return select(op, backend, args)(**args)
 
 
 def _explicit(op: str, name: str, origin: str, args: Arguments) -> Backend:

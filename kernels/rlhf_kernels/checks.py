@@ -1,6 +1,11 @@
-"""Checks of arguments that several operations share: each says what was got, what was expected and what to do."""
+"""Checks of arguments that several operations share: each says what was got, what was expected and what to do.
+
+`check_values` and what calls it read the data, and so run inside an op; the others look at shapes and dtypes only.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,7 +27,7 @@ def check_same_dtype(**columns: Tensor) -> None:
 
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless `x` has exactly this shape."""
-    if tuple(x.shape) != shape:
+    if x.shape != shape:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {shape}: reshape or select its entries first")
 
 
@@ -35,16 +40,37 @@ def check_mask(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> None:
         raise TypeError(f"{name} has dtype {mask.dtype}, expected bool: convert it with .bool()")
 
 
-def check_offsets(name: str, offsets: Tensor, total: int) -> None:
-    """Raise unless `offsets` (B+1,) int32 rise from 0 to `total`, never falling; a GPU is waited for once."""
+def check_offsets_type(name: str, offsets: Tensor) -> None:
+    """Raise unless `offsets` are int32 of shape (B+1,)."""
     if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.numel() == 0:
         raise TypeError(
             f"{name} is {offsets.dtype} of shape {tuple(offsets.shape)}, expected int32 offsets of shape (B+1,): "
             "build it as 0 followed by the running sum of the lengths"
         )
-    ends_fit = (offsets[0] == 0) & (offsets[-1] == total)
-    if not bool(ends_fit & (offsets[1:] >= offsets[:-1]).all()):
-        raise ValueError(
+
+
+def check_offsets(name: str, offsets: Tensor, total: int) -> None:
+    """Raise unless `offsets` (B+1,) rise from 0 to `total`, never falling. Reads the data."""
+    if offsets.is_cpu:
+        values = offsets.tolist()
+        right = values[0] == 0 and values[-1] == total and values == sorted(values)
+    else:
+        right = (offsets[0] == 0) & (offsets[-1] == total) & (offsets.diff() >= 0).all()
+    check_values(
+        right,
+        lambda: (
             f"{name} runs from {int(offsets[0])} to {int(offsets[-1])}, expected offsets that start at 0, never fall "
             f"and end at {total}, the length of the columns: build it from the lengths of the same columns"
-        )
+        ),
+    )
+
+
+def check_values(right: Tensor | bool, message: Callable[[], str]) -> None:
+    """Raise ValueError with the message unless `right` (bool, 0-dim) holds.
+
+    On a GPU nothing waits for the answer: a wrong one ends the process at the next wait, with a device-side assertion.
+    """
+    if isinstance(right, Tensor) and not right.is_cpu:
+        torch._assert_async(right, "rlhf_kernels: the values of an argument do not fit; run it on the CPU for details")
+    elif not right:
+        raise ValueError(message())

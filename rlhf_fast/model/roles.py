@@ -30,12 +30,18 @@ class Policy:
             packed.rows
         ]
 
-    def logprobs(self, packed: Packed, *, temperature: float = 1.0, entropy: bool = False) -> LogProbs:
-        """Log-probs (R,) f32 of `packed.labels` (0 where -100), and entropies (R,) if asked; differentiable."""
+    def logprobs(
+        self, packed: Packed, *, temperature: float = 1.0, entropy: bool = False, entropy_gradient: bool = True
+    ) -> LogProbs:
+        """Log-probs (R,) f32 of `packed.labels` (0 where -100), and entropies (R,) if asked; differentiable.
+
+        An entropy that is only looked at should have `entropy_gradient=False`: the update is then cheaper.
+        """
         weight, bias = self.model.lm_head
         return linear_logprobs(
             self.hidden(packed), weight, packed.labels,
-            bias=bias, temperature=temperature, softcap=self.model.softcap, entropy=entropy,
+            bias=bias, temperature=temperature, softcap=self.model.softcap,
+            entropy=entropy, entropy_gradient=entropy_gradient,
         )  # fmt: skip
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

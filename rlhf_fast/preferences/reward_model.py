@@ -84,12 +84,15 @@ def run_reward(config: RewardConfig) -> RewardResult:
     steps = total_steps(config, len(split.train))
     with Tracker(output, "reward model", steps, SHOWN, quiet=bool(config.disable_tqdm)) as tracker:
         history = fit(critic, split.train, config, tracker)
+    base = resolve_source(config.model_name_or_path).base
+    save_adapter(shared, ADAPTER, output, base=base)  # before anything else can fail
+    tokenizer.save_pretrained(output)
     budget = config.max_tokens_per_micro_batch
     with activity("scoring held-out responses, then samples of the start model", quiet=bool(config.disable_tqdm)):
         evaluation = evaluate(critic, split.heldout, max_tokens=budget) if split.heldout else None
         scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
-    save_adapter(shared, ADAPTER, output, base=resolve_source(config.model_name_or_path).base)
-    tokenizer.save_pretrained(output)
+    if scale:
+        save_adapter(shared, ADAPTER, output, base=base)  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, history)
     write_record(output / REWARD_FACTS, facts(config, split, result))
     if evaluation:

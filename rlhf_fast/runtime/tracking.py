@@ -47,7 +47,10 @@ class Tracker:
         self.file.close()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the metrics of step `step` (1-based); one that is not finite is null, as JSON has no other word."""
+        """Record the metrics of a step (1-based; 0 is before the first).
+
+        One that is not finite is null, as JSON has no other word.
+        """
         record: dict[str, float | None] = {"step": step, "seconds": round(time.perf_counter() - self.started, 3)}
         record |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self.file.write(json.dumps(record, allow_nan=False) + "\n")

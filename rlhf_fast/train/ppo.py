@@ -171,7 +171,9 @@ class PPO:
             mask = packed.labels != -100
             if c.loss_mean == "micro":
                 actions, slots = max(1, int(mask.sum())) * len(parts), max(1, len(index)) * len(parts)
-            scored = self.policy.logprobs(packed, temperature=c.logit_temperature, entropy=True)
+            scored = self.policy.logprobs(
+                packed, temperature=c.logit_temperature, entropy=True, entropy_gradient=c.entropy_coef != 0
+            )
             invariants.check_entropy(scored.entropy)
             loss = ppo_loss(
                 scored.logprobs, old[index], columns["advantages"][index],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.encode import Encoded, encode_demonstration
@@ -31,6 +33,7 @@ class SFT:
     config: SFTConfig
     policy: Policy
     rows: list[Encoded]
+    heldout: list[Encoded]
 
     def __post_init__(self) -> None:
         c = self.config
@@ -49,17 +52,25 @@ class SFT:
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step: the mean negative log-prob over all response tokens of the batch."""
-        rows = self.batch(index)
-        tokens = sum(label != -100 for row in rows for label in row.labels[1:])
         loss = 0.0
+        for part in self.loss_parts(self.batch(index)):
+            part.backward()
+            loss += float(part.detach())
+        return {"loss": loss, "grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """`eval_loss`, the same mean over the held-out demonstrations, where there are any."""
+        return {"eval_loss": sum(map(float, self.loss_parts(self.heldout)))} if self.heldout else {}
+
+    def loss_parts(self, rows: list[Encoded]) -> Iterator[Tensor]:
+        """Losses of micro-batches, which add up to the mean over all response tokens of `rows`."""
+        tokens = sum(label != -100 for row in rows for label in row.labels[1:])
         for group in cut_by_tokens([len(row.input_ids) for row in rows], self.config.max_tokens_per_micro_batch):
             packed = Packed.from_sequences(
                 [rows[i].input_ids for i in group], [rows[i].labels for i in group], self.policy.model.device
             )
-            part = -self.policy.logprobs(packed).logprobs.sum() / tokens
-            part.backward()
-            loss += float(part.detach())
-        return {"loss": loss, "grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
+            yield -self.policy.logprobs(packed).logprobs.sum() / tokens
 
 
 def run_sft(config: SFTConfig) -> Path:
@@ -73,14 +84,19 @@ def run_sft(config: SFTConfig) -> Path:
     refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
-    rows = _encode(config, tokenizer, context_of(config.model_name_or_path))
+    context = context_of(config.model_name_or_path)
+    rows = _encode(config, config.dataset_name, tokenizer, context)
+    heldout = _encode(config, config.eval_dataset_name, tokenizer, context) if config.eval_dataset_name else []
     policy = _policy(config)
     if config.activation_checkpointing:
         policy.model.checkpoint_activations()
-    run = SFT(config, policy, rows)
-    with Tracker(output, "SFT", run.steps, {"loss": "loss"}, quiet=bool(config.disable_tqdm)) as tracker:
+    run = SFT(config, policy, rows, heldout)
+    shown = {"loss": "loss", "eval_loss": "held out"}
+    with Tracker(output, "SFT", run.steps, shown, quiet=bool(config.disable_tqdm)) as tracker:
+        if heldout:
+            tracker.log(0, run.evaluate())
         for step in range(run.steps):
-            tracker.log(step + 1, run.step(step))
+            tracker.log(step + 1, run.step(step) | (run.evaluate() if step + 1 == run.steps else {}))
     if policy.adapter is None:
         policy.model.base.save_pretrained(output)
     else:
@@ -110,11 +126,11 @@ def _policy(config: SFTConfig) -> Policy:
     return Policy(shared, adapter)
 
 
-def _encode(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[Encoded]:
+def _encode(config: SFTConfig, source: str, tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[Encoded]:
     limit = min(config.max_length, context or config.max_length)
-    read = read_demonstrations(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row)
+    read = read_demonstrations(source, format=config.dataset_format, on_bad_row=config.on_bad_row)
     fitting = encode_rows(
         read.rows, lambda row: encode_demonstration(tokenizer, row, max_length=limit),
-        noun="demonstration", source=str(config.dataset_name), on_bad_row=config.on_bad_row,
+        noun="demonstration", source=source, on_bad_row=config.on_bad_row,
     )  # fmt: skip
     return [encoded for _, encoded in fitting]

@@ -13,6 +13,10 @@ class SFTConfig(StageConfig):
 
     output_dir: str | None = field(default="sft", metadata={"help": "Where the model or adapter is saved."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "The base model: a folder or a hub name."})
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Held-out demonstrations; their loss is in the metrics of step 0 and of the last step."},
+    )
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the demonstrations."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Demonstrations in an optimiser step."})

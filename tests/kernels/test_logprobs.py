@@ -187,14 +187,13 @@ def test_gradients_of_logprobs_and_entropy_pass_gradcheck(softcap):
 @pytest.mark.parametrize("chunk_rows", [1, 3, 7, 100])
 def test_the_chunk_size_changes_neither_results_nor_gradients(chunk_rows):
     hidden, weight, labels = example(dtype=torch.float64)
+    inputs = {"hidden": hidden, "weight": weight, "labels": labels, "bias": None, "temperature": 1.0, "softcap": None}
 
     def run(rows):
-        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        out = reference.linear_logprobs(
-            h, w, labels, bias=None, temperature=1.0, softcap=None, entropy=True, chunk_rows=rows
-        )
-        (out.logprobs.square().sum() + out.entropy.sum()).backward()
-        return out.logprobs, out.entropy, h.grad, w.grad
+        out = reference.linear_logprobs(**inputs, entropy=True, directions=True, chunk_rows=rows)
+        results = dict(zip(("logprobs", "entropy", "statistics"), out[:3], strict=True))
+        upstream = {"d_logprobs": out[0], "d_entropy": out[1] + 1, "weight_gradient": True, "bias_gradient": True}
+        return *out, *reference.linear_logprobs_backward(**inputs, **results, **upstream, chunk_rows=rows)
 
     for got, expected in zip(run(chunk_rows), run(256), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)

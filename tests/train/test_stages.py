@@ -31,6 +31,17 @@ def sft(folder, *more: str) -> int:
     return main([*words.split(), "--use_cpu", "--disable_tqdm", "True", "--learning_rate", "1e-2", *more])
 
 
+def test_sft_measures_the_held_out_loss_before_the_first_step_and_after_the_last(folder):
+    """The training rows held out too, in one batch: the loss before is that of step 1."""
+    heldout = f"--eval_dataset_name {folder}/rows.jsonl --dtype float32"
+    rows = len((folder / "rows.jsonl").read_text().splitlines())
+    assert sft(folder, "--num_train_epochs", "8", "--per_device_train_batch_size", str(rows), *heldout.split()) == 0
+    rows = read_metrics(folder / "sft")
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, len(rows) - 1]
+    assert rows[0]["eval_loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
+    assert rows[-1]["eval_loss"] < rows[-1]["loss"] < rows[0]["eval_loss"]
+
+
 @pytest.mark.parametrize("use_peft", ["True", "False"])
 def test_sft_then_ppo_leave_adapters_or_models_that_open_again(folder, use_peft):
     assert sft(folder, "--num_train_epochs", "10", "--use_peft", use_peft) == 0

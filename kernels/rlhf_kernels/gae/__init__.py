@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rlhf_kernels import backends
-from rlhf_kernels.checks import check_column, check_offsets, check_same_dtype
-from rlhf_kernels.gae import native, reference
+from rlhf_kernels.checks import check_column, check_offsets_type, check_same_dtype
+from rlhf_kernels.gae import op
 
 __all__ = ["gae_"]
-
-backends.register("gae_", "native", native.gae_, native.supports)
-backends.register("gae_", "reference", reference.gae_, lambda args: None)
 
 
 def gae_(
@@ -33,26 +29,18 @@ def gae_(
     Beyond a sequence's end A is 0 and V is `bootstrap` of that sequence (default 0). `cu_responses` int32 are the
     offsets of the B sequences; a sequence may be empty. The columns share float32 or float64. No gradient flows.
 
-    `backend` is "native" (C++, contiguous CPU columns) or "reference" (torch); None takes RLHF_FAST_BACKEND from the
-    environment, else the first that can run. Raises ValueError or TypeError for shapes, dtypes or offsets that do not
-    fit, for gamma or lam outside [0, 1], and for a chosen backend that cannot run.
+    `backend` is "native" (C++, contiguous CPU columns), "triton" (CUDA) or "reference" (torch); None takes
+    RLHF_FAST_BACKEND from the environment, else the first that can run. Raises ValueError or TypeError for shapes,
+    dtypes or offsets that do not fit, for gamma or lam outside [0, 1], and for a chosen backend that cannot run.
     """
     check_column("rewards", rewards, rewards.numel())
     check_column("values", values, rewards.numel())
     check_same_dtype(rewards=rewards, values=values)
-    check_offsets("cu_responses", cu_responses, rewards.numel())
+    check_offsets_type("cu_responses", cu_responses)
     if bootstrap is not None:
         check_column("bootstrap", bootstrap, cu_responses.numel() - 1)
         check_same_dtype(rewards=rewards, bootstrap=bootstrap)
     for name, factor in (("gamma", gamma), ("lam", lam)):
         if not 0 <= factor <= 1:
             raise ValueError(f"{name} is {factor}, expected a number in [0, 1]")
-    args = {
-        "rewards": rewards,
-        "values": values,
-        "cu_responses": cu_responses,
-        "gamma": gamma,
-        "lam": lam,
-        "bootstrap": bootstrap,
-    }
-    return backends.select("gae_", backend, args)(**args)
+    return op.gae_(rewards.detach(), values.detach(), cu_responses, gamma, lam, bootstrap, backend)

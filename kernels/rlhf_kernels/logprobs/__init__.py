@@ -6,18 +6,31 @@ are scored, and the KL estimators computed from two log-probs.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from rlhf_kernels import backends
 from rlhf_kernels.checks import check_shape
-from rlhf_kernels.logprobs import reference
-from rlhf_kernels.logprobs.reference import IGNORED, LogProbs, PolicyReferenceLogProbs
+from rlhf_kernels.logprobs import op
+from rlhf_kernels.logprobs.reference import IGNORED
 
 __all__ = ["IGNORED", "LogProbs", "PolicyReferenceLogProbs", "linear_logprobs", "policy_reference_logprobs"]
 
-backends.register("linear_logprobs", "reference", reference.linear_logprobs, lambda args: None)
-backends.register("policy_reference_logprobs", "reference", reference.policy_reference_logprobs, lambda args: None)
+
+class LogProbs(NamedTuple):
+    """Log-prob of each row's label, and each row's entropy where it was asked for."""
+
+    logprobs: Tensor  # (N,) f32 | f64
+    entropy: Tensor | None  # (N,) f32 | f64
+
+
+class PolicyReferenceLogProbs(NamedTuple):
+    """Log-prob of each row's label under both models, and each row's exact KL where it was asked for."""
+
+    logprobs: Tensor  # (N,) f32 | f64
+    ref_logprobs: Tensor  # (N,) f32 | f64
+    kl: Tensor | None  # (N,) f32 | f64
 
 
 def linear_logprobs(
@@ -29,6 +42,7 @@ def linear_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
+    entropy_gradient: bool = True,
     backend: str | None = None,
 ) -> LogProbs:
     """Log-prob of each label, and entropy in nats, under log softmax(softcap(h W^T + b) / temperature).
@@ -37,24 +51,26 @@ def linear_logprobs(
     projection: it gets log-prob 0, entropy 0 and no gradient. `hidden`, `weight` and `bias` are floats of any
     precision; products are accumulated and kept in float32 (float64 where an input is float64), also under autocast.
 
-    Returns `LogProbs(logprobs (N,), entropy (N,) or None)` in that precision, differentiable in hidden, weight and
-    bias. Nothing is mutated. Raises ValueError or TypeError for shapes or dtypes that do not fit, for labels outside
-    [0, V) other than -100, for a temperature or softcap that is not positive, and for a chosen backend that cannot run.
+    Returns `LogProbs(logprobs (N,), entropy (N,) or None)` in that precision, once differentiable in hidden, weight
+    and bias. Where only hidden needs a gradient, and the entropy none (`entropy_gradient=False` where it is but a
+    metric), the gradient is prepared in the forward pass: two products in all and N H floats of memory; else the
+    logits are computed again. Nothing is mutated. Raises ValueError or TypeError for shapes or dtypes that do not fit,
+    for labels outside [0, V) other than -100, for a temperature or softcap that is not positive, and for a chosen
+    backend that cannot run.
 
-    `backend` is "native" (C++, CPU, hidden and weight both bfloat16 or both float32, gradients for hidden only, once
-    differentiable) or "reference" (torch); None takes RLHF_FAST_BACKEND from the environment, else the first that can.
+    `backend` is "native" (C++, CPU, hidden and weight both bfloat16 or both float32, gradients for hidden only),
+    "triton" (CUDA) or "reference" (torch); None takes RLHF_FAST_BACKEND from the environment, else the first that can.
     """
     _check(hidden, weight, labels, bias, temperature, softcap)
-    args = {
-        "hidden": hidden,
-        "weight": weight,
-        "labels": labels,
-        "bias": bias,
-        "temperature": temperature,
-        "softcap": softcap,
-        "entropy": entropy,
-    }
-    return backends.select("linear_logprobs", backend, args)(**args)
+    weight_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (weight, bias))
+    directions = torch.is_grad_enabled() and hidden.requires_grad and not weight_gradient
+    directions = directions and not (entropy and entropy_gradient)
+    logprobs, entropies, _, _ = op.linear_logprobs(
+        hidden, weight, labels, bias, float(temperature), softcap, entropy, directions, weight_gradient, backend
+    )
+    if not entropy:
+        return LogProbs(logprobs, None)
+    return LogProbs(logprobs, entropies if entropy_gradient else entropies.detach())
 
 
 def policy_reference_logprobs(
@@ -82,18 +98,11 @@ def policy_reference_logprobs(
     check_shape("ref_hidden", ref_hidden, tuple(hidden.shape))
     if ref_weight is not None:
         check_shape("ref_weight", ref_weight, tuple(weight.shape))
-    args = {
-        "hidden": hidden,
-        "ref_hidden": ref_hidden,
-        "weight": weight,
-        "labels": labels,
-        "ref_weight": ref_weight,
-        "bias": bias,
-        "temperature": temperature,
-        "softcap": softcap,
-        "exact_kl": exact_kl,
-    }
-    return backends.select("policy_reference_logprobs", backend, args)(**args)
+    with torch.no_grad():
+        logprobs, ref_logprobs, kl = op.policy_reference_logprobs(
+            hidden, ref_hidden, weight, labels, ref_weight, bias, float(temperature), softcap, exact_kl, backend
+        )
+    return PolicyReferenceLogProbs(logprobs, ref_logprobs, kl if exact_kl else None)
 
 
 def _check(
@@ -113,8 +122,3 @@ def _check(
         raise ValueError(f"temperature is {temperature}, expected a number above 0: greedy decoding has no log-probs")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap is {softcap}, expected a number above 0: leave it None for logits without a cap")
-    if bool(((labels != IGNORED) & ((labels < 0) | (labels >= weight.shape[0]))).any()):
-        raise ValueError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, expected {IGNORED} or ids in "
-            f"[0, {weight.shape[0]}): check that tokenizer and weight belong together"
-        )

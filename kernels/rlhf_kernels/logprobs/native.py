@@ -16,13 +16,11 @@ from torch import Tensor
 
 from rlhf_kernels.extension import MISSING, native
 
-LEVEL = (
-    native.levels()[-1] if MISSING is None else ""
-)  # the instruction set that is used: the fastest that the processor has
+LEVEL = "" if MISSING else native.levels()[-1]  # the fastest instruction set that the processor has
 
 
 def supports(args: Mapping[str, Any]) -> str | None:
-    """Why the extension cannot take these arguments of `linear_logprobs` or `policy_reference_logprobs`, or None."""
+    """Why the extension cannot take these arguments of `policy_reference_logprobs`, or None."""
     if MISSING is not None:
         return MISSING
     if LEVEL == "portable":
@@ -44,6 +42,13 @@ def supports(args: Mapping[str, Any]) -> str | None:
     return None
 
 
+def supports_forward(args: Mapping[str, Any]) -> str | None:
+    """Why the extension cannot take these arguments of `linear_logprobs`, or None."""
+    if args["weight_gradient"]:
+        return "weight or bias needs a gradient, and it gives that of hidden only; freeze them or leave it"
+    return supports(args)
+
+
 def supports_backward(args: Mapping[str, Any]) -> str | None:
     """Why the extension cannot take these arguments of `linear_logprobs_backward`, or None."""
     for name in ("weight", "bias"):
@@ -62,6 +67,7 @@ def linear_logprobs(
     softcap: float | None,
     entropy: bool,
     directions: bool,
+    weight_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-probs (N,), entropy (N,) or (0,), statistics (2, N) and directions (N, H) or (0, H), all float32.
 

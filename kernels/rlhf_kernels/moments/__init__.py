@@ -8,18 +8,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from rlhf_kernels.checks import check_mask
-from rlhf_kernels.moments import reference
-from rlhf_kernels.moments.reference import Moments, merge_moments
+from rlhf_kernels.moments import op
+from rlhf_kernels.moments.merge import Moments, merge_moments
 
 __all__ = ["Moments", "merge_moments", "moments"]
 
 
-def moments(x: Tensor, *, mask: Tensor | None = None) -> Moments:
+def moments(x: Tensor, *, mask: Tensor | None = None, backend: str | None = None) -> Moments:
     """Moments of the entries of `x` (any shape, any float dtype) where `mask` (bool, same shape) is True.
 
     Accumulated in float64 in two passes. Entries outside the mask may hold anything, NaN included. Of no entries,
-    count, mean and m2 are all 0. Nothing is mutated and no gradient flows. Raises ValueError or TypeError for a mask
-    of another shape or dtype.
+    count, mean and m2 are all 0. Nothing is mutated and no gradient flows. `backend` is "native" (C++, contiguous
+    float32 or float64 on the CPU), "triton" (CUDA) or "reference" (torch); None takes RLHF_FAST_BACKEND from the
+    environment, else the first that can run. Raises ValueError or TypeError for a mask of another shape or dtype, and
+    for a chosen backend that cannot run.
     """
     check_mask("mask", mask, tuple(x.shape))
-    return reference.moments(x, mask)
+    return Moments(*op.moments(x.detach(), mask, backend).unbind())

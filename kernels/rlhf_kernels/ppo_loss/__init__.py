@@ -5,13 +5,28 @@ Here: policy loss, value loss, entropy bonus and their reduction. Not here: log-
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
-from rlhf_kernels.checks import check_column, check_mask, check_shape
-from rlhf_kernels.ppo_loss import reference
-from rlhf_kernels.ppo_loss.reference import PPOLoss
+from rlhf_kernels.checks import check_column, check_mask, check_same_dtype, check_shape
+from rlhf_kernels.ppo_loss import op
 
 __all__ = ["PPOLoss", "ppo_loss"]
+
+
+class PPOLoss(NamedTuple):
+    """Loss and metrics of one micro-batch: 0-dim tensors; all but `loss` are detached."""
+
+    loss: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor | None  # None where no entropy was given
+    clipfrac: Tensor  # share of slots whose policy loss is the clipped one
+    value_clipfrac: Tensor  # share of slots whose value loss is the clipped one
+    approx_kl: Tensor  # nats
+    ratio_mean: Tensor
 
 
 def ppo_loss(
@@ -34,10 +49,11 @@ def ppo_loss(
     denominator: float | Tensor | None = None,
     value_denominator: float | Tensor | None = None,
     weight: Tensor | None = None,  # (T,)
+    backend: str | None = None,
 ) -> PPOLoss:
     """PPO's loss: policy_loss + vf_coef * value_loss - entropy_coef * entropy (Schulman et al. 2017).
 
-    All columns are float32 or float64, and so is the arithmetic.
+    All columns are float32, or all are float64, and so is the arithmetic.
 
     Per slot, with rho = exp(logprobs - old_logprobs):
       policy  max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange)); for A < 0 at most -A dual_clip (Ye et al. 2020)
@@ -51,11 +67,16 @@ def ppo_loss(
     `mask`) and `value_denominator` serve the value loss and its clip fraction. A denominator left None is the number
     of True slots here. Slots outside a mask may hold anything, NaN included, and get gradient 0.
 
-    Only `loss` carries gradients, for logprobs, values and entropy; the other six fields are detached. approx_kl is
-    0.5 mean((logprobs - old_logprobs)^2), as in TRL. Nothing is mutated. Raises ValueError or TypeError for shapes,
-    dtypes or settings that do not fit.
+    Only `loss` carries gradients, once differentiable, for logprobs, values and, where `entropy_coef` is not 0,
+    entropy; they are computed in the same pass. The other fields are detached. approx_kl is
+    0.5 mean((logprobs - old_logprobs)^2), as in TRL. Nothing is mutated.
+
+    `backend` is "native" (C++, contiguous CPU columns), "triton" (CUDA) or "reference" (torch); None takes
+    RLHF_FAST_BACKEND from the environment, else the first that can run. Raises ValueError or TypeError for shapes,
+    dtypes or settings that do not fit, and for a chosen backend that cannot run.
     """
     columns = {
+        "logprobs": logprobs,
         "old_logprobs": old_logprobs,
         "advantages": advantages,
         "values": values,
@@ -64,37 +85,42 @@ def ppo_loss(
         "entropy": entropy,
         "weight": weight,
     }
-    check_column("logprobs", logprobs, logprobs.numel())
-    for name, column in columns.items():
-        if column is not None:
-            check_column(name, column, logprobs.numel())
-    check_mask("mask", mask, tuple(logprobs.shape))
-    check_mask("value_mask", value_mask, tuple(logprobs.shape))
+    _check_columns({name: column for name, column in columns.items() if column is not None}, mask, value_mask)
     _check_settings(cliprange, cliprange_value, dual_clip, log_ratio_clamp)
-    _check_denominator("denominator", denominator)
-    _check_denominator("value_denominator", value_denominator)
     if entropy is None and entropy_coef != 0:
         raise ValueError(f"entropy_coef is {entropy_coef} but entropy is None: pass the entropy of each slot")
-    return reference.ppo_loss(
+    metrics = op.ppo_loss(
         logprobs,
-        old_logprobs,
-        advantages,
+        old_logprobs.detach(),
+        advantages.detach(),
         values,
-        old_values,
-        returns,
-        mask=mask,
-        value_mask=value_mask,
-        cliprange=cliprange,
-        cliprange_value=cliprange_value,
-        vf_coef=vf_coef,
-        entropy=entropy,
-        entropy_coef=entropy_coef,
-        dual_clip=dual_clip,
-        log_ratio_clamp=log_ratio_clamp,
-        denominator=denominator,
-        value_denominator=value_denominator,
-        weight=weight,
-    )
+        old_values.detach(),
+        returns.detach(),
+        mask,
+        value_mask,
+        cliprange,
+        cliprange_value,
+        vf_coef,
+        entropy,
+        entropy_coef,
+        dual_clip,
+        log_ratio_clamp,
+        _denominator("denominator", denominator, logprobs),
+        _denominator("value_denominator", value_denominator, logprobs),
+        None if weight is None else weight.detach(),
+        backend,
+    )[0]
+    details = metrics.detach()
+    return PPOLoss(metrics[0], details[1], details[2], None if entropy is None else details[3], *details[4:].unbind())
+
+
+def _check_columns(columns: dict[str, Tensor], mask: Tensor | None, value_mask: Tensor | None) -> None:
+    slots = columns["logprobs"].numel()
+    for name, column in columns.items():
+        check_column(name, column, slots)
+    check_same_dtype(**columns)
+    check_mask("mask", mask, (slots,))
+    check_mask("value_mask", value_mask, (slots,))
 
 
 def _check_settings(
@@ -110,8 +136,13 @@ def _check_settings(
         raise ValueError(f"log_ratio_clamp is {log_ratio_clamp}, expected a number above 0, such as 20, or None")
 
 
-def _check_denominator(name: str, denominator: float | Tensor | None) -> None:
+def _denominator(name: str, denominator: float | Tensor | None, like: Tensor) -> Tensor | None:
+    """As a 0-dim tensor beside the columns, in their dtype."""
     if isinstance(denominator, Tensor):
         check_shape(name, denominator, ())
-    elif denominator is not None and not denominator > 0:
+        return denominator.detach().to(like.dtype)
+    if denominator is None:
+        return None
+    if not denominator > 0:
         raise ValueError(f"{name} is {denominator}, expected the number of valid slots of the minibatch, above 0")
+    return torch.full((), float(denominator), dtype=like.dtype, device=like.device)

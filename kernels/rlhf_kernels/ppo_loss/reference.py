@@ -1,34 +1,19 @@
-"""PPO's loss in plain torch."""
+"""PPO's loss and its gradients in plain torch."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class PPOLoss(NamedTuple):
-    """Loss and metrics of one micro-batch: 0-dim tensors; all but `loss` are detached."""
-
-    loss: Tensor
-    policy_loss: Tensor
-    value_loss: Tensor
-    entropy: Tensor | None  # None where no entropy was given
-    clipfrac: Tensor  # share of slots whose policy loss is the clipped one
-    value_clipfrac: Tensor  # share of slots whose value loss is the clipped one
-    approx_kl: Tensor  # nats
-    ratio_mean: Tensor
-
-
 def ppo_loss(
+    *,
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
     values: Tensor,
     old_values: Tensor,
     returns: Tensor,
-    *,
     mask: Tensor | None,
     value_mask: Tensor | None,
     cliprange: float,
@@ -38,69 +23,98 @@ def ppo_loss(
     entropy_coef: float,
     dual_clip: float | None,
     log_ratio_clamp: float | None,
-    denominator: float | Tensor | None,
-    value_denominator: float | Tensor | None,
+    denominator: Tensor | None,
+    value_denominator: Tensor | None,
     weight: Tensor | None,
-) -> PPOLoss:
-    """The specification of `rlhf_kernels.ppo_loss`; arguments are taken as checked."""
-    if mask is None:
-        mask = torch.ones_like(logprobs, dtype=torch.bool)
-    if value_mask is None:
-        value_mask = mask
-    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)  # so that nothing outside the mask reaches a gradient
-    ratio = _ratio(log_ratio, log_ratio_clamp)
-    policy, clipped = _policy_loss(ratio, advantages, cliprange, dual_clip)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The specification of `rlhf_kernels.ppo_loss`; arguments are taken as checked.
+
+    Returns the metrics (8,) in the order of `PPOLoss` and the gradients of the loss by logprobs, values and entropy
+    ((0,) without one). Where two sides of a maximum tie, each has half of the gradient, as in torch.
+    """
+    mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask
+    value_mask = mask if value_mask is None else value_mask
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
+    ratio, d_ratio = _ratio(log_ratio, log_ratio_clamp)
+    policy, d_policy, clipped = _policy_loss(ratio, advantages, cliprange, dual_clip)
     if weight is not None:
-        policy = policy * weight
-    value, value_clipped = _value_loss(
-        torch.where(value_mask, values, 0.0), old_values, returns, cliprange_value=cliprange_value
-    )
+        policy, d_policy = policy * weight, d_policy * weight
+    value, d_value, value_clipped = _value_loss(values, old_values, returns, cliprange_value)
 
     policy_loss = _mean(policy, mask, denominator)
     value_loss = _mean(value, value_mask, value_denominator)
-    loss = policy_loss + vf_coef * value_loss
-    mean_entropy = None
-    if entropy is not None:
-        mean_entropy = _mean(entropy, mask, denominator)
-        loss = loss - entropy_coef * mean_entropy
-    return PPOLoss(
+    mean_entropy = _mean(torch.zeros_like(logprobs) if entropy is None else entropy, mask, denominator)
+    loss = policy_loss + vf_coef * value_loss - entropy_coef * mean_entropy
+    metrics = [
         loss,
-        policy_loss.detach(),
-        value_loss.detach(),
-        None if mean_entropy is None else mean_entropy.detach(),
-        clipfrac=_mean(clipped.to(loss.dtype), mask, denominator),
-        value_clipfrac=_mean(value_clipped.to(loss.dtype), value_mask, value_denominator),
-        approx_kl=_mean(0.5 * log_ratio.detach().square(), mask, denominator),
-        ratio_mean=_mean(ratio.detach(), mask, denominator),
-    )
+        policy_loss,
+        value_loss,
+        mean_entropy,
+        _mean(clipped.to(ratio.dtype), mask, denominator),
+        _mean(value_clipped.to(ratio.dtype), value_mask, value_denominator),
+        _mean(0.5 * log_ratio.square(), mask, denominator),
+        _mean(ratio, mask, denominator),
+    ]
+    d_logprobs = _share(d_policy * d_ratio, mask, denominator)
+    d_values = _share(vf_coef * d_value, value_mask, value_denominator)
+    d_entropy = _share(torch.full_like(logprobs, -entropy_coef), mask, denominator)
+    return torch.stack(metrics), d_logprobs, d_values, d_entropy[: 0 if entropy is None else None]
 
 
-def _ratio(log_ratio: Tensor, clamp: float | None) -> Tensor:
-    return torch.exp(log_ratio if clamp is None else log_ratio.clamp(-clamp, clamp))
+def _ratio(log_ratio: Tensor, clamp: float | None) -> tuple[Tensor, Tensor]:
+    """The ratio of each slot, and its derivative by the log-prob."""
+    if clamp is None:
+        ratio = torch.exp(log_ratio)
+        return ratio, ratio
+    ratio = torch.exp(log_ratio.clamp(-clamp, clamp))
+    return ratio, ratio * (log_ratio.abs() <= clamp)
 
 
-def _policy_loss(ratio: Tensor, advantages: Tensor, cliprange: float, dual_clip: float | None) -> tuple[Tensor, Tensor]:
-    """Loss of each slot, and whether the clipped ratio is the one that counts."""
+def _policy_loss(
+    ratio: Tensor, advantages: Tensor, cliprange: float, dual_clip: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each slot, its derivative by the ratio, and whether the clipped ratio is the one that counts."""
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    clips = clipped > unclipped
     loss = torch.maximum(unclipped, clipped)
+    derivative = torch.where(clips, 0.0, -advantages)
     if dual_clip is not None:
-        loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
-    return loss, clipped.detach() > unclipped.detach()
+        most = torch.where(advantages < 0, -advantages * dual_clip, torch.inf)
+        derivative = derivative * _counts(most, loss)
+        loss = torch.minimum(loss, most)
+    return loss, derivative, clips
 
 
 def _value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange_value: float | None
-) -> tuple[Tensor, Tensor]:
-    """Loss of each slot, and whether the clipped value is the one that counts."""
-    unclipped = (values - returns).square()
+    values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each slot, its derivative by the value, and whether the clipped value is the one that counts."""
+    error = values - returns
     if cliprange_value is None:
-        return 0.5 * unclipped, torch.zeros_like(unclipped, dtype=torch.bool)
-    near_old = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
-    clipped = (near_old - returns).square()
-    return 0.5 * torch.maximum(unclipped, clipped), clipped.detach() > unclipped.detach()
+        return 0.5 * error.square(), error, torch.zeros_like(error, dtype=torch.bool)
+    low, high = old_values - cliprange_value, old_values + cliprange_value
+    near_error = torch.clamp(values, low, high) - returns
+    unclipped, clipped = error.square(), near_error.square()
+    inside = (low <= values) & (values <= high)
+    derivative = error * _counts(unclipped, clipped) + near_error * inside * _counts(clipped, unclipped)
+    return 0.5 * torch.maximum(unclipped, clipped), derivative, clipped > unclipped
 
 
-def _mean(x: Tensor, mask: Tensor, denominator: float | Tensor | None) -> Tensor:
+def _counts(a: Tensor, b: Tensor) -> Tensor:
+    """The share of `a` in the gradient of max(a, b): 1 where it is larger, a half where they tie."""
+    return 0.5 * ((a > b).to(a.dtype) + (a >= b).to(a.dtype))
+
+
+def _mean(x: Tensor, mask: Tensor, denominator: Tensor | None) -> Tensor:
     """Sum over the True slots / denominator; without True slots and denominator, 0."""
-    return torch.where(mask, x, 0.0).sum() / (mask.sum().clamp(min=1) if denominator is None else denominator)
+    return torch.where(mask, x, 0.0).sum() / _count(mask, denominator)
+
+
+def _share(derivative: Tensor, mask: Tensor, denominator: Tensor | None) -> Tensor:
+    """The gradient of such a mean from the derivative of each slot."""
+    return torch.where(mask, derivative, 0.0) / _count(mask, denominator).to(derivative.dtype)
+
+
+def _count(mask: Tensor, denominator: Tensor | None) -> Tensor:
+    return mask.sum().clamp(min=1) if denominator is None else denominator

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_kernels.checks import check_column, check_offsets, check_same_dtype, check_shape
-from rlhf_kernels.shaping import reference
+from rlhf_kernels.checks import check_column, check_offsets_type, check_same_dtype, check_shape
+from rlhf_kernels.shaping import op
 
 __all__ = ["shape_rewards_"]
 
@@ -22,6 +22,7 @@ def shape_rewards_(
     cu_responses: Tensor,  # (B+1,)
     *,
     kl_coef: float,
+    backend: str | None = None,
 ) -> None:
     """Fill `rewards` in place with -kl_coef * kl, plus each sequence's score at its score position (Ziegler et al.
     2019).
@@ -31,29 +32,18 @@ def shape_rewards_(
     sequence without slots, whose score lands nowhere. A score of 0.0 is a score like any other. Columns and scores
     share float32 or float64.
 
-    Whatever `rewards` held before is lost. Raises ValueError or TypeError for shapes, dtypes or offsets that do not
-    fit, and for a score position outside its own sequence.
+    Whatever `rewards` held before is lost. No gradient flows. `backend` is "native" (C++, contiguous CPU columns),
+    "triton" (CUDA) or "reference" (torch); None takes RLHF_FAST_BACKEND from the environment, else the first that can
+    run. Raises ValueError or TypeError for shapes, dtypes or offsets that do not fit, for a score position outside its
+    own sequence, and for a chosen backend that cannot run.
     """
     check_column("rewards", rewards, rewards.numel())
     check_column("kl", kl, rewards.numel())
     check_column("scores", scores, scores.numel())
     check_same_dtype(rewards=rewards, kl=kl, scores=scores)
-    check_offsets("cu_responses", cu_responses, rewards.numel())
+    check_offsets_type("cu_responses", cu_responses)
     check_shape("scores", scores, (cu_responses.numel() - 1,))
-    _check_score_index(score_index, cu_responses)
-    reference.shape_rewards_(rewards, kl, scores, score_index, kl_coef=kl_coef)
-
-
-def _check_score_index(score_index: Tensor, cu_responses: Tensor) -> None:
-    starts, ends = cu_responses[:-1], cu_responses[1:]
-    check_shape("score_index", score_index, tuple(starts.shape))
+    check_shape("score_index", score_index, (cu_responses.numel() - 1,))
     if score_index.dtype != torch.int64:
         raise TypeError(f"score_index has dtype {score_index.dtype}, expected int64: convert it with .long()")
-    inside = (starts <= score_index) & (score_index < ends)
-    wrong = (~torch.where(starts == ends, score_index == -1, inside)).nonzero().flatten().tolist()
-    if wrong:
-        b = wrong[0]
-        raise ValueError(
-            f"score_index[{b}] is {int(score_index[b])}, expected a slot in [{int(starts[b])}, {int(ends[b])}), or -1 "
-            "for a sequence without slots: give the index into the flat column, not into the response"
-        )
+    op.shape_rewards_(rewards.detach(), kl.detach(), scores.detach(), score_index, cu_responses, kl_coef, backend)

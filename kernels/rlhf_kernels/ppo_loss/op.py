@@ -1,0 +1,47 @@
+"""`ppo_loss` as a torch op: metrics (8,), of which the first is the loss, and its gradients from the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rlhf_kernels import backends
+from rlhf_kernels.library import Arguments, define, define_gradient
+from rlhf_kernels.ppo_loss import native, reference
+
+backends.register("ppo_loss", "native", native.ppo_loss, native.supports)
+backends.register_triton("ppo_loss", "rlhf_kernels.ppo_loss.triton")
+backends.register("ppo_loss", "reference", reference.ppo_loss)
+
+
+def _fake(args: Arguments) -> tuple[Tensor, ...]:
+    slots = args["logprobs"].shape[0]
+    sizes = (8, slots, slots, 0 if args["entropy"] is None else slots)
+    return tuple(args["logprobs"].new_empty(size) for size in sizes)
+
+
+def _keep(ctx: Any, args: Arguments, results: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*results[1:])
+    ctx.has_entropy_gradient = args["entropy"] is not None and args["entropy_coef"] != 0
+
+
+def _gradients(ctx: Any, d_metrics: Tensor | None, *_: Tensor | None) -> Mapping[str, Tensor | None]:
+    if d_metrics is None:
+        return {}
+    d_logprobs, d_values, d_entropy = (d_metrics[0] * gradient for gradient in ctx.saved_tensors)
+    gradients = {"logprobs": d_logprobs, "values": d_values}
+    if ctx.has_entropy_gradient:  # else none, so that nothing is computed for a gradient of zero
+        gradients["entropy"] = d_entropy
+    return gradients
+
+
+ppo_loss = define(
+    "ppo_loss(Tensor logprobs, Tensor old_logprobs, Tensor advantages, Tensor values, Tensor old_values, "
+    "Tensor returns, Tensor? mask, Tensor? value_mask, float cliprange, float? cliprange_value, float vf_coef, "
+    "Tensor? entropy, float entropy_coef, float? dual_clip, float? log_ratio_clamp, Tensor? denominator, "
+    "Tensor? value_denominator, Tensor? weight, str? backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+)
+define_gradient(ppo_loss, keep=_keep, gradients=_gradients)

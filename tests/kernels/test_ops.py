@@ -1,0 +1,139 @@
+"""Every operation is a `torch.library` op that passes torch's own checks, compiles whole and keeps its precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import rlhf_kernels as kernels
+
+N, H, V = 6, 5, 11
+CU = torch.tensor([0, 2, 2, 6], dtype=torch.int32)
+LABELS = torch.tensor([3, -100, 0, 10, 7, 7])
+MASK = torch.tensor([True, True, False, True, True, True])
+
+
+def columns(count: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return list(torch.randn(count, N, generator=torch.Generator().manual_seed(count), dtype=dtype))
+
+
+def matrices(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(N, H, generator=g).to(dtype), torch.randn(V, H, generator=g).to(dtype)
+
+
+def leaf(x: torch.Tensor) -> torch.Tensor:
+    return x.clone().requires_grad_()
+
+
+hidden, weight = matrices()
+lp, old, advantages, values, old_values, returns, entropy = columns(7)
+SCORED = torch.ops.rlhf.linear_logprobs(hidden, weight, LABELS, None, 1.0, None, True, False, True, "reference")
+SAMPLES = {
+    "gae_": [(lp.clone(), values, CU, 0.99, 0.95, None), (lp.clone(), values, CU, 0.99, 0.95, values[:3].clone())],
+    "shape_rewards_": [(torch.zeros(N), lp, values[:3].clone(), torch.tensor([1, -1, 5]), CU, 0.1)],
+    "moments": [(lp, None), (lp, MASK)],
+    "whiten_": [(lp.clone(), MASK, None, True, 1, 1e-8), (lp.clone(), None, torch.ones(3).double(), False, 0, 1e-8)],
+    "ppo_loss": [
+        (leaf(lp), old, advantages, leaf(values), old_values, returns, MASK, None, 0.2, 0.2, 0.1, leaf(entropy), 0.01,
+         None, None, torch.tensor(4.0), None, None),
+        (leaf(lp), old, advantages, values, old_values, returns, None, None, 0.2, None, 0.1, None, 0.0, 3.0, 20.0, None,
+         None, returns.abs()),
+    ],
+    "linear_logprobs": [
+        (leaf(hidden), weight, LABELS, None, 1.0, None, False, True, False),
+        (leaf(hidden), leaf(weight), LABELS, leaf(torch.ones(V)), 0.7, 3.0, True, False, True),
+    ],
+    "linear_logprobs_backward": [
+        (hidden, weight, LABELS, None, 1.0, None, *SCORED[:3], lp, None, False, False),
+        (hidden, weight, LABELS, None, 1.0, None, *SCORED[:3], lp, old, True, False),
+    ],
+    "policy_reference_logprobs": [
+        (hidden, hidden + 1, weight, LABELS, None, None, 1.0, None, True),
+        (hidden, hidden + 1, weight, LABELS, weight + 1, torch.ones(V), 0.7, 3.0, False),
+    ],
+}  # fmt: skip
+CASES = [(name, i) for name, samples in SAMPLES.items() for i in range(len(samples))]
+
+
+def test_every_op_of_the_library_has_a_sample():
+    assert set(SAMPLES) == {name for name in dir(torch.ops.rlhf) if not name.startswith("_") and name != "name"}
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("name, i", CASES)
+def test_opcheck_passes(name, i, backend):
+    torch.library.opcheck(getattr(torch.ops.rlhf, name).default, (*SAMPLES[name][i], backend))
+
+
+def whole_pipeline(hidden, values, rewards):
+    """Every public operation but the conversions, in the order in which PPO calls them."""
+    scored = kernels.policy_reference_logprobs(hidden, hidden + 0.1, weight, LABELS, exact_kl=True)
+    kernels.shape_rewards_(rewards, scored.kl, old[:3], torch.tensor([1, -1, 5]), CU, kl_coef=0.1)
+    kernels.whiten_(rewards, moments=kernels.moments(rewards, mask=MASK), shift_mean=False)
+    returns = kernels.gae_(rewards, values.detach(), CU, gamma=0.99, lam=0.95)
+    kernels.whiten_(rewards, mask=MASK)
+    out = kernels.linear_ppo_loss(
+        hidden, weight, LABELS, scored.logprobs, rewards, values, old_values, returns,
+        cliprange=0.2, cliprange_value=0.2, vf_coef=0.1, entropy=True,
+    )  # fmt: skip
+    return out.loss, out.entropy, out.clipfrac
+
+
+def test_the_whole_pipeline_compiles_without_a_graph_break_and_gives_the_same():
+    results = []
+    for run in (whole_pipeline, torch.compile(whole_pipeline, fullgraph=True, backend="aot_eager")):
+        inputs = leaf(hidden), leaf(values), torch.zeros(N)
+        out = run(*inputs)
+        out[0].backward()
+        results.append([*(x.detach() for x in out), inputs[0].grad, inputs[1].grad, inputs[2]])
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    assert results[0][3].abs().sum() > 0
+
+
+def test_autocast_lowers_nothing():
+    plain = kernels.linear_logprobs(leaf(hidden), weight, LABELS, entropy=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = kernels.linear_logprobs(leaf(hidden), weight, LABELS, entropy=True)
+    torch.testing.assert_close(cast, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_non_contiguous_inputs_give_the_same(backend):
+    def apart(x):
+        return torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
+
+    results = []
+    for change in (torch.clone, apart):
+        rewards = change(lp)
+        back = kernels.gae_(rewards, change(values), CU, gamma=0.9, lam=0.8, backend=None)
+        kernels.whiten_(rewards, backend=None)
+        h = change(hidden).requires_grad_()
+        out = kernels.linear_logprobs(h, change(weight), LABELS, backend=backend if change is torch.clone else None)
+        out.logprobs.sum().backward()
+        results.append((back, rewards.clone(), out.logprobs.detach(), h.grad.clone()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-6)
+
+
+def test_no_rows_at_all_give_empty_results():
+    empty, no_labels = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    h = torch.zeros(0, H, requires_grad=True)
+    out = kernels.linear_logprobs(h, weight, no_labels, entropy=True)
+    out.logprobs.sum().backward()
+    assert out.logprobs.shape == out.entropy.shape == (0,) and h.grad.shape == (0, H)
+    rewards = empty.clone()
+    offsets = torch.zeros(1, dtype=torch.int32)
+    kernels.shape_rewards_(rewards, empty, empty, no_labels, offsets, kl_coef=0.1)
+    assert kernels.gae_(rewards, empty, offsets, gamma=1.0, lam=1.0).shape == (0,)
+    kernels.whiten_(rewards)
+    assert [float(x) for x in kernels.moments(empty)] == [0, 0, 0]
+    settings = {"cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1}
+    assert kernels.ppo_loss(*[empty] * 6, **settings).loss == 0
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_a_gradient_of_the_gradient_is_refused(entropy):
+    h = leaf(hidden)
+    out = kernels.linear_logprobs(h, weight, LABELS, entropy=entropy)
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(out.logprobs.square().sum(), h, create_graph=True)
