@@ -45,7 +45,7 @@ def register(
 
 
 def register_triton(op: str, module: str) -> None:
-    """Make the function `op` of `module` the backend "triton"; it is imported where Triton can run, when first asked."""
+    """Make the function `op` of `module` the backend "triton"; imported when first asked for."""
 
     def run(**args: Any) -> Any:
         return getattr(import_module(module), op)(**args)

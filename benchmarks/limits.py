@@ -1,0 +1,33 @@
+"""What the machine can do at most, measured beside what is compared with it: a large product and a large copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.timing import Variant
+
+SIDE = 2048  # of the product of two square bfloat16 matrices
+COPIED = 1 << 26  # floats
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations that a computation cannot do without: floating point, and bytes read and written."""
+
+    flops: float
+    bytes: float
+
+
+def variants() -> dict[str, Variant]:
+    """The two computations that show the limits, to interleave with others."""
+    a, b = torch.randn(2, SIDE, SIDE).bfloat16()
+    product = torch.empty(SIDE, SIDE, dtype=torch.bfloat16)
+    source, target = torch.ones(COPIED), torch.empty(COPIED)
+    return {"product": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
+
+
+def least_seconds(work: Work, product: float, copy: float) -> float:
+    """The time that `work` takes at the rates of a product and a copy that took so many seconds."""
+    return max(work.flops * product / (2 * SIDE**3), work.bytes * copy / (2 * 4 * COPIED))
