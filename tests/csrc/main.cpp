@@ -1,0 +1,11 @@
+// Every kernel of csrc/cpu on small odd shapes, against plain loops in double. Meant to be built with sanitizers.
+#include "check.h"
+
+int main() {
+    check_gae();
+    check_shaping();
+    check_moments_and_whitening();
+    check_ppo_loss();
+    check_linear_logprobs();
+    std::puts("all kernels agree");
+}

@@ -1,0 +1,47 @@
+"""The C++ kernels under the address and undefined-behaviour sanitizers, without Python or torch in the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Icsrc"]
+READS_BEYOND = "#include <vector>\nint main() { return std::vector<int>(3).data()[3]; }\n"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++: install it to build with sanitizers"),
+]
+
+
+def build(sources, program):
+    return subprocess.run(["g++", *FLAGS, *sources, "-o", program], cwd=ROOT, capture_output=True, text=True)
+
+
+def run(program):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ASAN", "UBSAN", "OMP", "LD_PRELOAD"))}
+    return subprocess.run([program], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def sanitizers(tmp_path):
+    """Skips where g++ cannot build with sanitizers; where it can, they see a read of one element too many."""
+    source = tmp_path / "beyond.cpp"
+    source.write_text(READS_BEYOND)
+    built = build([source], tmp_path / "beyond")
+    if built.returncode != 0:
+        pytest.skip(f"g++ cannot build with sanitizers: {built.stderr.strip().splitlines()[-1]}")
+    assert "heap-buffer-overflow" in run(tmp_path / "beyond").stderr
+
+
+def test_no_kernel_reaches_beyond_its_columns_or_relies_on_undefined_behaviour(sanitizers, tmp_path):
+    sources = sorted([*ROOT.glob("tests/csrc/*.cpp"), *ROOT.glob("csrc/cpu/**/*.cpp")])
+    built = build(sources, tmp_path / "kernels")
+    assert built.returncode == 0, built.stderr
+    ran = run(tmp_path / "kernels")
+    assert (ran.returncode, ran.stdout) == (0, "all kernels agree\n"), ran.stderr
