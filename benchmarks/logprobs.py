@@ -1,9 +1,11 @@
 """Log-probs from hidden states beside bare matrix products of the same shapes, interleaved in one process.
 
-    python -m benchmarks.logprobs --shape 1024 576 49152 --threads 2 --repeats 7
+    python -m benchmarks.logprobs --threads 2 --repeats 7
+    python -m benchmarks.logprobs --shape 1024 576 49152 --shape 256 2048 128256
 
-Prints, for each variant, the median time as a ratio to its floor: one `torch.mm(out=)` for a forward, two for a forward
-and backward with a frozen weight, two for policy and reference. A ratio is the median of the ratios within a round.
+Prints, for each variant, the time as a ratio to its floor: one `torch.mm(out=)` for a forward, two for a forward and
+backward with a frozen weight, two for policy and reference. A ratio is the median of the ratios within a round, beside
+the smallest and the largest of them.
 """
 
 from __future__ import annotations
@@ -12,26 +14,32 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_kernels import linear_logprobs, policy_reference_logprobs
+from rlhf_kernels.logprobs import native, reference
+
+SHAPES = [[1024, 576, 49152], [256, 2048, 128256]]
+SETTINGS = {"bias": None, "temperature": 1.0, "softcap": None}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Log-probs beside bare matrix products.")
-    parser.add_argument("--shape", type=int, nargs=3, default=[1024, 576, 49152], metavar=("N", "H", "V"))
+    parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("N", "H", "V"), help="Repeatable.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="Threads of torch and kernels.")
     parser.add_argument("--repeats", type=int, default=5, help="Rounds; each runs every variant once.")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    times = measure(variants(*given.shape), given.repeats)
-    print(f"N, H, V = {given.shape}, bfloat16, {given.threads} threads, {given.repeats} rounds")
-    for name, seconds in times.items():
-        floor = "two products" if name not in FORWARD else "one product"
-        ratio = statistics.median(a / b for a, b in zip(seconds, times[floor], strict=True))
-        print(f"  {name:<36} {ratio:6.2f} x {floor}")
+    for shape in given.shape or SHAPES:
+        times = measure(variants(*shape), given.repeats)
+        print(f"N, H, V = {shape}, bfloat16, {given.threads} threads, {given.repeats} rounds")
+        for name, seconds in times.items():
+            floor = "two products" if name not in FORWARD else "one product"
+            ratios = [a / b for a, b in zip(seconds, times[floor], strict=True)]
+            median = statistics.median(ratios)
+            print(f"  {name:<36} {median:6.2f} x {floor}  ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 FORWARD = {"one product", "forward", "forward, entropy", "forward, reference"}
@@ -43,6 +51,7 @@ def variants(n: int, h: int, v: int) -> dict[str, Callable[[], object]]:
     hidden, weight = torch.randn(n, h).bfloat16(), (torch.randn(v, h) / h**0.5).bfloat16()
     labels, upstream = torch.randint(v, (n,)), torch.randn(n)
     logits, gradient = torch.empty(n, v, dtype=torch.bfloat16), torch.empty(n, h, dtype=torch.bfloat16)
+    given: dict[str, Any] = {"hidden": hidden, "weight": weight, "labels": labels, **SETTINGS}
 
     def one_product() -> Tensor:
         return torch.mm(hidden, weight.t(), out=logits)
@@ -51,23 +60,44 @@ def variants(n: int, h: int, v: int) -> dict[str, Callable[[], object]]:
         one_product()
         return torch.mm(logits, weight, out=gradient)
 
-    def backward(backend: str) -> None:
+    def forward(entropy: bool = False) -> tuple[Tensor, ...]:
+        return native.linear_logprobs(**given, entropy=entropy, directions=False)
+
+    def forward_with_directions() -> Tensor:
+        directions = native.linear_logprobs(**given, entropy=False, directions=True)[3]
+        return torch.mul(directions, upstream[:, None], out=gradient)
+
+    def forward_and_backward() -> tuple[Tensor, ...]:
+        logprobs, entropy, row_statistics, _ = forward()
+        results: dict[str, Any] = {"logprobs": logprobs, "entropy": entropy, "statistics": row_statistics}
+        upstreams: dict[str, Any] = {
+            "d_logprobs": upstream,
+            "d_entropy": None,
+            "weight_gradient": False,
+            "bias_gradient": False,
+        }
+        return native.linear_logprobs_backward(**given, **results, **upstreams)
+
+    def policy_and_reference(exact_kl: bool) -> tuple[Tensor, ...]:
+        return native.policy_reference_logprobs(**given, ref_hidden=hidden, ref_weight=None, exact_kl=exact_kl)
+
+    def torch_backward() -> None:
         leaf = hidden.clone().requires_grad_()
-        (linear_logprobs(leaf, weight, labels, backend=backend).logprobs * upstream).sum().backward()
+        out = reference.linear_logprobs(**{**given, "hidden": leaf}, entropy=False)
+        (out.logprobs * upstream).sum().backward()
 
     return {
         "one product": one_product,
         "two products": two_products,
-        "forward": lambda: linear_logprobs(hidden, weight, labels, backend="native"),
-        "forward, entropy": lambda: linear_logprobs(hidden, weight, labels, entropy=True, backend="native"),
-        "forward, reference": lambda: linear_logprobs(hidden, weight, labels, backend="reference"),
-        "forward + backward": lambda: backward("native"),
-        "forward + backward, reference": lambda: backward("reference"),
-        "policy + reference model": lambda: policy_reference_logprobs(hidden, hidden, weight, labels, backend="native"),
-        "policy + reference model, exact KL": lambda: policy_reference_logprobs(
-            hidden, hidden, weight, labels, exact_kl=True, backend="native"
-        ),
-    }  # fmt: skip
+        "forward": forward,
+        "forward, entropy": lambda: forward(entropy=True),
+        "forward, reference": lambda: reference.linear_logprobs(**given, entropy=False),
+        "forward, directions": forward_with_directions,
+        "forward + backward, recomputed": forward_and_backward,
+        "forward + backward, reference": torch_backward,
+        "policy + reference model": lambda: policy_and_reference(exact_kl=False),
+        "policy + reference model, exact KL": lambda: policy_and_reference(exact_kl=True),
+    }
 
 
 def measure(what: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
