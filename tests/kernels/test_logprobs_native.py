@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_kernels.logprobs import native, reference
+from rlhf_kernels.logprobs import native
 from tests.kernels.logprob_cases import (
-    LEVELS,
     assert_as_accurate_as_torch,
     case,
     each_dtype,
     each_level,
+    each_way,
     exact,
+    in_forward,
+    log_softmax,
     needs_native,
-    run,
 )
 
 pytestmark = needs_native
@@ -46,106 +47,77 @@ def forced_level(request, monkeypatch):
         monkeypatch.setattr(native, "LEVEL", request.getfixturevalue("level"))
 
 
+@each_way
 @each_level
 @each_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_results_and_gradients_are_as_accurate_as_torchs(level, dtype, shape, settings):
-    assert_as_accurate_as_torch(case(*shape, dtype, skipped=shape[0] // 5, **settings))
+def test_results_and_gradients_are_as_accurate_as_torchs(run, level, dtype, shape, settings):
+    assert_as_accurate_as_torch(case(*shape, dtype, skipped=shape[0] // 5, **settings), run)
 
 
+@each_way
 @each_level
 @each_dtype
-def test_rows_that_are_all_skipped_or_absent_give_zeros(level, dtype):
+def test_rows_that_are_all_skipped_or_absent_give_zeros(run, level, dtype):
     for empty in (case(0, 40, 70, dtype), case(5, 40, 70, dtype, skipped=5)):
-        assert not any(part.any() for part in run(empty, native))
+        results = run(empty)
+        assert results.d_hidden.shape == empty.hidden.shape and not any(part.any() for part in results)
 
 
+@each_way
 @each_level
 @each_dtype
 @pytest.mark.parametrize("scale", [1e3, 1e5], ids="scale {:g}".format)
-def test_huge_logits_stay_finite_and_as_accurate_as_torchs(level, dtype, scale):
+def test_huge_logits_stay_finite_and_as_accurate_as_torchs(run, level, dtype, scale):
     huge = case(33, 64, 300, dtype, scale=scale)
-    assert all(np.isfinite(part).all() for part in run(huge, native))
-    assert_as_accurate_as_torch(huge)
+    assert all(np.isfinite(part).all() for part in run(huge))
+    assert_as_accurate_as_torch(huge, run)
 
 
+@each_way
 @each_level
 @each_dtype
-def test_bug_13_all_negative_logits_need_no_positive_maximum(level, dtype):
-    assert_as_accurate_as_torch(case(20, 64, 1500, dtype, bias=-500.0))
+def test_bug_13_all_negative_logits_need_no_positive_maximum(run, level, dtype):
+    assert_as_accurate_as_torch(case(20, 64, 1500, dtype, bias=-500.0), run)
 
 
+@each_way
 @each_level
-def test_bug_13_a_vocabulary_tail_adds_nothing(level):
+def test_bug_13_a_vocabulary_tail_adds_nothing(run, level):
     """V logits of -123 give -log V for every V around the tile; a tail counted as exp(0) would give -123."""
     for vocabulary in (1, 7, 9, 127, 130, 513):
-        out = native.linear_logprobs(
-            torch.ones(1, 1),
-            torch.full((vocabulary, 1), -123.0),
-            torch.tensor([vocabulary - 1]),
-            bias=None,
-            temperature=1.0,
-            softcap=None,
-            entropy=True,
+        flat = case(1, 1, vocabulary, torch.float32)._replace(
+            hidden=torch.ones(1, 1),
+            weight=torch.full((vocabulary, 1), -123.0),
+            labels=torch.tensor([vocabulary - 1]),
         )
-        assert out.logprobs.item() == pytest.approx(-math.log(vocabulary), abs=1e-6)
-        assert out.entropy.item() == pytest.approx(math.log(vocabulary), abs=1e-6)
+        assert run(flat).logprobs.item() == pytest.approx(-math.log(vocabulary), abs=1e-6)
+        assert run(flat).entropy.item() == pytest.approx(math.log(vocabulary), abs=1e-6)
 
 
+@each_way
 @each_level
 @each_dtype
-def test_tokens_masked_by_a_bias_of_minus_infinity_have_no_weight(level, dtype):
+def test_tokens_masked_by_a_bias_of_minus_infinity_have_no_weight(run, level, dtype):
     masked = case(9, 32, 700, dtype, bias=0.0)
+    masked = masked.without_d_entropy() if run is in_forward else masked
     masked.settings["bias"][:600] = -math.inf  # more than the first block, whose maximum is then -inf
     masked.labels.fill_(650)
     allowed = masked._replace(weight=masked.weight[600:], labels=masked.labels - 600)
     allowed = allowed._replace(settings={"bias": masked.settings["bias"][600:]})
-    for got, expected in zip(run(masked, native), exact(allowed), strict=True):
+    for got, expected in zip(run(masked), exact(allowed), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=2e-3)
 
 
+@each_way
 @each_level
 @each_dtype
-def test_bug_15_the_gradient_is_accurate_where_p_is_close_to_one(level, dtype):
-    """Logits 7 and 0: d logprob / d logit_0 = 1 - p = 9.1e-4, which p - 1 in bf16 would round to 0 or 3.9e-3."""
-    certain = case(1, 1, 2, dtype)._replace(
-        hidden=torch.ones(1, 1, dtype=dtype),
-        weight=torch.tensor([[7.0], [0.0]], dtype=dtype),
-        labels=torch.tensor([0]),
-        d_logprobs=torch.ones(1),
-        d_entropy=torch.zeros(1),
-    )
-    one_minus_p = 1 / (1 + math.exp(7))
-    expected = pytest.approx(7 * one_minus_p, rel=1e-4 if dtype == torch.float32 else 2**-8)
-    assert run(certain, native).d_hidden.item() == expected
-
-
-@each_level
-@pytest.mark.parametrize("d_entropy", [0.0, 1.0])
-def test_bug_15_nor_is_any_other_large_probability_rounded(level, d_entropy):
-    """All weights share a large part, whose gradient cancels: the entries of dz sum to 0, unless they are rounded."""
-    shared = case(8, 64, 500, torch.bfloat16, scale=0.1)
-    weight = (shared.weight.float() + 8).bfloat16()
-    weight[3:6] += 0.125  # three likely tokens, none of them a label
-    shared = shared._replace(hidden=shared.hidden.abs(), weight=weight, labels=torch.full((8,), 7))
-    shared = shared._replace(d_logprobs=torch.ones(8), d_entropy=torch.full((8,), d_entropy))
-    assert_as_accurate_as_torch(shared, absolute=1e-3)
-
-
-@pytest.mark.skipif(len(LEVELS) < 2, reason="this processor has a single instruction set to choose from")
-@each_dtype
-def test_all_instruction_sets_agree(dtype, monkeypatch):
-    given = case(70, 90, 1500, dtype, skipped=9, bias=0.5, softcap=10.0, temperature=0.9)
-    results = []
-    for level in LEVELS:
-        monkeypatch.setattr(native, "LEVEL", level)
-        results.append(run(given, native))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert np.linalg.norm(a - b) <= (
-                2**-8 if a.ndim == 2 and dtype == torch.bfloat16 else 1e-6
-            ) * np.linalg.norm(b)
+def test_under_a_softcap_a_bias_of_minus_infinity_is_the_lowest_logit_and_no_mask(run, level, dtype):
+    lowest = case(9, 32, 300, dtype, bias=0.0, softcap=0.5, temperature=1.3)
+    lowest.settings["bias"][100:] = -math.inf
+    lowest.labels[:4] = 50  # some labels with a finite bias, some without
+    assert_as_accurate_as_torch(lowest, run)
 
 
 @each_level
@@ -155,9 +127,12 @@ def test_policy_and_reference_with_their_exact_kl(level, dtype, own_weight):
     settings = {"temperature": 0.8, "softcap": 9.0}
     policy, ref = case(50, 72, 1300, dtype, skipped=6, **settings), case(50, 72, 1300, dtype, seed=1, **settings)
     ref = ref._replace(labels=policy.labels, weight=ref.weight if own_weight else policy.weight)
-    arguments = policy.arguments() | {"ref_weight": ref.weight if own_weight else None, "exact_kl": True}
-    out = native.policy_reference_logprobs(policy.hidden, ref.hidden, **arguments)
-    plain = reference.policy_reference_logprobs(policy.hidden.double(), ref.hidden.double(), **arguments)
-    np.testing.assert_allclose(out.logprobs, exact(policy).logprobs, atol=5e-6)
-    np.testing.assert_allclose(out.ref_logprobs, exact(ref).logprobs, atol=5e-6)
-    np.testing.assert_allclose(out.kl, plain.kl, atol=2e-5)
+    arguments = policy.arguments() | {"ref_hidden": ref.hidden, "ref_weight": ref.weight if own_weight else None}
+    logprobs, ref_logprobs, kl = native.policy_reference_logprobs(**arguments, exact_kl=True)
+    np.testing.assert_allclose(logprobs, exact(policy).logprobs, atol=5e-6)
+    np.testing.assert_allclose(ref_logprobs, exact(ref).logprobs, atol=5e-6)
+    log_p, log_r = (log_softmax(model, model.hidden, torch.float64) for model in (policy, ref))
+    expected = (log_p.exp() * (log_p - log_r)).sum(1) * (policy.labels >= 0)
+    np.testing.assert_allclose(kl, expected, atol=2e-5)
+    without = native.policy_reference_logprobs(**arguments, exact_kl=False)
+    assert torch.equal(without[0], logprobs) and torch.equal(without[1], ref_logprobs) and without[2].shape == (0,)
