@@ -107,3 +107,9 @@ def test_the_table_shows_the_pooled_accuracy_the_rules_and_every_fold():
     assert "reward model" in text and "most distinct words wins" in text and "longest wins" in text
     assert "fold 1" in text and "fold 2" in text and str(pair_accuracy(pairs)) in text
     assert f"{calibration(pairs).error:.3f}" in text
+
+
+def test_the_kernel_in_another_trainer_gives_the_same_losses_and_keeps_less(capsys):
+    script("kernels_in_your_trainer").main()  # asserts that the losses agree
+    kept = [float(line.split()[-2]) for line in capsys.readouterr().out.splitlines()]
+    assert len(kept) == 6 and all(ours < theirs / 5 for theirs, ours in zip(kept[::2], kept[1::2], strict=True))
