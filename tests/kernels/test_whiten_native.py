@@ -76,6 +76,8 @@ def test_given_moments_are_used_in_place_of_its_own(dtype):
     assert whitened(x, moments=given, eps=0.0, shift_mean=False).tolist() == [3.5, 5.0]
     assert whitened(x, torch.tensor([False, True]), moments=given, eps=12.0).tolist() == [4.0, 1.0]
     assert whitened(x, moments=given, ddof=9).tolist() == [4.0, 7.0]
+    given = torch.tensor([1.5, 3.0, 4.0], dtype=torch.float64)  # a variance over at least one degree of freedom
+    assert whitened(x, moments=given, eps=0.0).tolist() == [0.5, 2.0]
 
 
 def test_equal_entries_become_zero():
