@@ -40,6 +40,7 @@ def supports(args: Mapping[str, Any]) -> str | None:
     return None
 
 
+@torch.no_grad()
 def linear_logprobs(
     *,
     hidden: Tensor,
@@ -84,6 +85,7 @@ def linear_logprobs(
     return logprobs, entropies if entropy else entropies.new_empty(0), torch.stack(statistics), moved
 
 
+@torch.no_grad()
 def linear_logprobs_backward(
     *,
     hidden: Tensor,
@@ -135,6 +137,7 @@ def linear_logprobs_backward(
     return d_hidden, d_weight.to(weight.dtype), d_bias if bias is None else d_bias.to(bias.dtype)
 
 
+@torch.no_grad()
 def policy_reference_logprobs(
     *,
     hidden: Tensor,
