@@ -24,7 +24,7 @@ POINTER = {
     torch.float16: "*fp16",
     torch.int64: "*i64",
     torch.int32: "*i32",
-    torch.bool: "*i1",
+    torch.bool: "*u1",
 }
 
 

@@ -184,8 +184,8 @@ def compare_kernel(
     u += row.to(tl.int64) * stride
     ref_u += row.to(tl.int64) * stride
     label = tl.load(labels + row).to(tl.int32)
-    z_y, _ = _logits(tl.load(u + label), bias, label, True, inverse_temperature, softcap)
-    ref_y, _ = _logits(tl.load(ref_u + label), bias, label, True, inverse_temperature, softcap)
+    z_y, _own = _logits(tl.load(u + label), bias, label, True, inverse_temperature, softcap)
+    ref_y, _own = _logits(tl.load(ref_u + label), bias, label, True, inverse_temperature, softcap)
 
     lanes = tl.zeros((BLOCK,), tl.float32)
     m, total, ref_m, ref_total = lanes + z_y, lanes, lanes + ref_y, lanes
@@ -193,15 +193,17 @@ def compare_kernel(
     for first in range(0, vocabulary, BLOCK):
         column = first + tl.arange(0, BLOCK)
         inside = column < vocabulary
-        z, _ = _logits(tl.load(u + column, mask=inside, other=0.0), bias, column, inside, inverse_temperature, softcap)
-        ref_z, _ = _logits(
+        z, _slope = _logits(
+            tl.load(u + column, mask=inside, other=0.0), bias, column, inside, inverse_temperature, softcap
+        )
+        ref_z, _slope = _logits(
             tl.load(ref_u + column, mask=inside, other=0.0), bias, column, inside, inverse_temperature, softcap
         )
-        _, e, grew, m, total = _advance(z, inside, m, total)
+        _d, e, grew, m, total = _advance(z, inside, m, total)
         difference = tl.where(grew, difference * e, difference)
         e = tl.where(grew, 1.0, e)
         difference += tl.where(e > 0, e * (z - ref_z), 0.0)
-        _, _, _, ref_m, ref_total = _advance(ref_z, inside, ref_m, ref_total)
+        _ref_d, _ref_e, _ref_grew, ref_m, ref_total = _advance(ref_z, inside, ref_m, ref_total)
 
     top = tl.max(m, 0)
     ref_top = tl.max(ref_m, 0)
@@ -254,7 +256,8 @@ def compare(*, bias: bool, softcap: bool) -> Variant:
     signature = {"u": "*fp32", "ref_u": "*fp32", "labels": "*i64", **types}
     signature |= dict.fromkeys(("logprobs", "ref_logprobs", "kl"), "*fp32")
     signature |= {"vocabulary": "i32", "stride": "i32", "inverse_temperature": "fp32"}
-    return Variant("compare", compare_kernel, signature, {"BLOCK": BLOCK, **absent}, num_warps=8)
+    constants = {"BLOCK": BLOCK // 2, **absent}  # two rows at a time: as wide as the others, it would spill
+    return Variant("compare", compare_kernel, signature, constants, num_warps=8)
 
 
 OPERANDS = (torch.float32, torch.bfloat16, torch.float16)

@@ -64,7 +64,7 @@ def merge_kernel(shares, out, programs, SHARES: tl.constexpr):
 
 def moments(dtype: torch.dtype, *, mask: bool) -> Variant:
     """The form for entries of a dtype, with or without a mask."""
-    signature = {"x": POINTER[dtype]} | ({"mask": "*i1"} if mask else {}) | {"shares": "*fp64", "size": "i32"}
+    signature = {"x": POINTER[dtype]} | ({"mask": "*u1"} if mask else {}) | {"shares": "*fp64", "size": "i32"}
     constants = {"BLOCK": BLOCK} | ({} if mask else {"mask": None})
     return Variant("moments", moments_kernel, signature, constants, num_warps=4)
 

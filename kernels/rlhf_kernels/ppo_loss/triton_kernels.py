@@ -167,7 +167,7 @@ NUMBERS = ("low", "high", "cliprange_value", "dual_clip", "log_ratio_clamp", "vf
 
 def loss(*, entropy: bool, weight: bool) -> Variant:
     """The form with or without entropy, with or without a weight per slot."""
-    signature = {**dict.fromkeys(COLUMNS, "*fp32"), "mask": "*i1", "value_mask": "*i1"}
+    signature = {**dict.fromkeys(COLUMNS, "*fp32"), "mask": "*u1", "value_mask": "*i1"}
     given = {"entropy": entropy, "weight": weight, "d_entropy": entropy}
     outputs = ("denominator", "value_denominator", "d_logprobs", "d_values", "sums")
     signature |= dict.fromkeys((*outputs, *(name for name in given if given[name])), "*fp32")

@@ -40,7 +40,7 @@ def whiten_kernel(
 
 def whiten(dtype: torch.dtype, *, mask: bool, shift_mean: bool) -> Variant:
     """The form for entries of a dtype, with or without a mask, that removes the mean or keeps it."""
-    signature = {"x": POINTER[dtype]} | ({"mask": "*i1"} if mask else {})
+    signature = {"x": POINTER[dtype]} | ({"mask": "*u1"} if mask else {})
     signature |= {"shares": "*fp64", "size": "i32", "programs": "i32", "ddof": "i32", "eps": "fp32"}
     constants = {"SHIFT_MEAN": shift_mean, "SHARES": MAX_SHARES, "BLOCK": BLOCK} | ({} if mask else {"mask": None})
     return Variant("whiten", whiten_kernel, signature, constants, num_warps=4)
