@@ -17,9 +17,10 @@ SUMS = 8  # columns of the blocks' sums; the last is not used
 
 @triton.jit
 def _clamped(x, low, high):
-    """clamp(x, low, high) and its derivative."""
+    """clamp(x, low, high), NaN where any of them is, and its derivative."""
+    inside = tl.where(low <= high, x, low + high)
     outside = (x < low) | (x > high)
-    return tl.where(x < low, low, tl.where(x > high, high, x)), tl.where(outside, 0.0, 1.0)
+    return tl.where(x < low, low, tl.where(x > high, high, inside)), tl.where(outside, 0.0, 1.0)
 
 
 @triton.jit
@@ -167,7 +168,7 @@ NUMBERS = ("low", "high", "cliprange_value", "dual_clip", "log_ratio_clamp", "vf
 
 def loss(*, entropy: bool, weight: bool) -> Variant:
     """The form with or without entropy, with or without a weight per slot."""
-    signature = {**dict.fromkeys(COLUMNS, "*fp32"), "mask": "*u1", "value_mask": "*i1"}
+    signature = {**dict.fromkeys(COLUMNS, "*fp32"), "mask": "*u1", "value_mask": "*u1"}
     given = {"entropy": entropy, "weight": weight, "d_entropy": entropy}
     outputs = ("denominator", "value_denominator", "d_logprobs", "d_values", "sums")
     signature |= dict.fromkeys((*outputs, *(name for name in given if given[name])), "*fp32")

@@ -66,7 +66,8 @@ def test_backward(name, device):
         assert ours.dtype == given[key].dtype and ours.shape == truth.shape
         half = given["hidden"].dtype != torch.float32
         scale = float(truth.abs().max()) if truth.numel() else 0.0
-        absolute = scale * (2**-7 if half else 4e-6) + (3e-6 if name == "fp16" else 0)
+        # in half precision the gradient of each logit is rounded before the product, in which such terms cancel
+        absolute = scale * (2**-6 if half else 4e-6) + (3e-6 if name == "fp16" else 0)
         assert_as_accurate_as_torch(f"gradient of {key}", ours, truth, torchs, absolute)
 
 
@@ -110,12 +111,12 @@ def test_a_token_that_cannot_come_takes_no_part(device):
 
 
 def test_the_certain_label_keeps_its_digits(device):
-    """log p of about -1e-6 and 1 - p of the same size, to 1 in a thousand: 1 - p would leave no more than one digit."""
+    """log p between -1e-5 and -1e-7, to 1 in a thousand: the log of a sum that was rounded near 1 is off by 6e-8."""
     given = CASES["certain"]
     logprobs, *_ = backend.linear_logprobs(**on(device, given), entropy=False, directions=False)
     exact = by_torch(given, torch.float64, *gradients_from_above(given))[0]
     scored = given["labels"] >= 0
-    assert (exact[scored] > -3e-6).all() and (exact[scored] < -1e-7).all()
+    assert (exact[scored] > -1e-5).all() and (exact[scored] < -1e-7).all()
     torch.testing.assert_close(logprobs.cpu().double(), exact, rtol=1e-3, atol=0)
 
 

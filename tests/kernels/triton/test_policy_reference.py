@@ -44,7 +44,8 @@ def test_both_log_probs_and_exact_kl(name, own_weight, device):
         strict=True,
     ):
         assert result.dtype == torch.float32 and not result.cpu()[given["labels"] < 0].any()
-        assert_as_accurate_as_torch(key, result, exact, plain)
+        spacing = 2.5e-4 if name == "huge logits" else 1e-6  # of float32 logits near 4000, where a row has that
+        assert_as_accurate_as_torch(key, result, exact, plain, absolute=2 * spacing)
 
 
 @pytest.mark.parametrize("name", [*CASES])
