@@ -1,10 +1,105 @@
-"""Whether the Triton kernels can run here; nothing is imported from Triton before that is asked."""
+"""What the Triton backends share: whether they can run here, and how a kernel is described, compiled and launched.
+
+Triton itself is imported on first use only: `import rlhf_kernels` works without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# A product and a sum are rounded apart, as in the interpreter and in torch: what the tests show there holds on a card.
+# The kernels wait for memory, so the fused instruction would gain nothing.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
+
+POINTER = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.bool: "*u1",
+}
+
+
+class Variant(NamedTuple):
+    """One compiled form of a kernel: what `benchmarks.aot` compiles ahead of time, and what is launched.
+
+    `signature` gives Triton's type of every argument that is passed; `constants` the values that are compiled in,
+    None for a tensor or number that this form goes without.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    instruction: str | None = None  # a pattern that the PTX has to contain, such as wgmma for a kernel with a product
+
+    def launch(self, grid: tuple[int, ...], **arguments: Any) -> None:
+        """Run on the device of the tensors. An argument that is None has to be None in `constants` as well."""
+        passed = {name: value for name, value in arguments.items() if value is not None}
+        device = next(value.device for value in passed.values() if isinstance(value, Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.kernel[grid](**passed, **self.constants, num_warps=self.num_warps, **OPTIONS)
+
+
+@contextmanager
+def contiguous_(x: Tensor) -> Iterator[Tensor]:
+    """A contiguous tensor to change in place of `x`; what was written is copied into `x` where they differ."""
+    work = x.contiguous()
+    yield work
+    if work is not x:
+        x.copy_(work)
 
 
 def cannot_run(args: Mapping[str, Any]) -> str | None:
-    return "not merged"
+    """Why Triton cannot take these arguments, or None: it is missing, or a tensor is not on CUDA (nor interpreted)."""
+    reason = _missing()
+    if reason is not None:
+        return reason
+    devices = {name: value.device for name, value in args.items() if isinstance(value, Tensor)}
+    for name, device in devices.items():
+        if device.type == "cpu" and interpreted():
+            continue
+        if device.type != "cuda":
+            return (
+                f"{name} is on {device}, and Triton takes CUDA tensors; on CPU tensors its interpreter runs, slowly, "
+                "with TRITON_INTERPRET=1 in the environment before the start"
+            )
+    if len(set(devices.values())) > 1:
+        got = ", ".join(f"{name} {device}" for name, device in devices.items())
+        return f"got {got}, and it takes tensors of one device"
+    return None
+
+
+def columns_not_float32(args: Mapping[str, Any], *names: str) -> str | None:
+    """Why a kernel that computes in float32 cannot take the named columns, or None; some of them may be None."""
+    for name in names:
+        if args[name] is not None and args[name].dtype != torch.float32:
+            return f"{name} has dtype {args[name].dtype}, and it computes in float32: the reference takes others"
+    return None
+
+
+@cache
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 set before triton is imported."""
+    import triton
+    import triton.language as tl
+
+    return triton.knobs.runtime.interpret and not isinstance(tl.zeros, triton.JITFunction)
+
+
+@cache
+def _missing() -> str | None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton is not available ({error}); to have it, pip install triton"
+    return None

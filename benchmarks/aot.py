@@ -1,0 +1,154 @@
+"""Compiles every Triton kernel ahead of time, for GPUs that need not be here, and fails where one would run badly.
+
+    python -m benchmarks.aot                        # every form of every kernel, for every architecture
+    python -m benchmarks.aot --arch 90 --only score
+
+Each form that the launch code can ask for (the VARIANTS of the `triton_kernels` modules) is compiled twice, with
+pointers and sizes aligned to 16 and not, and its machine code is read by the bundled cuobjdump. The exit status is 1
+where a kernel spills registers to the stack, needs more shared memory than the chip has, or lacks the matrix
+instruction that its entry names. No kernel names one: they reduce and scan, and products are left to the vendor's
+library. Nothing is measured. It takes minutes, and runs without TRITON_INTERPRET only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from rlhf_kernels.triton_support import OPTIONS, Variant
+
+MODULES = ("gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs")
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes per block, by architecture
+
+
+class Usage(NamedTuple):
+    """What one compiled kernel uses, and why that will not do, or None."""
+
+    registers: int
+    stack: int  # bytes per thread; above 0, registers are spilled
+    shared: int  # bytes per block, what the chip reserves included
+    fault: str | None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compile every Triton kernel for GPUs that need not be here.")
+    parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_LIMIT, default=list(SHARED_LIMIT))
+    parser.add_argument("--only", help="The name of a kernel, such as score.")
+    parser.add_argument("--jobs", type=int, default=1, help="Processes that compile.")
+    given = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET"):
+        parser.error("TRITON_INTERPRET is set, and interpreted kernels do not compile: unset it")
+    work = [
+        (index, variant, arch, aligned)
+        for index, variant in enumerate(variants())
+        for arch, aligned in product(given.arch, (True, False))
+        if given.only in (None, variant.name)
+    ]
+    if not work:
+        parser.error(f"no kernel is called {given.only}: expected one of {sorted({v.name for v in variants()})}")
+    print(f"{'kernel':<16} {'arch':>4}  {'regs':>4} {'stack':>5} {'shared':>6}  form")
+    faults = 0
+    with ProcessPoolExecutor(given.jobs) as pool:
+        usages = pool.map(_usage_of, [(index, arch, aligned) for index, _, arch, aligned in work])
+        for (_, variant, arch, aligned), used in zip(work, usages, strict=True):
+            print(
+                f"{variant.name:<16} {arch:>4}  {used.registers:>4} {used.stack:>5} {used.shared:>6}  "
+                f"{form(variant)}{'' if aligned else ', unaligned'}{f'  FAULT: {used.fault}' if used.fault else ''}",
+                flush=True,
+            )
+            faults += used.fault is not None
+    count = Counter(variant.name for _, variant, _, _ in work)
+    print(f"{len(work)} compiled ({', '.join(f'{n} {name}' for name, n in count.items())}); {faults} with a fault")
+    return int(faults > 0)
+
+
+def variants() -> Iterator[Variant]:
+    """Every form of every kernel."""
+    for module in MODULES:
+        yield from importlib.import_module(f"rlhf_kernels.{module}.triton_kernels").VARIANTS
+
+
+def form(variant: Variant) -> str:
+    """What tells a form from its kernel's other ones: the dtypes it reads or writes, and what it goes without."""
+    types = sorted({t for t in variant.signature.values() if t.startswith("*")})
+    absent = [f"no {name}" for name, value in variant.constants.items() if value is None]
+    flags = [f"{name}={value}" for name, value in variant.constants.items() if isinstance(value, bool)]
+    return ", ".join([" ".join(types), *flags, *absent])
+
+
+def usage(variant: Variant, arch: int, *, aligned: bool) -> Usage:
+    """Compile one form for sm_<arch> and judge it; a form that does not compile has a fault like any other."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = variant.kernel.arg_names
+    source = ASTSource(
+        variant.kernel,
+        {name: variant.signature.get(name, "constexpr") for name in names},
+        variant.constants,
+        _attributes(variant) if aligned else {},
+    )
+    options = {"num_warps": variant.num_warps, **OPTIONS}
+    try:
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    except triton.CompilationError as error:
+        return Usage(0, 0, 0, f"does not compile: {error}")
+    registers, stack, static = resources(compiled.asm["cubin"])
+    shared = static + compiled.metadata.shared  # Triton's own is asked for at the launch, so the cubin does not say
+    return Usage(registers, stack, shared, fault(variant, arch, stack, shared, compiled.asm["ptx"]))
+
+
+def fault(variant: Variant, arch: int, stack: int, shared: int, ptx: str) -> str | None:
+    """Why a compiled kernel will not do, or None."""
+    if stack > 0:
+        return f"spills {stack} bytes a thread to the stack"
+    if shared > SHARED_LIMIT[arch]:
+        return f"needs {shared} bytes of shared memory, and sm_{arch} has {SHARED_LIMIT[arch]}"
+    if variant.instruction is not None and re.search(variant.instruction, ptx) is None:
+        return f"has no {variant.instruction} in its PTX"
+    return None
+
+
+def resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers a thread, stack bytes a thread and fixed shared bytes a block of a cubin's only kernel."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", report)
+    if len(found) != 1:
+        raise ValueError(f"cuobjdump -res-usage told of {len(found)} kernels, expected one: {report}")
+    registers, stack, shared = map(int, found[0])
+    return registers, stack, shared
+
+
+def _attributes(variant: Variant) -> dict[tuple[int], list[list[object]]]:
+    """Divisible by 16: the pointers, and the sizes that a launch may specialise on."""
+    kernel = variant.kernel
+    loose = {p.name for p in kernel.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
+    aligned = [n for n, t in variant.signature.items() if (t.startswith("*") or t == "i32") and n not in loose]
+    return {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+
+
+def _usage_of(work: tuple[int, int, bool]) -> Usage:
+    index, arch, aligned = work
+    return usage(list(variants())[index], arch, aligned=aligned)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

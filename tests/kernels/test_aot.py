@@ -1,0 +1,78 @@
+"""The ahead-of-time gate: every Triton kernel compiles for every architecture without a spill, and faults are seen."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from benchmarks.aot import SHARED_LIMIT, fault
+from rlhf_kernels.triton_support import Variant
+
+ROOT = Path(__file__).parents[2]
+
+SPILLING = '''
+import triton
+import triton.language as tl
+from benchmarks import aot
+from rlhf_kernels.triton_support import Variant
+
+@triton.jit
+def kernel(x, BLOCK: tl.constexpr):
+    """One warp holds all 16384 numbers, 512 for each thread, which has 255 registers."""
+    i = tl.arange(0, BLOCK)
+    tl.store(x + i, tl.cumsum(tl.load(x + i), 0) + tl.load(x + BLOCK - 1 - i))
+
+form = Variant("spilling", kernel, {"x": "*fp32"}, {"BLOCK": 16384}, num_warps=1)
+used = aot.usage(form, 90, aligned=True)
+assert used.stack > 0, used
+print(used.fault)
+'''
+
+
+def python(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "kernels"), str(ROOT)])
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_every_form_of_every_kernel_passes_for_every_architecture():
+    out = python("-m", "benchmarks.aot")
+    assert out.returncode == 0, out.stdout[-3000:] + out.stderr[-3000:]
+    assert "0 with a fault" in out.stdout
+    kernels = {line.split()[0] for line in out.stdout.splitlines()}
+    assert {"gae", "shape_rewards", "moments", "whiten", "ppo_loss", "score", "gradient", "compare"} <= kernels
+
+
+@pytest.mark.slow
+def test_a_kernel_that_spills_is_caught(tmp_path):
+    script = tmp_path / "spilling.py"  # Triton reads a kernel's source from its file
+    script.write_text(SPILLING)
+    out = python(str(script))
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("spills") and out.stdout.endswith("bytes a thread to the stack\n")
+
+
+def form(instruction=None):
+    return Variant("any", None, {}, {}, num_warps=4, instruction=instruction)
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+def test_shared_memory_over_the_chips_limit_is_a_fault(arch):
+    limit = SHARED_LIMIT[arch]
+    assert fault(form(), arch, stack=0, shared=limit, ptx="") is None
+    assert str(limit + 1) in fault(form(), arch, stack=0, shared=limit + 1, ptx="")
+
+
+def test_a_missing_matrix_instruction_is_a_fault():
+    assert fault(form("wgmma"), 90, stack=0, shared=0, ptx="wgmma.mma_async.sync.aligned") is None
+    assert "wgmma" in fault(form("wgmma"), 90, stack=0, shared=0, ptx="fma.rn.f32")

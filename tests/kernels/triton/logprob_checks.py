@@ -1,0 +1,89 @@
+"""Inputs for the tests of the Triton log-probs, what float64 and plain torch make of them, and the comparison."""
+
+from __future__ import annotations
+
+import torch
+
+import rlhf_kernels
+
+VOCABULARY = 2 * 2048 + 77  # two blocks of a row kernel and a tail
+
+
+def case(dtype=torch.float32, *, rows=6, hidden_size=24, vocabulary=VOCABULARY, scale=3.0, seed=0, **settings):
+    """Random operands whose logits have a standard deviation near `scale`; every third row is skipped."""
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, hidden_size, generator=g).to(dtype)
+    weight = (torch.randn(vocabulary, hidden_size, generator=g) * scale / hidden_size**0.5).to(dtype)
+    labels = torch.randint(vocabulary, (rows,), generator=g)
+    labels[::3] = -100
+    settings = {"bias": None, "temperature": 1.0, "softcap": None} | settings
+    if settings["bias"] is True:
+        settings["bias"] = torch.randn(vocabulary, generator=g)
+    return {"hidden": hidden, "weight": weight, "labels": labels, **settings}
+
+
+def certain(dtype=torch.float32):
+    """Rows whose label has a probability of about 1 - 1e-6, by its bias."""
+    given = case(dtype, scale=0.5, bias=True)
+    given["labels"] = torch.where(given["labels"] < 0, -100, 7)
+    given["bias"][7] = 22.0
+    return given
+
+
+CASES = {
+    "plain": case(),
+    "bf16": case(torch.bfloat16),
+    "fp16": case(torch.float16),
+    "bias, temperature": case(bias=True, temperature=0.7),
+    "softcap": case(softcap=5.0, scale=8.0),
+    "softcap, bias, bf16": case(torch.bfloat16, softcap=5.0, scale=8.0, bias=True, temperature=1.3),
+    "one block": case(vocabulary=50),
+    "whole blocks": case(vocabulary=4096),
+    "one token": case(vocabulary=1),
+    "huge logits": case(scale=1000.0),
+    "all logits negative": case(bias=torch.full((VOCABULARY,), -500.0)),
+    "certain": certain(),
+    "certain, bf16": certain(torch.bfloat16),
+    "banned tokens": case(bias=torch.where(torch.arange(VOCABULARY) % 2 > 0, -torch.inf, 0.0)),
+    "no rows": case(rows=0),
+    "one skipped row": case(rows=1),
+    "strided hidden": {**case(), "hidden": case(hidden_size=48)["hidden"][:, ::2]},
+}
+CASES["banned tokens"]["labels"] -= CASES["banned tokens"]["labels"] % 2  # -100 stays
+
+
+def on(device, given):
+    return {k: x.to(device) if isinstance(x, torch.Tensor) else x for k, x in given.items()}
+
+
+def in_dtype(dtype, given):
+    return {k: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for k, x in given.items()}
+
+
+def by_torch(given, dtype, d_logprobs, d_entropy, *, entropy=True):
+    """log-probs, entropy, directions, and gradients of hidden, weight and bias: the reference in a dtype."""
+    args = in_dtype(dtype, {k: x.clone() if isinstance(x, torch.Tensor) else x for k, x in given.items()})
+    leaves = [args[k].requires_grad_() for k in ("hidden", "weight", "bias") if args[k] is not None]
+    positional = [args.pop(k) for k in ("hidden", "weight", "labels")]
+    out = rlhf_kernels.linear_logprobs(*positional, **args, entropy=entropy, backend="reference")
+    (directions,) = torch.autograd.grad(out.logprobs.sum(), leaves[:1], retain_graph=True)
+    total = (out.logprobs * d_logprobs.to(dtype)).sum()
+    total = total + (out.entropy * d_entropy.to(dtype)).sum() if entropy else total
+    gradients = torch.autograd.grad(total, leaves)
+    return [out.logprobs.detach(), out.entropy.detach() if entropy else None, directions, *gradients]
+
+
+def assert_as_accurate_as_torch(name, ours, exact, plain, absolute=2e-6):
+    """Error against float64 at most twice that of float32 torch, plus a small absolute term."""
+    error = (ours.cpu().double() - exact).abs().max() if exact.numel() else 0.0
+    allowed = 2 * (plain.double() - exact).abs().max() + absolute if exact.numel() else 0.0
+    assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def assert_rows_close(name, ours, exact, dtype):
+    """Each row to the precision of the operands, relative to that row's own largest entry: tiny rows count as well."""
+    tolerance = {torch.float32: 3e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    smallest = 1e-5 if dtype == torch.float16 else 1e-12  # where float16 loses digits, or a row is 0
+    error = (ours.cpu().double() - exact).abs().amax(-1)
+    allowed = tolerance * exact.abs().amax(-1) + smallest
+    assert (error <= allowed).all(), f"{name}: errors {error.tolist()}, allowed {allowed.tolist()}"

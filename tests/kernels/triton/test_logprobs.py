@@ -1,0 +1,146 @@
+"""Log-probs by Triton, forward and backward, against the definitions in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf_kernels.logprobs import triton as backend
+from tests.kernels.triton.logprob_checks import (
+    CASES,
+    assert_as_accurate_as_torch,
+    assert_rows_close,
+    by_torch,
+    case,
+    on,
+)
+
+# The reference's entropy is 0 * -inf at a token that cannot come; ours leaves such a token out.
+each_case = pytest.mark.parametrize("name", [n for n in CASES if n != "banned tokens"])
+
+
+@pytest.fixture(autouse=True)
+def chunks_of_two_rows(monkeypatch):
+    monkeypatch.setattr(backend, "chunk_rows", lambda vocabulary: 2)
+
+
+def gradients_from_above(given):
+    return torch.randn(2, given["hidden"].shape[0], generator=torch.Generator().manual_seed(9))
+
+
+@each_case
+def test_forward(name, device):
+    given = CASES[name]
+    args = on(device, given)
+    assert backend.supports(args) is None
+    logprobs, entropy, statistics, directions = backend.linear_logprobs(**args, entropy=True, directions=True)
+    above = gradients_from_above(given)
+    exact, plain = by_torch(given, torch.float64, *above), by_torch(given, torch.float32, *above)
+    assert {x.dtype for x in (logprobs, entropy, statistics, directions)} == {torch.float32}
+    assert_as_accurate_as_torch("logprobs", logprobs, exact[0], plain[0])
+    assert_as_accurate_as_torch("entropy", entropy, exact[1], plain[1])
+    skipped = given["labels"] < 0
+    for result in (logprobs, entropy, directions, *statistics):
+        assert not result.cpu()[skipped].any()
+    if name != "huge logits":  # there p itself is as uncertain as float32 logits near 1000 are
+        assert_rows_close("directions", directions, exact[2], given["hidden"].dtype)
+
+
+@each_case
+def test_backward(name, device):
+    given = CASES[name]
+    args, above = on(device, given), gradients_from_above(given)
+    logprobs, entropy, statistics, _ = backend.linear_logprobs(**args, entropy=True, directions=False)
+    gradients = backend.linear_logprobs_backward(
+        **args,
+        logprobs=logprobs,
+        entropy=entropy,
+        statistics=statistics,
+        d_logprobs=above[0].to(device),
+        d_entropy=above[1].to(device),
+        weight_gradient=True,
+        bias_gradient=given["bias"] is not None,
+    )
+    exact, plain = by_torch(given, torch.float64, *above)[3:], by_torch(given, torch.float32, *above)[3:]
+    for key, ours, truth, torchs in zip(("hidden", "weight", "bias"), gradients, exact, plain, strict=False):
+        assert ours.dtype == given[key].dtype and ours.shape == truth.shape
+        half = given["hidden"].dtype != torch.float32
+        scale = float(truth.abs().max()) if truth.numel() else 0.0
+        # in half precision the gradient of each logit is rounded before the product, in which such terms cancel
+        absolute = scale * (2**-6 if half else 4e-6) + (3e-6 if name == "fp16" else 0)
+        assert_as_accurate_as_torch(f"gradient of {key}", ours, truth, torchs, absolute)
+
+
+@pytest.mark.parametrize("only", ["d_logprobs", "d_entropy"])
+def test_a_gradient_that_is_none_counts_as_zero_and_nothing_else_is_computed(only, device):
+    given = case(bias=True)
+    above = gradients_from_above(given)
+    above[int(only == "d_logprobs")] = 0
+    args = on(device, given)
+    logprobs, entropy, statistics, directions = backend.linear_logprobs(**args, entropy=True, directions=False)
+    assert directions.numel() == 0
+    without = backend.linear_logprobs(**args, entropy=False, directions=False)
+    assert without[1].shape == (0,)
+    d_hidden, d_weight, d_bias = backend.linear_logprobs_backward(
+        **args,
+        logprobs=logprobs,
+        entropy=without[1] if only == "d_logprobs" else entropy,
+        statistics=statistics,
+        d_logprobs=above[0].to(device) if only == "d_logprobs" else None,
+        d_entropy=above[1].to(device) if only == "d_entropy" else None,
+        weight_gradient=False,
+        bias_gradient=False,
+    )
+    assert d_weight.shape == d_bias.shape == (0,)
+    exact, plain = by_torch(given, torch.float64, *above)[3], by_torch(given, torch.float32, *above)[3]
+    assert_as_accurate_as_torch("gradient of hidden", d_hidden, exact, plain, 1e-5)
+
+
+def test_a_token_that_cannot_come_takes_no_part(device):
+    """Half of the vocabulary has a bias of -inf: everything is as with the other half alone."""
+    args = on(device, CASES["banned tokens"])
+    logprobs, entropy, statistics, directions = backend.linear_logprobs(**args, entropy=True, directions=True)
+    half = args | {"bias": None, "weight": args["weight"][::2].contiguous()}
+    half["labels"] = torch.where(args["labels"] < 0, -100, args["labels"] // 2)
+    for ours, expected in zip(
+        (logprobs, entropy, statistics, directions),
+        backend.linear_logprobs(**half, entropy=True, directions=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_certain_label_keeps_its_digits(device):
+    """log p between -1e-5 and -1e-7, to 1 in a thousand: the log of a sum that was rounded near 1 is off by 6e-8."""
+    given = CASES["certain"]
+    logprobs, *_ = backend.linear_logprobs(**on(device, given), entropy=False, directions=False)
+    exact = by_torch(given, torch.float64, *gradients_from_above(given))[0]
+    scored = given["labels"] >= 0
+    assert (exact[scored] > -1e-5).all() and (exact[scored] < -1e-7).all()
+    torch.testing.assert_close(logprobs.cpu().double(), exact, rtol=1e-3, atol=0)
+
+
+def test_rows_are_addressed_in_64_bits(tmp_path, device):
+    """Three rows 2^30 logits apart: the third begins at 2^31. The file has holes where nothing is touched."""
+    from rlhf_kernels.logprobs import triton_kernels
+
+    stride, vocabulary = 2**30, 5
+    size = 2 * stride + vocabulary
+    if device == "cpu":
+        flat = torch.from_file(str(tmp_path / "logits"), shared=True, size=size, dtype=torch.float32)
+    else:
+        flat = torch.empty(size, device=device)
+    u = flat.as_strided((3, vocabulary), (stride, 1))
+    u.copy_(torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(4)))
+    outputs = {name: torch.empty(3, device=device) for name in ("logprobs", "entropy", "largest", "log_sum")}
+    expected = u.log_softmax(1)[:, 2]
+    triton_kernels.score(None, bias=False, softcap=False).launch(
+        (3,),
+        u=u,
+        labels=torch.full((3,), 2, device=device),
+        vocabulary=vocabulary,
+        stride=stride,
+        inverse_temperature=1.0,
+        **outputs,
+    )
+    torch.testing.assert_close(outputs["logprobs"], expected, rtol=1e-6, atol=1e-6)
