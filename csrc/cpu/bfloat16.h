@@ -1,4 +1,5 @@
-// bfloat16 is the upper half of a float. Unnamed namespace: each source file, whatever its instruction set, has its own.
+// bfloat16 is the upper half of a float. The namespace is unnamed, so that each source file has its own functions, for
+// its own instruction set.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// How work that ends in an (N, H) gradient is cut: `parts` of the scored rows times `splits` of the vocabulary. A task's
-// rows accumulate in float while its blocks of weights pass by. The vocabulary is split, at the price of partial sums
-// that are joined in order, only where there are too few rows to give every thread some.
+// How work that ends in an (N, H) gradient is cut: `parts` of the scored rows times `splits` of the vocabulary. The
+// gradients of a task's rows accumulate in float while its blocks of weights pass by. The vocabulary is split, at the
+// price of partial sums that are joined in order, only where there are too few rows to give every thread some.
 #pragma once
 
 #include <algorithm>

@@ -74,8 +74,8 @@ RLHF_TARGET void rescale(typename Isa::F factor, float* sums, std::int64_t strid
     }
 }
 
-// A group's weights (rows of the block, rows of a full panel) -> cells (steps, rows of a full panel). Those above `limit`
-// do not pass: they are added to `sums`, of the group's first row, as they are.
+// A group's weights (rows of the block, rows of a full panel) -> cells (steps, rows of a full panel). Those above
+// `limit` do not pass: they are added as they are to `sums`, which start at the group's first row.
 template <class P, class Source>
 RLHF_TARGET void weights_to_cells(const float* z, std::int64_t lane, typename P::F limit,
                                   const WeightBlock<P, Source>& weights, std::int64_t hidden_size, float* sums,
@@ -97,7 +97,7 @@ RLHF_TARGET void weights_to_cells(const float* z, std::int64_t lane, typename P:
     }
 }
 
-// z, the logits of a panel whose rows start at `row` -> cells, and all that is summed over the vocabulary but the product
+// z, the logits of a panel whose rows start at `row` -> cells; all sums over the vocabulary are done but the product.
 template <class P, class Source>
 RLHF_TARGET void softmax_tile(const DirectionsTask& task, const WeightBlock<P, Source>& weights, std::int64_t row,
                               int groups, float* z, typename P::F* top, typename P::Cell* cells) {

@@ -1,5 +1,5 @@
-// Entries of dz that hold a large share of a row's gradient: rounding them to bf16 would show in the result, so they are
-// added to it one by one, in float.
+// Entries of dz that hold a large share of a row's gradient: rounding them to bf16 would show in the result, so they
+// are added to it one by one, in float.
 #pragma once
 
 #include <cstdint>

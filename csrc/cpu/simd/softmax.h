@@ -37,8 +37,8 @@ struct KeepNothing {
     RLHF_INLINE void operator()(std::int64_t, F, F) const {}
 };
 
-// A group of the tile z, whose rows start at `row`: sums of e^d and of e^d d, d = z - m. Each vector's place in the tile,
-// logits and e^d are given to `keep`. Returns e^(old m - new m), by which sums outside the statistics are to be scaled.
+// A group of the tile z, whose rows start at `row`: sums of e^d and of e^d d, d = z - m. Each vector's place in the
+// tile, logits and e^d are given to `keep`. Returns e^(old m - new m), by which the caller's own sums are to be scaled.
 template <class Isa, class Keep>
 RLHF_TARGET typename Isa::F add_tile(const float* z, std::int64_t rows, int group, typename Isa::F top,
                                      const Statistics& to, std::int64_t row, const Keep& keep) {
