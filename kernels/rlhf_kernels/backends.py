@@ -10,12 +10,9 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from torch import Tensor
-
-from rlhf_kernels import triton_support
 
 VARIABLE = "RLHF_FAST_BACKEND"
 ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}  # by device type, the fastest first
@@ -42,18 +39,6 @@ def register(
 ) -> None:
     """Make `run` the backend `name` of operation `op`, in place of an earlier one of that name."""
     _backends.setdefault(op, {})[name] = Backend(run, supports)
-
-
-def register_triton(op: str, module: str) -> None:
-    """Make the function `op` of `module` the backend "triton"; imported when first asked for."""
-
-    def run(**args: Any) -> Any:
-        return getattr(import_module(module), op)(**args)
-
-    def supports(args: Arguments) -> str | None:
-        return triton_support.cannot_run(args) or import_module(module).supports(args)
-
-    register(op, "triton", run, supports)
 
 
 def select(op: str, backend: str | None, args: Arguments) -> Callable[..., Any]:

@@ -6,11 +6,11 @@ import torch
 
 from rlhf_kernels import backends
 from rlhf_kernels.checks import check_offsets
-from rlhf_kernels.gae import native, reference
+from rlhf_kernels.gae import native, reference, triton
 from rlhf_kernels.library import define
 
 backends.register("gae_", "native", native.gae_, native.supports)
-backends.register_triton("gae_", "rlhf_kernels.gae.triton")
+backends.register("gae_", "triton", triton.gae_, triton.supports)
 backends.register("gae_", "reference", reference.gae_)
 
 gae_ = define(

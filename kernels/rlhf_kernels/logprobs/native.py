@@ -67,7 +67,7 @@ def linear_logprobs(
     softcap: float | None,
     entropy: bool,
     directions: bool,
-    weight_gradient: bool = False,
+    weight_gradient: bool = False,  # has to be False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-probs (N,), entropy (N,) or (0,), statistics (2, N) and directions (N, H) or (0, H), all float32.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_kernels import backends
 from rlhf_kernels.checks import check_values
 from rlhf_kernels.library import Arguments, define, define_gradient
-from rlhf_kernels.logprobs import native, reference
+from rlhf_kernels.logprobs import native, reference, triton
 from rlhf_kernels.logprobs.reference import IGNORED, accumulation_dtype
 
 SUPPORTS = {
@@ -21,7 +21,7 @@ SUPPORTS = {
 }
 for _name, _supports in SUPPORTS.items():
     backends.register(_name, "native", getattr(native, _name), _supports)
-    backends.register_triton(_name, "rlhf_kernels.logprobs.triton")
+    backends.register(_name, "triton", getattr(triton, _name), triton.supports)
     backends.register(_name, "reference", getattr(reference, _name))
 
 

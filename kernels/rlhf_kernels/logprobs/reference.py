@@ -25,7 +25,7 @@ def linear_logprobs(
     softcap: float | None,
     entropy: bool,
     directions: bool,
-    weight_gradient: bool = False,
+    weight_gradient: bool = False,  # plays no part: the backward pass gives it
     chunk_rows: int = CHUNK_ROWS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The specification of `rlhf_kernels.linear_logprobs`; arguments are taken as checked.

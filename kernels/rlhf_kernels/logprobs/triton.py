@@ -51,6 +51,7 @@ def linear_logprobs(
     softcap: float | None,
     entropy: bool,
     directions: bool,
+    weight_gradient: bool = False,  # plays no part: the backward pass gives it
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logprobs (N,), entropy (N,) or (0,), statistics (2, N), directions (N, H) or (0, H); all float32.
 

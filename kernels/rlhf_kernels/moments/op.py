@@ -6,10 +6,10 @@ import torch
 
 from rlhf_kernels import backends
 from rlhf_kernels.library import define
-from rlhf_kernels.moments import native, reference
+from rlhf_kernels.moments import native, reference, triton
 
 backends.register("moments", "native", native.moments, native.supports)
-backends.register_triton("moments", "rlhf_kernels.moments.triton")
+backends.register("moments", "triton", triton.moments, triton.supports)
 backends.register("moments", "reference", reference.moments)
 
 moments = define(

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from rlhf_kernels import backends
 from rlhf_kernels.library import Arguments, define, define_gradient
-from rlhf_kernels.ppo_loss import native, reference
+from rlhf_kernels.ppo_loss import native, reference, triton
 
 backends.register("ppo_loss", "native", native.ppo_loss, native.supports)
-backends.register_triton("ppo_loss", "rlhf_kernels.ppo_loss.triton")
+backends.register("ppo_loss", "triton", triton.ppo_loss, triton.supports)
 backends.register("ppo_loss", "reference", reference.ppo_loss)
 
 

@@ -7,10 +7,10 @@ import torch
 from rlhf_kernels import backends
 from rlhf_kernels.checks import check_offsets, check_values
 from rlhf_kernels.library import Arguments, define
-from rlhf_kernels.shaping import native, reference
+from rlhf_kernels.shaping import native, reference, triton
 
 backends.register("shape_rewards_", "native", native.shape_rewards_, native.supports)
-backends.register_triton("shape_rewards_", "rlhf_kernels.shaping.triton")
+backends.register("shape_rewards_", "triton", triton.shape_rewards_, triton.supports)
 backends.register("shape_rewards_", "reference", reference.shape_rewards_)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rlhf_kernels import backends
 from rlhf_kernels.library import define
-from rlhf_kernels.whiten import native, reference
+from rlhf_kernels.whiten import native, reference, triton
 
 backends.register("whiten_", "native", native.whiten_, native.supports)
-backends.register_triton("whiten_", "rlhf_kernels.whiten.triton")
+backends.register("whiten_", "triton", triton.whiten_, triton.supports)
 backends.register("whiten_", "reference", reference.whiten_)
 
 whiten_ = define(

@@ -42,8 +42,9 @@ def exact_result(given):
     leaves = [args[n].requires_grad_() for n in ("logprobs", "values", "entropy") if args[n] is not None]
     columns = [args.pop(n) for n in NAMES]
     out = rlhf_kernels.ppo_loss(*columns, **args)
+    gradients = torch.autograd.grad(out.loss, leaves, allow_unused=True, materialize_grads=True)
     metrics = torch.stack([torch.zeros(()).double() if x is None else x.detach() for x in out])
-    return [metrics, *torch.autograd.grad(out.loss, leaves), *[torch.zeros(0)] * (3 - len(leaves))]
+    return [metrics, *gradients, *[torch.zeros(0)] * (3 - len(leaves))]
 
 
 def assert_agrees(given, device):
