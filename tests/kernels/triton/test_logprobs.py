@@ -113,8 +113,20 @@ def test_a_token_that_cannot_come_takes_no_part(device):
 def test_the_certain_label_keeps_its_digits(device):
     """log p between -1e-5 and -1e-7, to 1 in a thousand: the log of a sum that was rounded near 1 is off by 6e-8."""
     given = CASES["certain"]
-    logprobs, *_ = backend.linear_logprobs(**on(device, given), entropy=False, directions=False)
-    exact = by_torch(given, torch.float64, *gradients_from_above(given))[0]
+    args, ones = on(device, given), torch.ones(len(given["labels"]))
+    logprobs, entropy, statistics, _ = backend.linear_logprobs(**args, entropy=False, directions=False)
+    d_hidden, *_ = backend.linear_logprobs_backward(
+        **args,
+        logprobs=logprobs,
+        entropy=entropy,
+        statistics=statistics,
+        d_logprobs=ones.to(device),
+        d_entropy=None,
+        weight_gradient=False,
+        bias_gradient=False,
+    )
+    exact, _, directions, *_ = by_torch(given, torch.float64, ones, ones)
+    assert_rows_close("gradient of hidden", d_hidden, directions, torch.float32)
     scored = given["labels"] >= 0
     assert (exact[scored] > -1e-5).all() and (exact[scored] < -1e-7).all()
     torch.testing.assert_close(logprobs.cpu().double(), exact, rtol=1e-3, atol=0)
