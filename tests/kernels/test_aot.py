@@ -62,6 +62,16 @@ def test_a_kernel_that_spills_is_caught(tmp_path):
     assert out.stdout.startswith("spills") and out.stdout.endswith("bytes a thread to the stack\n")
 
 
+@pytest.mark.slow
+def test_launches_pass_tritons_own_front_end():
+    out = python("tests/kernels/triton/front_end.py")
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert out.stdout == (
+        "gae 1, shape_rewards 1, moments 2, merge_moments 1, whiten 1, ppo_loss 2, ppo_metrics 2, score 4, gradient 2, "
+        "compare 2\n"
+    )
+
+
 def form(instruction=None):
     return Variant("any", None, {}, {}, num_warps=4, instruction=instruction)
 

@@ -8,16 +8,14 @@ are multiplied as `torch.backends.cuda.matmul` says, which may be in TF32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_kernels.logprobs.reference import IGNORED
-from rlhf_kernels.triton_support import Variant, cannot_run
-
-BUFFER_BYTES = 256 * 2**20  # of logits: 512 rows at V = 128 K, about where a product stops waiting for the weight
+from rlhf_kernels.logprobs.triton_chunks import Chunks, add_product, over, product
+from rlhf_kernels.triton_support import cannot_run
 
 
 def supports(args: Mapping[str, Any]) -> str | None:
@@ -61,15 +59,15 @@ def linear_logprobs(
     """
     from rlhf_kernels.logprobs import triton_kernels as kernels
 
-    chunks = _Chunks.of(hidden, weight, labels, bias, temperature, softcap)
+    chunks = Chunks.of(hidden, weight, labels, bias, temperature, softcap)
     variant = kernels.score(hidden.dtype if directions else None, **chunks.given())
     columns = {name: chunks.column() for name in ("logprobs", "entropy", "largest", "log_sum")}
     pull = chunks.column()
     moved = hidden.new_zeros(hidden.shape if directions else (0, hidden.shape[1]), dtype=torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         for part, rows, u in chunks:
-            _product(hidden[rows], weight.t(), out=u)
-            gradient = _over(u, hidden.dtype) if directions else None
+            product(hidden[rows], weight.t(), out=u)
+            gradient = over(u, hidden.dtype) if directions else None
             chunks.launch(
                 variant,
                 part,
@@ -81,7 +79,7 @@ def linear_logprobs(
             )
             if gradient is not None:
                 own = weight[labels[rows]].float().mul_(pull[part, None])
-                moved[rows] = own.sub_(_product(gradient, weight))
+                moved[rows] = own.sub_(product(gradient, weight))
     logprobs, entropies, *statistics = (chunks.scatter(column) for column in columns.values())
     return logprobs, entropies if entropy else entropies.new_empty(0), torch.stack(statistics), moved
 
@@ -110,7 +108,7 @@ def linear_logprobs_backward(
     """
     from rlhf_kernels.logprobs import triton_kernels as kernels
 
-    chunks = _Chunks.of(hidden, weight, labels, bias, temperature, softcap)
+    chunks = Chunks.of(hidden, weight, labels, bias, temperature, softcap)
     variant = kernels.gradient(hidden.dtype, **chunks.given())
     zeros = torch.zeros_like(logprobs)
     columns = {
@@ -126,13 +124,13 @@ def linear_logprobs_backward(
     d_bias = weight.new_zeros(weight.shape[0] if bias_gradient else 0, dtype=torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         for part, rows, u in chunks:
-            _product(hidden[rows], weight.t(), out=u)
-            d_u = _over(u, hidden.dtype)
+            product(hidden[rows], weight.t(), out=u)
+            d_u = over(u, hidden.dtype)
             scores = {name: column[rows] for name, column in columns.items()}
             chunks.launch(variant, part, u=u, **scores, gradient=d_u, gradient_stride=d_u.stride(0))
             d_hidden[rows] = torch.mm(d_u, weight)
             if weight_gradient:
-                _add_product(d_weight, d_u, hidden[rows])
+                add_product(d_weight, d_u, hidden[rows])
             if bias_gradient:
                 d_bias += d_u.sum(0, dtype=torch.float32)
     return d_hidden, d_weight.to(weight.dtype), d_bias if bias is None else d_bias.to(bias.dtype)
@@ -158,104 +156,16 @@ def policy_reference_logprobs(
     from rlhf_kernels.logprobs import triton_kernels as kernels
 
     ref_weight = weight if ref_weight is None else ref_weight
-    chunks = _Chunks.of(hidden, weight, labels, bias, temperature, softcap)
+    chunks = Chunks.of(hidden, weight, labels, bias, temperature, softcap)
     variant = kernels.compare(**chunks.given())
     columns = {name: chunks.column() for name in ("logprobs", "ref_logprobs", "kl")}
     buffer = torch.empty_like(chunks.buffer)
     with torch.autocast(hidden.device.type, enabled=False):
         for part, rows, u in chunks:
             ref_u = buffer[: len(rows)]
-            _product(hidden[rows], weight.t(), out=u)
-            _product(ref_hidden[rows], ref_weight.t(), out=ref_u)
+            product(hidden[rows], weight.t(), out=u)
+            product(ref_hidden[rows], ref_weight.t(), out=ref_u)
             outputs = {name: column[part] for name, column in columns.items()}
             chunks.launch(variant, part, u=u, ref_u=ref_u, **outputs)
     logprobs, ref_logprobs, kl = (chunks.scatter(column) for column in columns.values())
     return logprobs, ref_logprobs, kl if exact_kl else kl.new_empty(0)
-
-
-class _Chunks(NamedTuple):
-    """The scored rows, the buffer that a chunk of them fills, and what every row kernel is told."""
-
-    rows: Tensor  # (n,) int64: which of the N rows have a label
-    labels: Tensor  # (n,)
-    total: int  # N
-    buffer: Tensor  # (rows of a chunk, V) float32
-    bias: Tensor | None  # (V,) float32
-    temperature: float
-    softcap: float | None
-
-    @classmethod
-    def of(
-        cls,
-        hidden: Tensor,
-        weight: Tensor,
-        labels: Tensor,
-        bias: Tensor | None,
-        temperature: float,
-        softcap: float | None,
-    ) -> _Chunks:
-        """Waits for the device: the number of scored rows has to be known."""
-        rows = (labels != IGNORED).nonzero().squeeze(1)
-        height = min(len(rows), chunk_rows(weight.shape[0]))
-        buffer = hidden.new_empty(height, weight.shape[0], dtype=torch.float32)
-        bias = None if bias is None else bias.float().contiguous()
-        return cls(rows, labels[rows], labels.numel(), buffer, bias, temperature, softcap)
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:  # type: ignore[override]
-        """For each chunk its place among the scored rows, its rows among all, and its part of the buffer."""
-        for start in range(0, len(self.rows), max(1, len(self.buffer))):
-            part = slice(start, start + len(self.buffer))
-            rows = self.rows[part]
-            yield part, rows, self.buffer[: len(rows)]
-
-    def given(self) -> dict[str, bool]:
-        return {"bias": self.bias is not None, "softcap": self.softcap is not None}
-
-    def column(self) -> Tensor:
-        """One float32 for each scored row."""
-        return self.buffer.new_empty(len(self.rows))
-
-    def scatter(self, column: Tensor) -> Tensor:
-        """(n,) -> (N,), zero at the rows that are not scored."""
-        return column.new_zeros(self.total).index_copy_(0, self.rows, column)
-
-    def launch(self, variant: Variant, part: slice, *, u: Tensor, **arguments: Any) -> None:
-        """One program for each row of `u`."""
-        variant.launch(
-            (u.shape[0],),
-            u=u,
-            labels=self.labels[part],
-            bias=self.bias,
-            vocabulary=u.shape[1],
-            stride=u.stride(0),
-            inverse_temperature=1 / self.temperature,
-            softcap=self.softcap,
-            **arguments,
-        )
-
-
-def chunk_rows(vocabulary: int) -> int:
-    """Rows of logits that fill the buffer, in whole tiles of 128 where there is room for one."""
-    rows = max(1, BUFFER_BYTES // (4 * vocabulary))
-    return rows - rows % 128 if rows > 128 else rows
-
-
-def _over(u: Tensor, dtype: torch.dtype) -> Tensor:
-    """(n, V) of `dtype` in the memory of u (n, V) float32: each row at the beginning of u's row."""
-    return u.view(dtype)[:, : u.shape[1]]
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a b in float32, accumulated and kept there."""
-    if a.dtype == torch.float32 or not a.is_cuda:  # CPU: the interpreter's tensors, for which torch has no such product
-        return torch.mm(a.float(), b.float(), out=out)
-    if out is None:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a, b, out_dtype=torch.float32, out=out)
-
-
-def _add_product(d_weight: Tensor, d_u: Tensor, hidden: Tensor) -> None:
-    """d_weight (V, H) float32 += d_u^T hidden, a part of the vocabulary at a time, so that the product stays small."""
-    rows = max(1, BUFFER_BYTES // (4 * max(1, hidden.shape[1])))
-    for block, d_block in zip(d_weight.split(rows), d_u.split(rows, dim=1), strict=True):
-        block += _product(d_block.t(), hidden)

@@ -14,53 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
+from rlhf_kernels.logprobs.triton_math import advance, expm1, log1p, logits
 from rlhf_kernels.triton_support import POINTER, Variant
 
 PER_ROW = ["labels", "logprobs", "entropy", "largest", "log_sum"]  # one number a row: never worth a form of its own
-
-
-@triton.jit
-def _logits(u, bias, column, inside, inverse_temperature, softcap):
-    """z = softcap(u + bias) / T, and dz/du."""
-    if bias is not None:
-        u += tl.load(bias + column, mask=inside, other=0.0)
-    z, slope = u, 1.0
-    if softcap is not None:
-        x = u / softcap
-        t = tl.exp(-2.0 * tl.abs(x))
-        far = (1.0 - t) / (1.0 + t)
-        x2 = x * x  # near 0, where 1 - t cancels: the minimax polynomial of Cephes' tanhf
-        near = ((-5.70498872745e-3 * x2 + 2.06390887954e-2) * x2 - 5.37397155531e-2) * x2 + 1.33314422036e-1
-        near = x + x * x2 * (near * x2 - 3.33332819422e-1)
-        z = softcap * tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0, -far, far))
-        slope = 4.0 * t / ((1.0 + t) * (1.0 + t))
-    return z * inverse_temperature, slope * inverse_temperature
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) for x >= 0; below 1/2 by the series of 2 artanh(x / (2 + x)), where 1 + x would round x away."""
-    s = x / (2.0 + x)
-    s2 = s * s
-    series = 2.0 * s * (1.0 + s2 * (1.0 / 3 + s2 * (1.0 / 5 + s2 * (1.0 / 7 + s2 * (1.0 / 9)))))
-    return tl.where(x < 0.5, series, tl.log(1.0 + x))
-
-
-@triton.jit
-def _expm1(x):
-    """e^x - 1 for x <= 0; above -1/2 by Taylor's series, where the difference would cancel."""
-    series = 1.0 + x * (1.0 / 6 + x * (1.0 / 42 + x * (1.0 / 336)))
-    series = x * (1.0 + x * (1.0 / 2 + x * (1.0 / 6 + x * (1.0 / 24 + x * (1.0 / 120) * series))))
-    return tl.where(x > -0.5, series, tl.exp(x) - 1.0)
-
-
-@triton.jit
-def _advance(z, inside, largest, total):
-    """One more logit for each lane: d = z - largest, e^-|d|, whether z is the new largest; the new largest and sum."""
-    d = tl.where(inside, z - largest, float("-inf"))
-    e = tl.exp(-tl.abs(d))
-    grew = d > 0
-    return d, e, grew, tl.where(grew, z, largest), tl.where(grew, total * e + 1.0, total + e)
 
 
 @triton.jit(do_not_specialize_on_alignment=[*PER_ROW, "pull"])
@@ -85,15 +42,15 @@ def score_kernel(
     row = tl.program_id(0)
     u += row.to(tl.int64) * stride
     label = tl.load(labels + row).to(tl.int32)
-    z_y, slope_y = _logits(tl.load(u + label), bias, label, True, inverse_temperature, softcap)
+    z_y, slope_y = logits(tl.load(u + label), bias, label, True, inverse_temperature, softcap)
 
     lanes = tl.zeros((BLOCK,), tl.float32)
     m, total, moment = lanes + z_y, lanes, lanes  # moment: sum of e^(z - m) (z - m)
     for first in range(0, vocabulary, BLOCK):
         column = first + tl.arange(0, BLOCK)
         inside = column < vocabulary
-        z, _ = _logits(tl.load(u + column, mask=inside, other=0.0), bias, column, inside, inverse_temperature, softcap)
-        d, e, grew, new_m, new_total = _advance(z, inside & (column != label), m, total)
+        z, _ = logits(tl.load(u + column, mask=inside, other=0.0), bias, column, inside, inverse_temperature, softcap)
+        d, e, grew, new_m, new_total = advance(z, inside & (column != label), m, total)
         moment = tl.where(grew, e * (moment - total * d), moment + tl.where(e > 0, e * d, 0.0))
         m, total = new_m, new_total
 
@@ -103,7 +60,7 @@ def score_kernel(
     own = tl.exp(z_y - top)
     row_sum = others + own
     row_moment = tl.sum(share * (moment + total * (m - top)), 0) + own * (z_y - top)
-    log_of_sum = tl.where(z_y == top, _log1p(others), tl.log(row_sum))
+    log_of_sum = tl.where(z_y == top, log1p(others), tl.log(row_sum))
     tl.store(logprobs + row, z_y - top - log_of_sum)
     tl.store(entropy + row, log_of_sum - row_moment / row_sum)
     tl.store(largest + row, top)
@@ -116,7 +73,7 @@ def score_kernel(
             column = first + tl.arange(0, BLOCK)
             inside = column < vocabulary
             block = tl.load(u + column, mask=inside, other=0.0)
-            z, slope = _logits(block, bias, column, inside, inverse_temperature, softcap)
+            z, slope = logits(block, bias, column, inside, inverse_temperature, softcap)
             g = tl.where(column == label, 0.0, tl.exp(z - top) / row_sum * slope)
             tl.debug_barrier()  # a 16-bit entry lies over a logit of this block or an earlier one: all have been read
             tl.store(gradient + column, g.to(gradient.dtype.element_ty), mask=inside)
@@ -151,12 +108,12 @@ def gradient_kernel(
     log_of_sum = tl.load(log_sum + row)
     d_lp = tl.load(d_logprobs + row)
     d_h = tl.load(d_entropy + row)
-    rest = -_expm1(tl.load(logprobs + row))  # 1 - p_y
+    rest = -expm1(tl.load(logprobs + row))  # 1 - p_y
     for first in range(0, vocabulary, BLOCK):
         column = first + tl.arange(0, BLOCK)
         inside = column < vocabulary
         block = tl.load(u + column, mask=inside, other=0.0)
-        z, slope = _logits(block, bias, column, inside, inverse_temperature, softcap)
+        z, slope = logits(block, bias, column, inside, inverse_temperature, softcap)
         log_p = z - top - log_of_sum
         p = tl.exp(log_p)
         d_z = d_lp * tl.where(column == label, rest, -p) - d_h * tl.where(p > 0, p * (log_p + h), 0.0)
@@ -184,8 +141,8 @@ def compare_kernel(
     u += row.to(tl.int64) * stride
     ref_u += row.to(tl.int64) * stride
     label = tl.load(labels + row).to(tl.int32)
-    z_y, _own = _logits(tl.load(u + label), bias, label, True, inverse_temperature, softcap)
-    ref_y, _own = _logits(tl.load(ref_u + label), bias, label, True, inverse_temperature, softcap)
+    z_y, _own = logits(tl.load(u + label), bias, label, True, inverse_temperature, softcap)
+    ref_y, _own = logits(tl.load(ref_u + label), bias, label, True, inverse_temperature, softcap)
 
     lanes = tl.zeros((BLOCK,), tl.float32)
     m, total, ref_m, ref_total = lanes + z_y, lanes, lanes + ref_y, lanes
@@ -193,17 +150,17 @@ def compare_kernel(
     for first in range(0, vocabulary, BLOCK):
         column = first + tl.arange(0, BLOCK)
         inside = column < vocabulary
-        z, _slope = _logits(
+        z, _slope = logits(
             tl.load(u + column, mask=inside, other=0.0), bias, column, inside, inverse_temperature, softcap
         )
-        ref_z, _slope = _logits(
+        ref_z, _slope = logits(
             tl.load(ref_u + column, mask=inside, other=0.0), bias, column, inside, inverse_temperature, softcap
         )
-        _d, e, grew, m, total = _advance(z, inside, m, total)
+        _d, e, grew, m, total = advance(z, inside, m, total)
         difference = tl.where(grew, difference * e, difference)
         e = tl.where(grew, 1.0, e)
         difference += tl.where(e > 0, e * (z - ref_z), 0.0)
-        _ref_d, _ref_e, _ref_grew, ref_m, ref_total = _advance(ref_z, inside, ref_m, ref_total)
+        _ref_d, _ref_e, _ref_grew, ref_m, ref_total = advance(ref_z, inside, ref_m, ref_total)
 
     top = tl.max(m, 0)
     ref_top = tl.max(ref_m, 0)

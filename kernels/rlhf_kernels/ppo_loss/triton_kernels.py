@@ -87,7 +87,10 @@ def ppo_loss_kernel(
     SUMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per block of slots. Nothing outside the masks is read; limits that are off are infinite."""
+    """One program per block of slots. Limits that are off are infinite.
+
+    Nothing outside a mask is read: it counts as 0, which has no loss, no gradient and no clipping, but a ratio of 1.
+    """
     slot = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = slot < size
     row = sums + tl.program_id(0).to(tl.int64) * SUMS
@@ -101,10 +104,10 @@ def ppo_loss_kernel(
         loss *= w
         slope *= w
     per_slot = 1.0 / tl.load(denominator)
-    tl.store(d_logprobs + slot, tl.where(m, slope * per_slot, 0.0), mask=inside)
-    tl.store(row, tl.sum(tl.where(m, loss, 0.0), 0))
-    tl.store(row + 3, tl.sum(tl.where(m & clipped, 1.0, 0.0), 0))
-    tl.store(row + 5, tl.sum(tl.where(m, 0.5 * log_ratio * log_ratio, 0.0), 0))
+    tl.store(d_logprobs + slot, slope * per_slot, mask=inside)
+    tl.store(row, tl.sum(loss, 0))
+    tl.store(row + 3, tl.sum(clipped.to(tl.float32), 0))
+    tl.store(row + 5, tl.sum(0.5 * log_ratio * log_ratio, 0))
     tl.store(row + 6, tl.sum(tl.where(m, ratio, 0.0), 0))
     if entropy is not None:
         tl.store(row + 2, tl.sum(tl.load(entropy + slot, mask=m, other=0.0), 0))
@@ -116,9 +119,9 @@ def ppo_loss_kernel(
     ret = tl.load(returns + slot, mask=m, other=0.0)
     loss, slope, clipped = _value(value, old_value, ret, cliprange_value)
     per_slot = vf_coef / tl.load(value_denominator)
-    tl.store(d_values + slot, tl.where(m, slope * per_slot, 0.0), mask=inside)
-    tl.store(row + 1, tl.sum(tl.where(m, loss, 0.0), 0))
-    tl.store(row + 4, tl.sum(tl.where(m & clipped, 1.0, 0.0), 0))
+    tl.store(d_values + slot, slope * per_slot, mask=inside)
+    tl.store(row + 1, tl.sum(loss, 0))
+    tl.store(row + 4, tl.sum(clipped.to(tl.float32), 0))
 
 
 @triton.jit

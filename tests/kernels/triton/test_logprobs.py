@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlhf_kernels.logprobs import triton as backend
+from rlhf_kernels.logprobs import triton_chunks
 from tests.kernels.triton.logprob_checks import (
     CASES,
     assert_as_accurate_as_torch,
@@ -21,7 +22,7 @@ each_case = pytest.mark.parametrize("name", [n for n in CASES if n != "banned to
 
 @pytest.fixture(autouse=True)
 def chunks_of_two_rows(monkeypatch):
-    monkeypatch.setattr(backend, "chunk_rows", lambda vocabulary: 2)
+    monkeypatch.setattr(triton_chunks, "chunk_rows", lambda vocabulary: 2)
 
 
 def gradients_from_above(given):
@@ -113,34 +114,20 @@ def test_a_token_that_cannot_come_takes_no_part(device):
 def test_the_certain_label_keeps_its_digits(device):
     """log p between -1e-5 and -1e-7, to 1 in a thousand: the log of a sum that was rounded near 1 is off by 6e-8."""
     given = CASES["certain"]
-    logprobs, *_ = backend.linear_logprobs(**on(device, given), entropy=False, directions=False)
-    exact = by_torch(given, torch.float64, *gradients_from_above(given))[0]
+    args, ones = on(device, given), torch.ones(len(given["labels"]))
+    logprobs, entropy, statistics, _ = backend.linear_logprobs(**args, entropy=False, directions=False)
+    d_hidden, *_ = backend.linear_logprobs_backward(
+        **args,
+        logprobs=logprobs,
+        entropy=entropy,
+        statistics=statistics,
+        d_logprobs=ones.to(device),
+        d_entropy=None,
+        weight_gradient=False,
+        bias_gradient=False,
+    )
+    exact, _, directions, *_ = by_torch(given, torch.float64, ones, ones)
+    assert_rows_close("gradient of hidden", d_hidden, directions, torch.float32)
     scored = given["labels"] >= 0
     assert (exact[scored] > -1e-5).all() and (exact[scored] < -1e-7).all()
     torch.testing.assert_close(logprobs.cpu().double(), exact, rtol=1e-3, atol=0)
-
-
-def test_rows_are_addressed_in_64_bits(tmp_path, device):
-    """Three rows 2^30 logits apart: the third begins at 2^31. The file has holes where nothing is touched."""
-    from rlhf_kernels.logprobs import triton_kernels
-
-    stride, vocabulary = 2**30, 5
-    size = 2 * stride + vocabulary
-    if device == "cpu":
-        flat = torch.from_file(str(tmp_path / "logits"), shared=True, size=size, dtype=torch.float32)
-    else:
-        flat = torch.empty(size, device=device)
-    u = flat.as_strided((3, vocabulary), (stride, 1))
-    u.copy_(torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(4)))
-    outputs = {name: torch.empty(3, device=device) for name in ("logprobs", "entropy", "largest", "log_sum")}
-    expected = u.log_softmax(1)[:, 2]
-    triton_kernels.score(None, bias=False, softcap=False).launch(
-        (3,),
-        u=u,
-        labels=torch.full((3,), 2, device=device),
-        vocabulary=vocabulary,
-        stride=stride,
-        inverse_temperature=1.0,
-        **outputs,
-    )
-    torch.testing.assert_close(outputs["logprobs"], expected, rtol=1e-6, atol=1e-6)

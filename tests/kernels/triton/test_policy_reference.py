@@ -7,12 +7,13 @@ import torch
 
 import rlhf_kernels
 from rlhf_kernels.logprobs import triton as backend
+from rlhf_kernels.logprobs import triton_chunks
 from tests.kernels.triton.logprob_checks import CASES, assert_as_accurate_as_torch, in_dtype, on
 
 
 @pytest.fixture(autouse=True)
 def chunks_of_two_rows(monkeypatch):
-    monkeypatch.setattr(backend, "chunk_rows", lambda vocabulary: 2)
+    monkeypatch.setattr(triton_chunks, "chunk_rows", lambda vocabulary: 2)
 
 
 def with_reference(given, distance, *, own_weight):

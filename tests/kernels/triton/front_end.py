@@ -1,0 +1,62 @@
+"""Sends every operation's launches through Triton's own front end and compiler, for a GPU that is not here.
+
+    python tests/kernels/triton/front_end.py
+
+The interpreter takes a launch's arguments as they come. The real front end binds them by name, compiles absent ones in
+and specialises on the others; here it does so for sm_90, and stops before the machine code would be loaded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from rlhf_kernels.gae import triton as gae
+from rlhf_kernels.logprobs import triton as logprobs
+from rlhf_kernels.moments import triton as moments
+from rlhf_kernels.ppo_loss import triton as ppo_loss
+from rlhf_kernels.shaping import triton as shaping
+from rlhf_kernels.triton_support import OPTIONS, Variant
+from rlhf_kernels.whiten import triton as whiten
+from tests.kernels.triton.logprob_checks import case
+from tests.kernels.triton.test_ppo_loss import PLAIN, columns
+
+
+class NoDevice:
+    """As much of a driver as compiling asks for."""
+
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+
+compiled: Counter[str] = Counter()
+
+
+def compile_only(self, grid, **arguments):
+    passed = {name: x for name, x in arguments.items() if x is not None}
+    self.kernel.run(**passed, **self.constants, num_warps=self.num_warps, **OPTIONS, grid=grid, warmup=True)
+    compiled[self.name] += 1
+
+
+driver.set_active(NoDevice())
+Variant.launch = compile_only  # type: ignore[method-assign]
+
+x, cu = torch.zeros(64), torch.tensor([0, 64], dtype=torch.int32)
+gae.gae_(rewards=x, values=x, cu_responses=cu, gamma=1.0, lam=0.95, bootstrap=None)
+shaping.shape_rewards_(rewards=x, kl=x, scores=x[:1], score_index=torch.tensor([63]), cu_responses=cu, kl_coef=0.1)
+moments.moments(x=x, mask=x > 0)
+whiten.whiten_(x=x, mask=None, moments=None, shift_mean=True, ddof=1, eps=1e-8)
+ppo_loss.ppo_loss(**(PLAIN | columns(64)))
+ppo_loss.ppo_loss(**(PLAIN | columns(64) | {"entropy": x, "weight": x}))
+for given in (case(torch.bfloat16, vocabulary=50), case(vocabulary=48, softcap=5.0, bias=True)):
+    for directions in (False, True):
+        out = logprobs.linear_logprobs(**given, entropy=True, directions=directions)
+    scores = dict(zip(("logprobs", "entropy", "statistics"), out, strict=False))
+    gradients = {"d_logprobs": x[:6], "d_entropy": None, "weight_gradient": True, "bias_gradient": True}
+    logprobs.linear_logprobs_backward(**given, **scores, **gradients)
+    logprobs.policy_reference_logprobs(**given, ref_hidden=given["hidden"], ref_weight=None, exact_kl=True)
+print(*(f"{name} {n}" for name, n in compiled.items()), sep=", ")
