@@ -22,11 +22,11 @@ def case(dtype=torch.float32, *, rows=6, hidden_size=24, vocabulary=VOCABULARY, 
     return {"hidden": hidden, "weight": weight, "labels": labels, **settings}
 
 
-def certain(dtype=torch.float32):
-    """Rows whose label has a probability of about 1 - 1e-6, by its bias."""
+def certain(dtype=torch.float32, *, by=22.0):
+    """Rows whose label has a probability of about 1 - 1e-6, by its bias; with less of that, of about 0.9."""
     given = case(dtype, scale=0.5, bias=True)
     given["labels"] = torch.where(given["labels"] < 0, -100, 7)
-    given["bias"][7] = 22.0
+    given["bias"][7] = by
     return given
 
 
@@ -44,6 +44,7 @@ CASES = {
     "all logits negative": case(bias=torch.full((VOCABULARY,), -500.0)),
     "certain": certain(),
     "certain, bf16": certain(torch.bfloat16),
+    "likely": certain(by=11.0),
     "banned tokens": case(bias=torch.where(torch.arange(VOCABULARY) % 2 > 0, -torch.inf, 0.0)),
     "no rows": case(rows=0),
     "one skipped row": case(rows=1),
