@@ -16,7 +16,7 @@ import os
 import platform
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,22 +25,8 @@ from rich.table import Table
 
 from benchmarks import limits, peers
 from benchmarks.cases import OPERATIONS, Case, cases
+from benchmarks.rows import Row
 from benchmarks.timing import interleave, median_ratio
-
-
-@dataclass(frozen=True)
-class Row:
-    """One variant of one case."""
-
-    op: str
-    shape: str
-    variant: str
-    times_native: float  # its time over that of the native backend
-    times_floor: float | None  # over that of bare products of the same shapes
-    percent_of_limit: float  # 100: as fast as the machine's rates allow
-    milliseconds: float  # median, on this machine on that day
-    rounds: int
-    note: str
 
 
 def main() -> int:
@@ -65,10 +51,9 @@ def main() -> int:
     if given.csv:
         write_csv(rows, given.csv)
     if given.plots:
-        from benchmarks.plots import plot
+        from benchmarks.plots import plot_all
 
-        for op in given.op:
-            plot([row for row in rows if row.op == op], given.plots / f"{op}.png")
+        plot_all(rows, given.plots)
     return 0
 
 
