@@ -19,7 +19,7 @@ from benchmarks.timing import Variant
 
 PROJECTIONS = ((1024, 576, 49152), (256, 2048, 128256))  # rows, hidden size, vocabulary
 COLUMNS = ((16, 1024), (256, 512))  # sequences, slots each
-BACKENDS = ("native", "reference")
+BACKENDS = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}  # by device, the one to compare with first
 PPO = {"cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1}
 
 
@@ -35,25 +35,27 @@ class Case:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def cases(op: str) -> list[Case]:
+def cases(op: str, device: str = "cpu") -> list[Case]:
     """The cases of an operation."""
     make, shapes = OPERATIONS[op]
-    return [make(*shape) for shape in shapes]
+    return [make(*shape, device) for shape in shapes]
 
 
 class Projection:
     """Inputs of the log-prob operations and the bare products of their shapes, in bfloat16."""
 
-    def __init__(self, n: int, h: int, v: int) -> None:
+    def __init__(self, n: int, h: int, v: int, device: str) -> None:
         g = torch.Generator().manual_seed(0)
-        self.hidden = torch.randn(n, h, generator=g).bfloat16()
-        self.ref_hidden = torch.randn(n, h, generator=g).bfloat16()
-        self.weight = (torch.randn(v, h, generator=g) / h**0.5).bfloat16()
-        self.labels = torch.randint(v, (n,), generator=g)
-        self.columns = tuple(torch.randn(5, n, generator=g))  # old log-probs are far off: half of the slots clip
+        self.hidden = torch.randn(n, h, generator=g).to(device, torch.bfloat16)
+        self.ref_hidden = torch.randn(n, h, generator=g).to(device, torch.bfloat16)
+        self.weight = (torch.randn(v, h, generator=g) / h**0.5).to(device, torch.bfloat16)
+        self.labels = torch.randint(v, (n,), generator=g).to(device)
+        self.columns = tuple(
+            torch.randn(5, n, generator=g).to(device)
+        )  # old log-probs are far off: half of the slots clip
         self.shape = f"N {n}, H {h}, V {v}"
         self.flops, self.bytes = 2.0 * n * h * v, 2.0 * (n * h + v * h)
-        self.logits, self.gradient = (torch.empty(n, size, dtype=torch.bfloat16) for size in (v, h))
+        self.logits, self.gradient = (self.hidden.new_empty(n, size) for size in (v, h))
 
     def one_product(self) -> Tensor:
         return torch.mm(self.hidden, self.weight.t(), out=self.logits)
@@ -77,11 +79,12 @@ class Projection:
         return run
 
 
-def linear_logprobs(n: int, h: int, v: int) -> Case:
-    p = Projection(n, h, v)
+def linear_logprobs(n: int, h: int, v: int, device: str = "cpu") -> Case:
+    p = Projection(n, h, v, device)
     weight, labels = p.weight, p.labels
     ours = {
-        name: lambda name=name: kernels.linear_logprobs(p.hidden, weight, labels, backend=name) for name in BACKENDS
+        name: lambda name=name: kernels.linear_logprobs(p.hidden, weight, labels, backend=name)
+        for name in BACKENDS[device]
     }
     compiled = torch.compile(plain.logprobs)
     others = {
@@ -94,15 +97,15 @@ def linear_logprobs(n: int, h: int, v: int) -> Case:
     )
 
 
-def linear_ppo_loss(n: int, h: int, v: int) -> Case:
-    p = Projection(n, h, v)
+def linear_ppo_loss(n: int, h: int, v: int, device: str = "cpu") -> Case:
+    p = Projection(n, h, v, device)
     weight, labels, columns = p.weight, p.labels, p.columns
 
     def fused(backend: str) -> Callable[[Tensor], Tensor]:
         return lambda x: kernels.linear_ppo_loss(x, weight, labels, *columns, **PPO, backend=backend).loss
 
     compiled = torch.compile(plain.ppo_from_hidden)
-    variants = {name: p.update(fused(name)) for name in BACKENDS} | {
+    variants = {name: p.update(fused(name)) for name in BACKENDS[device]} | {
         "torch eager": p.update(lambda x: plain.ppo_from_hidden(x, weight, labels, *columns)),
         "torch.compile": p.update(lambda x: compiled(x, weight, labels, *columns)),
         "F.linear_cross_entropy": p.update(lambda x: plain.cross_entropy(x, weight, labels).mean()),
@@ -114,13 +117,13 @@ def linear_ppo_loss(n: int, h: int, v: int) -> Case:
     )  # fmt: skip
 
 
-def policy_reference_logprobs(n: int, h: int, v: int) -> Case:
-    p = Projection(n, h, v)
+def policy_reference_logprobs(n: int, h: int, v: int, device: str = "cpu") -> Case:
+    p = Projection(n, h, v, device)
     inputs = p.hidden, p.ref_hidden, p.weight, p.labels
     compiled = torch.compile(plain.policy_reference)
     variants = {
         name: lambda name=name: kernels.policy_reference_logprobs(*inputs, exact_kl=True, backend=name)
-        for name in BACKENDS
+        for name in BACKENDS[device]
     } | {"torch eager": lambda: plain.policy_reference(*inputs), "torch.compile": lambda: compiled(*inputs)}
     work = Work(2 * p.flops, p.bytes + 2.0 * n * h)
     return Case("policy_reference_logprobs", p.shape, work, _no_grad(variants), p.both_models)
@@ -129,18 +132,18 @@ def policy_reference_logprobs(n: int, h: int, v: int) -> Case:
 class Columns:
     """Flat float32 columns of B sequences of T slots each, and the same padded (B, T)."""
 
-    def __init__(self, b: int, t: int) -> None:
+    def __init__(self, b: int, t: int, device: str) -> None:
         self.b, self.t, self.slots = b, t, b * t
-        self.flat = torch.randn(8, b * t, generator=torch.Generator().manual_seed(0))
-        self.cu = torch.arange(0, b * t + 1, t, dtype=torch.int32)
+        self.flat = torch.randn(8, b * t, generator=torch.Generator().manual_seed(0)).to(device)
+        self.cu = torch.arange(0, b * t + 1, t, dtype=torch.int32, device=device)
         self.shape = f"{b} x {t}"
 
     def padded(self, i: int) -> Tensor:
         return self.flat[i].view(self.b, self.t)
 
 
-def gae_and_whiten(b: int, t: int) -> Case:
-    c = Columns(b, t)
+def gae_and_whiten(b: int, t: int, device: str = "cpu") -> Case:
+    c = Columns(b, t, device)
     rewards, values = c.flat[0], c.flat[1]
 
     def ours(backend: str) -> Variant:
@@ -151,24 +154,24 @@ def gae_and_whiten(b: int, t: int) -> Case:
 
         return run
 
-    variants = {name: ours(name) for name in BACKENDS}
+    variants = {name: ours(name) for name in BACKENDS[device]}
     variants["loop over time"] = lambda: plain.gae_and_whiten(c.padded(0), c.padded(1))
     return Case("gae_and_whiten", c.shape, Work(0, 4.0 * c.slots * 7), variants)
 
 
-def shape_rewards(b: int, t: int) -> Case:
-    c = Columns(b, t)
-    rewards, kl, scores = torch.empty(c.slots), c.flat[0], torch.randn(b)
+def shape_rewards(b: int, t: int, device: str = "cpu") -> Case:
+    c = Columns(b, t, device)
+    rewards, kl, scores = torch.empty_like(c.flat[0]), c.flat[0], c.flat[1, :b]
     last = c.cu[1:].long() - 1
     variants = {
         name: lambda name=name: kernels.shape_rewards_(rewards, kl, scores, last, c.cu, kl_coef=0.1, backend=name)
-        for name in BACKENDS
+        for name in BACKENDS[device]
     } | {"torch eager": lambda: plain.shape_rewards(c.padded(0), scores)}
     return Case("shape_rewards", c.shape, Work(0, 8.0 * c.slots), variants)
 
 
-def ppo_loss(b: int, t: int) -> Case:
-    c = Columns(b, t)
+def ppo_loss(b: int, t: int, device: str = "cpu") -> Case:
+    c = Columns(b, t, device)
     columns = [0.1 * x for x in c.flat[:6]]
 
     def update(loss: Callable[..., Tensor]) -> Variant:
@@ -180,7 +183,7 @@ def ppo_loss(b: int, t: int) -> Case:
 
     compiled = torch.compile(plain.ppo)
     variants = {
-        name: update(lambda *x, name=name: kernels.ppo_loss(*x, **PPO, backend=name).loss) for name in BACKENDS
+        name: update(lambda *x, name=name: kernels.ppo_loss(*x, **PPO, backend=name).loss) for name in BACKENDS[device]
     } | {"torch eager": update(plain.ppo), "torch.compile": update(compiled)}
     return Case("ppo_loss", c.shape, Work(0, 4.0 * c.slots * 8), variants)
 

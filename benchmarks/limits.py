@@ -20,11 +20,11 @@ class Work:
     bytes: float
 
 
-def variants() -> dict[str, Variant]:
+def variants(device: str = "cpu") -> dict[str, Variant]:
     """The two computations that show the limits, to interleave with others."""
-    a, b = torch.randn(2, SIDE, SIDE).bfloat16()
-    product = torch.empty(SIDE, SIDE, dtype=torch.bfloat16)
-    source, target = torch.ones(COPIED), torch.empty(COPIED)
+    a, b = torch.randn(2, SIDE, SIDE, device=device).bfloat16()
+    product = torch.empty_like(a)
+    source, target = torch.ones(2, COPIED, device=device)
     return {"product": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
 
 

@@ -1,6 +1,8 @@
 """Most memory that a variant takes beyond its inputs: the peak of the resident set, each in a process of its own.
 
-python -m benchmarks.memory --op linear_ppo_loss
+    python -m benchmarks.memory --op linear_ppo_loss
+
+Results count as well as scratch; freed memory that torch keeps for itself does too.
 """
 
 from __future__ import annotations

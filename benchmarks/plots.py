@@ -1,4 +1,4 @@
-"""One plot an operation: the time of each variant over that of the native backend.
+"""One plot an operation: the time of each variant over that of the fastest backend of ours.
 
     python -m benchmarks.plots kernels.csv more.csv docs/images
 
@@ -40,7 +40,7 @@ def plot_all(rows: Sequence[Row], folder: Path) -> None:
 
 
 def _values(line: dict[str, str]) -> dict[str, object]:
-    numbers = {name: float(line[name]) for name in ("times_native", "percent_of_limit", "milliseconds")}
+    numbers = {name: float(line[name]) for name in ("times_ours", "percent_of_limit", "milliseconds")}
     floor = float(line["times_floor"]) if line["times_floor"] else None
     return {**line, **numbers, "times_floor": floor, "rounds": int(line["rounds"])}
 
@@ -52,10 +52,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure, axes = plt.subplots(1, len(shapes), figsize=(5.5 * len(shapes), 1 + 0.42 * most), squeeze=False)
     for axis, shape in zip(axes[0], shapes, strict=True):
         part = [row for row in rows if row.shape == shape][::-1]
-        colors = ["#2f6f4f" if row.variant == "native" else "#b8c4bd" for row in part]
-        bars = axis.barh([row.variant for row in part], [row.times_native for row in part], color=colors)
+        colors = ["#2f6f4f" if row.times_ours == 1 else "#b8c4bd" for row in part]
+        bars = axis.barh([row.variant for row in part], [row.times_ours for row in part], color=colors)
         axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
-        axis.set(xscale="log", title=shape, xlabel="time / time of native")
+        axis.set(xscale="log", title=shape, xlabel="time / time of ours")
         axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())

@@ -12,7 +12,7 @@ class Row:
     op: str
     shape: str
     variant: str
-    times_native: float  # its time over that of the native backend
+    times_ours: float  # its time over that of the first backend, which is 1
     times_floor: float | None  # over that of bare products of the same shapes
     percent_of_limit: float  # 100: as fast as the machine's rates allow
     milliseconds: float  # median, on this machine on that day

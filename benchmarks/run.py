@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import limits, peers
-from benchmarks.cases import OPERATIONS, Case, cases
+from benchmarks.cases import BACKENDS, OPERATIONS, Case, cases
 from benchmarks.rows import Row
 from benchmarks.timing import interleave, median_ratio
 
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--op", nargs="+", choices=OPERATIONS, default=list(OPERATIONS), help="Operations to measure.")
     parser.add_argument("--rounds", type=int, default=7, help="Rounds; each runs every variant once.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="Threads of torch and kernels.")
+    parser.add_argument("--device", choices=BACKENDS, default="cpu", help="Where the tensors are.")
     parser.add_argument("--peers", action="store_true", help="Run in .venv-peers, which is made where it is missing.")
     parser.add_argument("--csv", type=Path, help="Write the rows there.")
     parser.add_argument("--plots", type=Path, help="Write a plot for each operation into this folder.")
@@ -42,11 +43,11 @@ def main() -> int:
         return peers.run_again("benchmarks.run", [word for word in sys.argv[1:] if word != "--peers"])
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    print(machine(given.threads))
+    print(machine(given.threads, given.device))
     rows = []
     for op in given.op:
-        for case in cases(op):
-            rows += measure(case, given.rounds)
+        for case in cases(op, given.device):
+            rows += measure(case, given.rounds, given.device)
         Console(width=140).print(table([row for row in rows if row.op == op]))
     if given.csv:
         write_csv(rows, given.csv)
@@ -57,17 +58,18 @@ def main() -> int:
     return 0
 
 
-def measure(case: Case, rounds: int) -> list[Row]:
+def measure(case: Case, rounds: int, device: str = "cpu") -> list[Row]:
     """Interleave everything that belongs to a case; a row for each variant."""
+    ours = BACKENDS[device][0]
     floor = {} if case.floor is None else {"floor": case.floor}
-    times = interleave(case.variants | floor | limits.variants(), rounds)
+    times = interleave(case.variants | floor | limits.variants(device), rounds)
     least = [limits.least_seconds(case.work, *pair) for pair in zip(times["product"], times["copy"], strict=True)]
     return [
         Row(
             case.op,
             case.shape,
             name,
-            median_ratio(times[name], times["native"]),
+            median_ratio(times[name], times[ours]),
             median_ratio(times[name], times["floor"]) if floor else None,
             100 * median_ratio(least, times[name]),
             1e3 * statistics.median(times[name]),
@@ -78,20 +80,21 @@ def measure(case: Case, rounds: int) -> list[Row]:
     ]
 
 
-def machine(threads: int) -> str:
+def machine(threads: int, device: str) -> str:
     """What the numbers were measured on."""
     facts = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     name = facts[0].partition(": ")[2] if facts else platform.processor()
+    gpu = f"{torch.cuda.get_device_name()}, " if device == "cuda" else ""
     load = " ".join(f"{x:.1f}" for x in os.getloadavg())
-    return f"{name}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}, load {load}"
+    return f"{gpu}{name}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}, load {load}"
 
 
 def table(rows: list[Row]) -> Table:
     """The rows of one operation."""
-    shown = Table("shape", "variant", "time / native", "time / bare products", "% of limit", "note", title=rows[0].op)
+    shown = Table("shape", "variant", "time / ours", "time / bare products", "% of limit", "note", title=rows[0].op)
     for row in rows:
         floor = "" if row.times_floor is None else f"{row.times_floor:.2f}"
-        numbers = f"{row.times_native:.2f}", floor, f"{row.percent_of_limit:.1f}"
+        numbers = f"{row.times_ours:.2f}", floor, f"{row.percent_of_limit:.1f}"
         shown.add_row(row.shape, row.variant, *numbers, row.note)
     return shown
 

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 Variant = Callable[[], object]
 SHORTEST = 2e-3  # seconds that one measurement takes at least, by repeating what is faster
 
@@ -31,7 +33,14 @@ def _calls(run: Variant) -> int:
 
 
 def _seconds(run: Variant, calls: int) -> float:
+    _wait()
     start = time.perf_counter()
     for _ in range(calls):
         run()
+    _wait()
     return (time.perf_counter() - start) / calls
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
