@@ -20,6 +20,7 @@ FLOORS = [
     {"rlhf_kernels"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+PATH = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
 FILES = sorted([*ROOT.glob("rlhf_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 
 
@@ -50,5 +51,13 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize("package", ["rlhf_fast", "rlhf_kernels"])
 def test_importing_a_package_does_not_import_transformers(package):
     code = f"import sys, {package}; sys.exit('transformers' in sys.modules)"
-    path = f"{ROOT}:{ROOT / 'kernels'}"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": path})
+    subprocess.run([sys.executable, "-c", code], check=True, env=PATH)
+
+
+def test_importing_the_kernels_takes_under_a_second_beyond_torch():
+    code = "import time, torch; t = time.perf_counter(); import rlhf_kernels; print(time.perf_counter() - t)"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=PATH)
+        for _ in "123"
+    ]
+    assert min(float(run.stdout) for run in runs) < 1
