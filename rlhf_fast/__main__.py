@@ -1,7 +1,8 @@
-"""`python -m rlhf_fast` is the command `rlhf-fast`."""
+"""`python -m rlhf_fast VERB ...` is the command `rlhf-fast`."""
 
 import sys
 
 from rlhf_fast.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

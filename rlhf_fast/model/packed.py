@@ -21,6 +21,8 @@ class Packed:
     rows: Tensor
     labels: Tensor
     trunk: TrunkStates | None = None  # of the same tokens, where they have been computed already
+    policy_hidden: Tensor | None = None  # (R, H) the policy's states at rows, for a critic that reads them
+    ref_hidden: Tensor | None = None  # (R, H) the reference's
 
     @classmethod
     def from_sequences(

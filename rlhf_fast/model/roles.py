@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,18 @@ class Policy:
 
         An entropy that is only looked at should have `entropy_gradient=False`: the update is then cheaper.
         """
+        return self.read(
+            self.hidden(packed), packed.labels,
+            temperature=temperature, entropy=entropy, entropy_gradient=entropy_gradient,
+        )  # fmt: skip
+
+    def read(
+        self, hidden: Tensor, labels: Tensor, *, temperature: float, entropy: bool, entropy_gradient: bool
+    ) -> LogProbs:
+        """`logprobs` of states (R, H) that `hidden` gave."""
         weight, bias = self.model.lm_head
         return linear_logprobs(
-            self.hidden(packed), weight, packed.labels,
+            hidden, weight, labels,
             bias=bias, temperature=temperature, softcap=self.model.softcap,
             entropy=entropy, entropy_gradient=entropy_gradient,
         )  # fmt: skip
@@ -56,6 +66,12 @@ class Critic:
     model: SharedModel
     adapter: str | None
     head: ScalarHead
+    reads_reference: ClassVar[bool] = False
+
+    @property
+    def models(self) -> tuple[SharedModel, ...]:
+        """What a forward of this role runs."""
+        return (self.model,)
 
     def values(self, packed: Packed) -> Tensor:
         """(R,) f32: the scalar at each of `packed.rows`; differentiable."""

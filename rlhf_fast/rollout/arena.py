@@ -36,6 +36,7 @@ class Rollout:
     seeds: Tensor  # (B,) int64, sampling seed
     sampled_logprobs: Tensor | None = None  # (T,) f32, as the engine sampled; 0 in an eos+1 slot
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (T,) f32
+    ref_hidden: Tensor | None = None  # (T, H) the reference's states, where the critic reads them
 
     @classmethod
     def from_responses(
@@ -134,4 +135,6 @@ class Rollout:
             index.append(torch.arange(own.start, own.stop, device=device))
             offsets.append(offsets[-1] + cu[b + 1] - cu[b])
         slot_index = torch.cat(index)
-        return Packed(torch.cat(pieces), offsets, torch.cat(rows), self.labels[slot_index]), slot_index
+        ref_hidden = None if self.ref_hidden is None else self.ref_hidden[slot_index]
+        packed = Packed(torch.cat(pieces), offsets, torch.cat(rows), self.labels[slot_index], ref_hidden=ref_hidden)
+        return packed, slot_index

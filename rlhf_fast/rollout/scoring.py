@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.packed import Packed, cut_by_tokens
-from rlhf_fast.model.roles import Critic, Policy
+from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_kernels import policy_reference_logprobs
 
@@ -18,17 +20,23 @@ KLEstimator = Literal["k1", "k2", "k3", "exact"]
 
 
 @torch.no_grad()
-def score_logprobs(
+def score_rollout(
     rollout: Rollout,
     policy: Policy,
     reference: Policy,
+    critic: ValueModel,
     *,
     temperature: float,
     kl_estimator: KLEstimator,
     max_tokens: int,
 ) -> None:
-    """Write columns `logprobs`, `ref_logprobs` and `kl`, each (T,) f32; an eos+1 slot has 0 in all three."""
-    logprobs, ref_logprobs, kl = (torch.zeros(rollout.labels.shape, device=rollout.tokens.device) for _ in range(3))
+    """Write columns `logprobs`, `ref_logprobs`, `kl` and `values`, each (T,) f32, and what the critic reads.
+
+    An eos+1 slot has 0 in the first three.
+    """
+    logprobs, ref_logprobs, kl, values = (
+        torch.zeros(rollout.labels.shape, device=rollout.tokens.device) for _ in range(4)
+    )
     (weight, bias), ref_weight, widen = policy.model.lm_head, None, 0
     if reference.model is not policy.model:
         ref_weight, ref_bias = reference.model.lm_head
@@ -36,23 +44,20 @@ def score_logprobs(
             weight, ref_weight = torch.cat([weight, bias[:, None]], 1), torch.cat([ref_weight, ref_bias[:, None]], 1)
             bias, widen = None, 1
     for packed, slots in micro_batches(rollout, list(range(len(rollout))), max_tokens):
-        hidden, ref_hidden = (pad(role.hidden(packed), (0, widen), value=1.0) for role in (policy, reference))
+        hidden, ref_hidden = policy.hidden(packed), reference.hidden(packed)
+        values[slots] = critic.values(replace(packed, policy_hidden=hidden, ref_hidden=ref_hidden))
+        if critic.reads_reference:
+            if rollout.ref_hidden is None:
+                rollout.ref_hidden = ref_hidden.new_zeros(len(rollout.labels), ref_hidden.shape[1])
+            rollout.ref_hidden[slots] = ref_hidden
         out = policy_reference_logprobs(
-            hidden, ref_hidden, weight, packed.labels, bias=bias, ref_weight=ref_weight,
-            temperature=temperature, softcap=policy.model.softcap, exact_kl=kl_estimator == "exact",
+            pad(hidden, (0, widen), value=1.0), pad(ref_hidden, (0, widen), value=1.0), weight, packed.labels,
+            bias=bias, ref_weight=ref_weight, temperature=temperature, softcap=policy.model.softcap,
+            exact_kl=kl_estimator == "exact",
         )  # fmt: skip
         logprobs[slots], ref_logprobs[slots] = out.logprobs, out.ref_logprobs
         kl[slots] = out.kl if out.kl is not None else ESTIMATORS[kl_estimator](out.logprobs, out.ref_logprobs)
-    rollout.columns |= {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "kl": kl}
-
-
-@torch.no_grad()
-def score_values(rollout: Rollout, critic: Critic, *, max_tokens: int) -> None:
-    """Write column `values` (T,) f32."""
-    values = torch.zeros(rollout.labels.shape, device=rollout.tokens.device)
-    for packed, slots in micro_batches(rollout, list(range(len(rollout))), max_tokens):
-        values[slots] = critic.values(packed)
-    rollout.columns["values"] = values
+    rollout.columns |= {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "kl": kl, "values": values}
 
 
 def micro_batches(rollout: Rollout, sequences: list[int], max_tokens: int) -> Iterator[tuple[Packed, Tensor]]:

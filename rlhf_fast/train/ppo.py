@@ -9,13 +9,14 @@ update    clipped policy and value losses over PPO epochs and minibatches
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.roles import Critic, Policy, sequence_scores
 from rlhf_fast.model.trunk_cache import keep_trunk
 from rlhf_fast.rewards.source import RewardBatch
@@ -23,7 +24,7 @@ from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
-from rlhf_fast.rollout.scoring import micro_batches, score_logprobs, score_values
+from rlhf_fast.rollout.scoring import micro_batches, score_rollout
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
@@ -39,7 +40,7 @@ class PPO:
     config: PPOConfig
     policy: Policy
     reference: Policy
-    critic: Critic
+    critic: ValueModel
     reward: WeightedRewards
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
@@ -60,7 +61,7 @@ class PPO:
     def step(self) -> dict[str, float]:
         """One iteration: a rollout and its update. Returns the metrics."""
         rollout = self.collect()
-        models, budget = (self.policy.model, self.critic.model), self.config.max_tokens_per_micro_batch
+        models, budget = (self.policy.model, *self.critic.models), self.config.max_tokens_per_micro_batch
         with keep_trunk(models, rollout.sequences(), max_tokens=budget):  # the layers that no role adapts run once
             scores = self.score(rollout)
             self.shape(rollout, scores)
@@ -91,14 +92,13 @@ class PPO:
     def score(self, rollout: Rollout) -> Tensor:
         """Fill `logprobs`, `ref_logprobs`, `kl`, `values`; return the scores (B,) f32, missing-EOS penalty included."""
         c = self.config
-        score_logprobs(
-            rollout, self.policy, self.reference,
+        score_rollout(
+            rollout, self.policy, self.reference, self.critic,
             temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=c.max_tokens_per_micro_batch,
         )  # fmt: skip
         invariants.check_scored(
             rollout, first=self.iteration == 0, exact=c.kl_estimator == "exact", dtype=self.policy.model.dtype
         )
-        score_values(rollout, self.critic, max_tokens=c.max_tokens_per_micro_batch)
         rows = rollout.prompt_rows.tolist()
         texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
         columns = {name: [values[row] for row in rows] for name, values in self.prompts.columns.items()}
@@ -129,6 +129,7 @@ class PPO:
         columns["advantages"] = columns["rewards"].clone()
         bootstrap = None
         if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
+            assert isinstance(self.critic, Critic)  # the config refuses the others
             after = sequence_scores(self.critic, rollout.sequences(), c.max_tokens_per_micro_batch)
             bootstrap = after.to(rollout.tokens.device) * rollout.truncated
         columns["returns"] = gae_(
@@ -171,13 +172,16 @@ class PPO:
             mask = packed.labels != -100
             if c.loss_mean == "micro":
                 actions, slots = max(1, int(mask.sum())) * len(parts), max(1, len(index)) * len(parts)
-            scored = self.policy.logprobs(
-                packed, temperature=c.logit_temperature, entropy=True, entropy_gradient=c.entropy_coef != 0
-            )
+            hidden = self.policy.hidden(packed)
+            scored = self.policy.read(
+                hidden, packed.labels,
+                temperature=c.logit_temperature, entropy=True, entropy_gradient=c.entropy_coef != 0,
+            )  # fmt: skip
             invariants.check_entropy(scored.entropy)
+            values = self.critic.values(replace(packed, policy_hidden=hidden))
             loss = ppo_loss(
                 scored.logprobs, old[index], columns["advantages"][index],
-                self.critic.values(packed), columns["values"][index], columns["returns"][index],
+                values, columns["values"][index], columns["returns"][index],
                 mask=mask, value_mask=torch.ones_like(mask), denominator=float(actions), value_denominator=float(slots),
                 cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef, entropy=scored.entropy,
                 entropy_coef=c.entropy_coef, dual_clip=c.dual_clip, log_ratio_clamp=c.log_ratio_clamp,

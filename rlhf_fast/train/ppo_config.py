@@ -64,6 +64,14 @@ class PPOConfig(StageConfig):
     )
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the probability ratio."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value around its old value."})
+    critic: Literal["adapter", "policy_head", "reference_mlp"] = field(
+        default="adapter",
+        metadata={
+            "help": "adapter: one of its own on the base, from the reward adapter where there is one. policy_head: a "
+            "scalar head on the policy's states. reference_mlp: a small network on the reference's states. The last "
+            "two run no forward of their own."
+        },
+    )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of an entropy bonus."})
     dual_clip: float | None = field(
@@ -121,6 +129,11 @@ class PPOConfig(StageConfig):
         for name in ("missing_eos_penalty", "kl_target", "target_kl", "log_ratio_clamp", "total_episodes"):
             self.require(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0, or nothing")
         self.require(self.dual_clip is None or self.dual_clip > 1, "dual_clip", "a number above 1, or nothing")
+        self.require(
+            not self.bootstrap_truncated or self.critic == "adapter",
+            "bootstrap_truncated",
+            "false unless critic=adapter",
+        )
         self.require(self.cliprange < 1, "cliprange", "below 1")
         for name in ("gamma", "lam"):
             self.require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")

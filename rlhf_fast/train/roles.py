@@ -1,6 +1,6 @@
 """How PPO's roles start from the stages before (one shared base wherever that is possible).
 
-stage before        policy                      reference               critic
+stage before        policy                      reference               critic (critic=adapter)
 LoRA SFT            copy of the SFT adapter     frozen SFT adapter      copy of the reward adapter and head, else fresh
 full SFT            fresh adapter               no adapter              the same
 full fine-tuning    full copy, trained          frozen shared base      adapters on the shared base
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
+from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic, ValueModel
+from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.load import Source, load_shared, refuse_missing, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_shape, train_only
 from rlhf_fast.model.roles import Critic, Policy, adapter_critic
@@ -28,7 +30,7 @@ class Roles:
 
     policy: Policy
     reference: Policy
-    critic: Critic
+    critic: ValueModel
     reward: Critic | None
     base: str  # path of the shared base
 
@@ -65,8 +67,12 @@ def _policy(shared: SharedModel, sft: str | None, config: PPOConfig) -> Policy:
     return Policy(shared, "policy")
 
 
-def _critic(shared: SharedModel, config: PPOConfig, *, copy_reward: bool) -> Critic:
+def _critic(shared: SharedModel, config: PPOConfig, *, copy_reward: bool) -> ValueModel:
     """The LoRA choices shape a fresh adapter; beside a policy's own they need not fit a copied one."""
+    if config.critic == "policy_head":
+        return PolicyHeadCritic(ScalarHead(shared.hidden_size, shared.device))
+    if config.critic == "reference_mlp":
+        return ReferenceCritic(shared.hidden_size, shared.device)
     if not copy_reward:
         add_trained(shared, config, "critic", copy_of=None, head=True)
         return adapter_critic(shared, "critic")

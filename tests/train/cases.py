@@ -7,6 +7,7 @@ from typing import Any
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
+from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.function import FunctionReward
@@ -32,7 +33,14 @@ def ppo_config(tmp_path, **options: Any) -> PPOConfig:
     return PPOConfig(**(defaults | options))
 
 
-def run(tmp_path, reward=likes_even, *, model: PreTrainedModel | None = None, **options: Any) -> PPO:
+def run(
+    tmp_path,
+    reward=likes_even,
+    *,
+    model: PreTrainedModel | None = None,
+    critic: ValueModel | None = None,
+    **options: Any,
+) -> PPO:
     config = ppo_config(tmp_path, **options)
     if model is None:
         model = tiny_model()
@@ -44,7 +52,7 @@ def run(tmp_path, reward=likes_even, *, model: PreTrainedModel | None = None, **
     prompts = tokens(3, 5, 4, 7, 2, 6, 3, 4)
     rewards = WeightedRewards([(FunctionReward("likes_even", reward), 1.0)])
     return PPO(
-        config, Policy(shared, "policy"), Policy(shared, None), adapter_critic(shared, "critic"), rewards,
+        config, Policy(shared, "policy"), Policy(shared, None), critic or adapter_critic(shared, "critic"), rewards,
         tiny_tokenizer(), Prompts(prompts, ["text"] * len(prompts)),
     )  # fmt: skip
 

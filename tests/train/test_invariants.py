@@ -72,13 +72,13 @@ def test_an_entropy_below_zero_stops_the_run():
 def test_every_update_checks_its_entropies(tmp_path, monkeypatch):
     ppo = run(tmp_path)
     rollout = estimated(ppo)
-    honest = Policy.logprobs
+    honest = Policy.read
 
     def broken(*args, **options):
         scored = honest(*args, **options)
         return scored._replace(entropy=scored.entropy - 10)
 
-    monkeypatch.setattr(Policy, "logprobs", broken)
+    monkeypatch.setattr(Policy, "read", broken)
     with pytest.raises(InvariantError, match="entropy of a token"):
         ppo.update(rollout)
 
