@@ -43,7 +43,7 @@ PPO = _TRAINING | {
     "num_train_epochs": Change(2.0, {"total_episodes": None, "num_train_epochs": 1.0}),
     "sft_model_path": Change("other"),
     "reward_model_path": Change("reward"), "dataset_name": Change("more.jsonl"), "preset": Change("trl"),
-    "critic": Change("reference_mlp"),
+    "critic": Change("reference_mlp"), "profile": Change(True),
     "total_episodes": Change(4), "response_length": Change(3), "stop_token": Change("none"),
     "stop_token_id": Change(11), "temperature": Change(0.5), "max_rollout_batch": Change(2),
     "num_ppo_epochs": Change(1), "num_mini_batches": Change(2), "kl_coef": Change(0.5), "kl_estimator": Change("k3"),

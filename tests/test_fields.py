@@ -139,6 +139,8 @@ def outcome(cls: type, folder: Path, output: Path, change: dict[str, Any], monke
 def left(path: Path) -> Any:
     if path.name == "metrics.jsonl":
         return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+    if path.name == "profile.json":
+        return sorted(json.loads(path.read_text())["phases"])
     if path.suffix == ".safetensors" or path.name in ("evaluation.json", "responses.jsonl"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.work import tell_head
 from rlhf_kernels import LogProbs, linear_logprobs
 
 
@@ -48,6 +49,7 @@ class Policy:
     ) -> LogProbs:
         """`logprobs` of states (R, H) that `hidden` gave."""
         weight, bias = self.model.lm_head
+        tell_head(len(hidden), weight)
         return linear_logprobs(
             hidden, weight, labels,
             bias=bias, temperature=temperature, softcap=self.model.softcap,

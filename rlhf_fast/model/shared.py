@@ -19,6 +19,7 @@ from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.lora import LoRALinear, Route, Routing, Trunk
 from rlhf_fast.model.targets import default_targets, linear_layers, rank_and_scale, refuse_unserved, resolve_targets
 from rlhf_fast.model.trunk import TrunkStates, decoder_layers, depth_below, serve_trunk
+from rlhf_fast.model.work import tell_forward
 from rlhf_fast.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -203,6 +204,9 @@ class SharedModel:
             route = Route.single(route, tokens.numel())
         if trunk is not None:
             route = replace(route, trunk=trunk)
+        above = trunk is not None and trunk.hidden is not None
+        layers = slice(trunk.depth, None) if trunk and above else slice(0, trunk.depth if trunk else None)
+        tell_forward(self, tokens.numel(), getattr(sequences, "cu_seqlens", None), layers)
         with self.routing.use(route):
             out = self.backbone(
                 input_ids=tokens, position_ids=position_ids, use_cache=False, sequences=sequences, return_dict=True

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf_fast.model.packed import cut_by_tokens
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.trunk import TrunkStates
+from rlhf_fast.runtime.phases import phase
 
 
 class TrunkCache:
@@ -56,7 +57,10 @@ class TrunkCache:
 @contextmanager
 def keep_trunk(models: Iterable[SharedModel], sequences: Sequence[Sequence[int]], *, max_tokens: int) -> Iterator[None]:
     """Within it, each of `models` serves a `TrunkCache` of these sequences; max_tokens: tokens in one forward."""
+    different = {id(model): model for model in models}.values()
+    with phase("trunk"):
+        caches = [TrunkCache(model, sequences, max_tokens=max_tokens) for model in different]
     with ExitStack() as stack:
-        for model in {id(model): model for model in models}.values():
-            stack.enter_context(TrunkCache(model, sequences, max_tokens=max_tokens).serving())
+        for cache in caches:
+            stack.enter_context(cache.serving())
         yield

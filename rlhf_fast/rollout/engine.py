@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf_fast.model.attention import DecodeStep, KVCache, PackedSequences
 from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.sampling import Sampling, choose
 from rlhf_fast.runtime.errors import UsageError
 
@@ -126,6 +127,7 @@ class _Engine:
             self.live[row] = last
 
     def _logits(self, hidden: Tensor) -> Tensor:
+        tell_head(len(hidden), self.head[0])
         logits = torch.nn.functional.linear(hidden.float(), *self.head)
         cap = self.policy.model.softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap

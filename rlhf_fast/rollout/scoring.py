@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_kernels import policy_reference_logprobs
 
@@ -50,6 +51,7 @@ def score_rollout(
             if rollout.ref_hidden is None:
                 rollout.ref_hidden = ref_hidden.new_zeros(len(rollout.labels), ref_hidden.shape[1])
             rollout.ref_hidden[slots] = ref_hidden
+        tell_head(2 * len(slots), weight)
         out = policy_reference_logprobs(
             pad(hidden, (0, widen), value=1.0), pad(ref_hidden, (0, widen), value=1.0), weight, packed.labels,
             bias=bias, ref_weight=ref_weight, temperature=temperature, softcap=policy.model.softcap,

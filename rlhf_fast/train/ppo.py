@@ -26,6 +26,7 @@ from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import micro_batches, score_rollout
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.phases import phase
 from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
 from rlhf_fast.train.ppo_config import PPOConfig
@@ -60,13 +61,16 @@ class PPO:
 
     def step(self) -> dict[str, float]:
         """One iteration: a rollout and its update. Returns the metrics."""
-        rollout = self.collect()
+        with phase("rollout"):
+            rollout = self.collect()
         models, budget = (self.policy.model, *self.critic.models), self.config.max_tokens_per_micro_batch
         with keep_trunk(models, rollout.sequences(), max_tokens=budget):  # the layers that no role adapts run once
-            scores = self.score(rollout)
-            self.shape(rollout, scores)
-            self.estimate(rollout)
-            updates = self.update(rollout)
+            with phase("scoring"):
+                scores = self.score(rollout)
+                self.shape(rollout, scores)
+                self.estimate(rollout)
+            with phase("update"):
+                updates = self.update(rollout)
         metrics = ppo_metrics.summarise(rollout, scores, self.reward.parts, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
         self.iteration += 1

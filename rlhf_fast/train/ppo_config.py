@@ -101,6 +101,11 @@ class PPOConfig(StageConfig):
         metadata={"help": "Old log-probs: by the training forward, or as the rollout sampled them."},
     )
 
+    profile: bool = field(
+        default=False,
+        metadata={"help": "Print where the time goes by phase, beside its floor, and write profile.json and a trace."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value in PRESETS[self.preset].items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.load import context_of, load_tokenizer
+from rlhf_fast.profiling.profile import profiled
 from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.function import FunctionReward
@@ -55,7 +57,11 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
     sources = WeightedRewards([*_model_reward(roles, config), *rewards])
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts)
     watch = CollapseWatch()
-    with Tracker(output, "PPO", ppo.iterations, SHOWN, quiet=bool(config.disable_tqdm)) as tracker:
+    model = roles.reference.model
+    with (
+        profiled(output, model.dtype, model.device) if config.profile else nullcontext(),
+        Tracker(output, "PPO", ppo.iterations, SHOWN, quiet=bool(config.disable_tqdm)) as tracker,
+    ):
         for iteration in range(ppo.iterations):
             metrics = ppo.step()
             tracker.log(iteration + 1, metrics)
