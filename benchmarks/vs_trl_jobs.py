@@ -85,6 +85,28 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
+def count_tokens(responses: list[list[int]], stop_id: int | None) -> int:
+    """Tokens of padded responses: of each up to and with its first `stop_id`, or all of it."""
+    return sum(ids.index(stop_id) + 1 if stop_id in ids else len(ids) for ids in responses)
+
+
+class InTurn:
+    """A dataset of `batches` batches that gives the prompts in turn, whatever index is asked for.
+
+    So each batch has all prompts, in their order, though a trainer's loader shuffles.
+    """
+
+    def __init__(self, prompts: list[list[int]], batches: int) -> None:
+        self.prompts, self.length, self.given = prompts, batches * len(prompts), 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        self.given += 1
+        return {"input_ids": self.prompts[(self.given - 1) % len(self.prompts)]}
+
+
 def choose_prompts(lengths: tuple[int, ...], tokenizer: Any, data: Path, seed: int = 0) -> list[list[int]]:
     """Prompts of these lengths: the ends of real conversations where `data` exists, else random token ids."""
     if not data.is_file():

@@ -37,7 +37,7 @@ def make_tiny(folder: Path) -> Path:
         num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=1,
         tie_word_embeddings=True,
     )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     words = {word: i for i, word in enumerate(["<unk>", "<eos>", *(f"w{i}" for i in range(2, VOCABULARY))])}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -41,18 +41,17 @@ def build(job: Job) -> PPO:
     roles = build_roles(config)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     reward = ClassifierReward.load("classifier", job.classifier, dtype=torch.bfloat16, device=torch.device("cpu"))
-    prompts = Prompts(job.prompts, [tokenizer.decode(ids) for ids in job.prompts])
+    prompts = Prompts(job.prompts, tokenizer.batch_decode(job.prompts))
     rewards = WeightedRewards([(reward, 1.0)])
     return PPO(config, roles.policy, roles.reference, roles.critic, rewards, tokenizer, prompts)
 
 
 def timed_step(ppo: PPO) -> Iteration:
     """One iteration. What is neither rollout nor update counts as scoring, the metrics included."""
-    collect, update = Timed(ppo.collect), Timed(ppo.update)
-    whole = Timed(ppo.step)
-    ppo.collect, ppo.update = collect, update  # type: ignore[method-assign]
+    collect, update, whole = Timed(ppo.collect), Timed(ppo.update), Timed(ppo.step)
+    vars(ppo).update(collect=collect, update=update)
     whole()
-    del ppo.collect, ppo.update  # the class's own again
+    del vars(ppo)["collect"], vars(ppo)["update"]  # the class's own again
     tokens = sum(map(len, collect.result.responses()))
     return Iteration(collect.seconds, whole.seconds - collect.seconds - update.seconds, update.seconds, tokens)
 

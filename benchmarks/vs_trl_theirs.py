@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from torch.utils.data import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -24,32 +23,17 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer  # type: ignore[import-not-found]
 
-from benchmarks.vs_trl_jobs import LORA_ALPHA, LORA_R, Iteration, Job, report
-
-LORA = {"r": LORA_R, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0}
-
-
-class InTurn(Dataset):
-    """The prompts in turn, whatever is asked for: each batch has them all, though the trainer's loader shuffles."""
-
-    def __init__(self, prompts: list[list[int]], batches: int) -> None:
-        self.prompts, self.length, self.given = prompts, batches * len(prompts), 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        self.given += 1
-        return {"input_ids": self.prompts[(self.given - 1) % len(self.prompts)]}
+from benchmarks.vs_trl_jobs import LORA_ALPHA, LORA_R, InTurn, Iteration, Job, count_tokens, report
 
 
 class Phases(TrainerCallback):
     """Notes when the phases of each iteration begin and end."""
 
     def __init__(self, stop_id: int | None) -> None:
-        self.stop_id, self.iterations = stop_id, []
+        self.stop_id = stop_id
+        self.iterations: list[Iteration] = []
         self.generate, ppo_trainer.batch_generation = ppo_trainer.batch_generation, self.rollout
         self.update_began: float | None = None
 
@@ -57,7 +41,7 @@ class Phases(TrainerCallback):
         self.began = time.perf_counter()
         sequences, logits = self.generate(model, queries, *rest)
         self.rolled_out = time.perf_counter()
-        self.tokens = count_tokens(sequences[:, queries.shape[1] :], self.stop_id)
+        self.tokens = count_tokens(sequences[:, queries.shape[1] :].tolist(), self.stop_id)
         return sequences, logits
 
     def before_forward(self, *_: Any) -> None:
@@ -70,14 +54,6 @@ class Phases(TrainerCallback):
         scoring = self.update_began - self.rolled_out
         self.iterations.append(Iteration(self.rolled_out - self.began, scoring, update, self.tokens))
         self.update_began = None
-
-
-def count_tokens(responses: torch.Tensor, stop_id: int | None) -> int:
-    """Tokens of responses (B, T), each up to and with its first `stop_id`."""
-    if stop_id is None:
-        return responses.numel()
-    stops = (responses == stop_id).int()
-    return int((stops.cumsum(1) - stops == 0).sum())
 
 
 def main() -> None:
@@ -98,7 +74,7 @@ def build(job: Job, scratch: str) -> tuple[PPOTrainer, Phases]:
         reward_model=load_classifier(job.classifier), value_model=CRITICS[job.critic](load_classifier(job.classifier)),
         train_dataset=InTurn(job.prompts, job.warmup + job.iterations + 2),  # the last batch steps out of turn
         eval_dataset=InTurn(job.prompts, 1), callbacks=[phases],
-        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **LORA),
+        peft_config=lora("CAUSAL_LM"),
     )  # fmt: skip
     trainer.model.register_forward_pre_hook(phases.before_forward)
     return trainer, phases
@@ -117,6 +93,10 @@ def configure(job: Job, scratch: str) -> PPOConfig:
     )  # fmt: skip
 
 
+def lora(task: str) -> LoraConfig:
+    return LoraConfig(task_type=task, target_modules="all-linear", r=LORA_R, lora_alpha=LORA_ALPHA)
+
+
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """With a pad token that is not EOS, since the trainer masks whatever equals it."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -131,7 +111,7 @@ def load_classifier(folder: str) -> PreTrainedModel:
 
 def adapt(model: PreTrainedModel) -> PreTrainedModel:
     """LoRA on every linear layer of the body; the head is trained whole."""
-    inject_adapter_in_model(LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", **LORA), model)
+    inject_adapter_in_model(lora("SEQ_CLS"), model)
     model.score.requires_grad_(True)
     return model
 
