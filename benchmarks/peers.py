@@ -5,18 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-import venv
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import environments
 from benchmarks.timing import Variant
 
 if TYPE_CHECKING:
     from benchmarks.cases import Projection
 
-ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / ".venv-peers"
+FOLDER = environments.ROOT / ".venv-peers"
 PACKAGES = ("trl==1.16.0", "liger-kernel==0.8.5", "matplotlib", "pytest", "numpy")
 TRL_CHUNK = 32768  # vocabulary entries, as its trainers take
 NOTES = {"Liger": "GRPO's loss in place of PPO's, the weight's gradient included: it has no other"}
@@ -24,14 +21,10 @@ NOTES = {"Liger": "GRPO's loss in place of PPO's, the weight's gradient included
 
 def run_again(module: str, arguments: list[str]) -> int:
     """Run `python -m module` once more in an environment that has the peers, which is made where it is missing."""
-    python = FOLDER / "bin" / "python"
-    if not python.exists():
-        venv.create(FOLDER, with_pip=True)
-        torch = f"torch=={version('torch').partition('+')[0]}"
-        for packages in ((torch,), PACKAGES):  # torch first, by exact version: the others would bring another build
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    return subprocess.run([str(python), "-m", module, *arguments], env=os.environ | {"PYTHONPATH": path}).returncode
+    python = environments.make(FOLDER, PACKAGES)
+    return subprocess.run(
+        [str(python), "-m", module, *arguments], env=os.environ | {"PYTHONPATH": environments.PATH}
+    ).returncode
 
 
 def forward(p: Projection) -> dict[str, Variant]:
