@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -33,8 +34,9 @@ class ClassifierReward:
     joined with blank lines. A plain-text prompt is followed by its response. Of a text that is longer than the
     classifier's context the end is kept, and a warning says so once.
 
-    A batch is padded on the right with its attention mask, so the pad token's id does not matter to the model; models
-    that find the last token by looking for the pad id (decoder-only classifiers) are run one sequence at a time.
+    Batches are of texts of similar length, padded on the right, so that the pad token's id does not matter: an encoder
+    gets its attention mask; of a decoder-only classifier, which would look for the pad id to find the last token, the
+    hidden states are read here, where the text ends.
     """
 
     name: str
@@ -71,22 +73,29 @@ class ClassifierReward:
     @torch.no_grad()
     def score(self, batch: RewardBatch) -> Tensor:
         encoded = [self._encode(batch, i) for i in range(len(batch))]
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
         decoder = hasattr(self.model, "score")
-        size = 1 if decoder or self.tokenizer.pad_token is None else self.batch_size
-        scores = []
-        for start in range(0, len(encoded), size):
-            padded = self.tokenizer.pad(
-                encoded[start : start + size],
-                padding=size > 1,
-                padding_side="right",
-                return_tensors="pt",
-                verbose=False,
-            ).to(self.model.device)
-            if decoder:  # the last token is the last one: say so by giving no id that could pass for padding
-                scores.append(self._last_token_score(padded["input_ids"]))
-            else:
-                scores.append(self.model(**padded).logits[:, 0])
-        return torch.cat(scores).float().cpu()
+        size = 1 if not decoder and self.tokenizer.pad_token is None else self.batch_size
+        scores = torch.empty(len(batch))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            part = [encoded[i] for i in rows]
+            scores[rows] = (self._score_decoder(part) if decoder else self._score_encoder(part)).float().cpu()
+        return scores
+
+    def _score_encoder(self, encoded: list[BatchEncoding]) -> Tensor:
+        padded = self.tokenizer.pad(
+            encoded, padding=len(encoded) > 1, padding_side="right", return_tensors="pt", verbose=False
+        )
+        return self.model(**padded.to(self.model.device)).logits[:, 0]
+
+    def _score_decoder(self, encoded: list[BatchEncoding]) -> Tensor:
+        """What comes after a token changes nothing before it, so the padding needs no mask."""
+        ids = [torch.tensor(text["input_ids"], device=self.model.device) for text in encoded]
+        hidden = self.model.base_model(input_ids=pad_sequence(ids, batch_first=True), use_cache=False).last_hidden_state
+        last = torch.tensor([len(text) - 1 for text in ids], device=hidden.device)
+        rows = torch.arange(len(ids), device=hidden.device)
+        return cast(nn.Module, self.model.score)(hidden[rows, last])[:, 0]
 
     @property
     def max_length(self) -> int | None:
@@ -130,7 +139,3 @@ class ClassifierReward:
                 "reward %r reads %d tokens and a prompt with its response has %d: of such texts only the end is scored",
                 self.name, limit, length,
             )  # fmt: skip
-
-    def _last_token_score(self, ids: Tensor) -> Tensor:
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-        return cast(nn.Module, self.model.score)(hidden)[:, 0]
