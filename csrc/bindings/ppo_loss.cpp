@@ -3,7 +3,9 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <string>
 
+#include "level.h"
 #include "module.h"
 #include "pointer.h"
 
@@ -17,7 +19,8 @@ void ppo_loss(std::uintptr_t logprobs, std::uintptr_t old_logprobs, std::uintptr
               std::uintptr_t mask, std::uintptr_t value_mask, std::int64_t slots, double cliprange,
               double cliprange_value, double vf_coef, double entropy_coef, double dual_clip, double log_ratio_clamp,
               std::optional<double> denominator, std::optional<double> value_denominator, std::uintptr_t metrics,
-              std::uintptr_t d_logprobs, std::uintptr_t d_values, std::uintptr_t d_entropy, int threads) {
+              std::uintptr_t d_logprobs, std::uintptr_t d_values, std::uintptr_t d_entropy, const std::string& level,
+              int threads) {
     const rlhf::PPOColumns<T> columns{pointer<const T>(logprobs),
                                       pointer<const T>(old_logprobs),
                                       pointer<const T>(advantages),
@@ -34,7 +37,7 @@ void ppo_loss(std::uintptr_t logprobs, std::uintptr_t old_logprobs, std::uintptr
                                      address(denominator),          address(value_denominator)};
     rlhf::ppo_loss<T>(columns, settings,
                       {pointer<T>(metrics), pointer<T>(d_logprobs), pointer<T>(d_values), pointer<T>(d_entropy)},
-                      threads);
+                      level_of(level), threads);
 }
 
 template <typename T>
@@ -45,7 +48,7 @@ void define_ppo_loss(py::module_& m, const char* name) {
           arg("weight"), arg("mask"), arg("value_mask"), arg("slots"), arg("cliprange"), arg("cliprange_value"),
           arg("vf_coef"), arg("entropy_coef"), arg("dual_clip"), arg("log_ratio_clamp"), arg("denominator"),
           arg("value_denominator"), arg("metrics"), arg("d_logprobs"), arg("d_values"), arg("d_entropy"),
-          arg("threads"));
+          arg("level"), arg("threads"));
 }
 
 }  // namespace

@@ -1,31 +1,21 @@
 #include "ppo_loss.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <vector>
 
 #include "chunks.h"
-#include "ppo_loss_slot.h"
+#include "ppo_loss_pass.h"
+
+#define RLHF_TARGET
+#include "simd/ppo_loss.h"
 
 namespace rlhf {
 namespace {
 
-constexpr std::int64_t kSlotsPerThread = 4096;  // some 20 microseconds of work: less is not worth waking a thread
-
-struct Sums {
-    double policy = 0, entropy = 0, clipped = 0, squared_log_ratio = 0, ratio = 0;
-    double value = 0, value_clipped = 0;
-
-    void operator+=(const Sums& other) {
-        policy += other.policy;
-        entropy += other.entropy;
-        clipped += other.clipped;
-        squared_log_ratio += other.squared_log_ratio;
-        ratio += other.ratio;
-        value += other.value;
-        value_clipped += other.value_clipped;
-    }
-};
+template <typename T>
+constexpr std::int64_t kSlotsPerThread = sizeof(T) == 4 ? 8192 : 4096;  // less is not worth waking a thread
 
 double count(const std::uint8_t* mask, std::int64_t slots) {
     if (mask == nullptr) return static_cast<double>(slots);
@@ -36,95 +26,100 @@ double denominator(const double* given, const std::uint8_t* mask, std::int64_t s
     return given != nullptr ? *given : std::max(count(mask, slots), 1.0);
 }
 
-template <typename T>
-class Pass {
-   public:
-    Pass(const PPOColumns<T>& columns, const PPOSettings& settings, const PPOResults<T>& results)
-        : in_(columns), settings_(settings), out_(results),
-          value_mask_(columns.value_mask != nullptr ? columns.value_mask : columns.mask),
-          denominator_(denominator(settings.denominator, columns.mask, columns.slots)),
-          value_denominator_(denominator(settings.value_denominator, value_mask_, columns.slots)) {}
-
-    // Writes the gradients of slots [first, last).
-    Sums run(std::int64_t first, std::int64_t last) const {
-        Sums sums;
-        for (std::int64_t t = first; t < last; ++t) {
-            policy(t, sums);
-            value(t, sums);
-        }
-        return sums;
-    }
-
-    void write_metrics(const Sums& sums) const {
-        const double policy = sums.policy / denominator_, entropy = sums.entropy / denominator_;
-        const double value = sums.value / value_denominator_;
-        double loss = policy + settings_.vf_coef * value;
-        if (in_.entropy != nullptr) loss -= settings_.entropy_coef * entropy;
-        const double metrics[] = {loss,
-                                  policy,
-                                  value,
-                                  entropy,
-                                  sums.clipped / denominator_,
-                                  sums.value_clipped / value_denominator_,
-                                  0.5 * sums.squared_log_ratio / denominator_,
-                                  sums.ratio / denominator_};
-        std::copy(std::begin(metrics), std::end(metrics), out_.metrics);
-    }
-
-   private:
-    void policy(std::int64_t t, Sums& sums) const {
-        const bool counts = in_.mask == nullptr || in_.mask[t] != 0;
-        if (in_.entropy != nullptr) {
-            out_.d_entropy[t] = counts ? static_cast<T>(-settings_.entropy_coef / denominator_) : T(0);
-            if (counts) sums.entropy += in_.entropy[t];
-        }
-        out_.d_logprobs[t] = 0;
-        if (!counts) return;
-        const PolicySlot<T> slot =
-            policy_slot(in_.logprobs[t], in_.old_logprobs[t], in_.advantages[t], low_, high_, dual_clip_, clamp_);
-        const double weight = in_.weight == nullptr ? 1.0 : in_.weight[t];
-        out_.d_logprobs[t] = static_cast<T>(slot.d_logprob * weight / denominator_);
-        sums.policy += slot.loss * weight;
-        sums.clipped += slot.clipped;
-        sums.squared_log_ratio += static_cast<double>(slot.log_ratio) * slot.log_ratio;
-        sums.ratio += slot.ratio;
-    }
-
-    void value(std::int64_t t, Sums& sums) const {
-        out_.d_values[t] = 0;
-        if (value_mask_ != nullptr && value_mask_[t] == 0) return;
-        const ValueSlot<T> slot = value_slot(in_.values[t], in_.old_values[t], in_.returns[t], cliprange_value_);
-        out_.d_values[t] = static_cast<T>(settings_.vf_coef * slot.d_value / value_denominator_);
-        sums.value += slot.loss;
-        sums.value_clipped += slot.clipped;
-    }
-
-    const PPOColumns<T>& in_;
-    const PPOSettings& settings_;
-    const PPOResults<T>& out_;
-    const std::uint8_t* value_mask_;
-    const double denominator_, value_denominator_;
-    const T low_ = static_cast<T>(1 - settings_.cliprange), high_ = static_cast<T>(1 + settings_.cliprange);
-    const T dual_clip_ = static_cast<T>(settings_.dual_clip), clamp_ = static_cast<T>(settings_.log_ratio_clamp);
-    const T cliprange_value_ = static_cast<T>(settings_.cliprange_value);
+struct Denominators {
+    double policy, value;
 };
+
+template <typename T>
+PPOPass<T> make_pass(PPOColumns<T> columns, const PPOSettings& s, const PPOResults<T>& results, Denominators counts) {
+    return {columns,
+            results,
+            static_cast<T>(1 - s.cliprange),
+            static_cast<T>(1 + s.cliprange),
+            static_cast<T>(s.dual_clip),
+            static_cast<T>(s.log_ratio_clamp),
+            static_cast<T>(s.cliprange_value),
+            static_cast<T>(1 / counts.policy),
+            static_cast<T>(s.vf_coef / counts.value),
+            static_cast<T>(-s.entropy_coef / counts.policy)};
+}
+
+// One lane of float64
+struct DoubleMath {
+    using F = double;
+    using T = double;
+    using Sums = double;
+    static constexpr int kLanes = 1;
+
+    static F load(const T* p) { return *p; }
+    static void store(T* p, F x) { *p = x; }
+    static F set1(T x) { return x; }
+    static F from_bytes(const std::uint8_t* p) { return *p; }
+    static void add(Sums& sum, F x) { sum += x; }
+    static F max(F a, F b) { return a > b ? a : b; }
+    static F min(F a, F b) { return a < b ? a : b; }
+    static F exp(F x) { return std::exp(x); }
+};
+
+PPOSums sums(const PPOPass<double>& pass, std::int64_t first, std::int64_t last, Level) {
+    return sums_of_slots<DoubleMath>(pass, first, last);
+}
+
+PPOSums sums(const PPOPass<float>& pass, std::int64_t first, std::int64_t last, [[maybe_unused]] Level level) {
+#if RLHF_X86
+    if (level == Level::kAvx512Bf16) return avx512bf16::ppo_sums(pass, first, last);
+    if (level == Level::kAvx2) return avx2::ppo_sums(pass, first, last);
+#endif
+    return portable::ppo_sums(pass, first, last);
+}
+
+void operator+=(PPOSums& total, const PPOSums& part) {
+    total.policy += part.policy;
+    total.entropy += part.entropy;
+    total.clipped += part.clipped;
+    total.squared_log_ratio += part.squared_log_ratio;
+    total.ratio += part.ratio;
+    total.value += part.value;
+    total.value_clipped += part.value_clipped;
+}
+
+template <typename T>
+void write_metrics(const PPOSums& sums, const PPOSettings& settings, Denominators counts, T* out) {
+    const double policy = sums.policy / counts.policy, entropy = sums.entropy / counts.policy;
+    const double value = sums.value / counts.value;
+    const double loss = policy + settings.vf_coef * value - settings.entropy_coef * entropy;
+    const double metrics[] = {loss,
+                              policy,
+                              value,
+                              entropy,
+                              sums.clipped / counts.policy,
+                              sums.value_clipped / counts.value,
+                              0.5 * sums.squared_log_ratio / counts.policy,
+                              sums.ratio / counts.policy};
+    std::copy(std::begin(metrics), std::end(metrics), out);
+}
 
 }  // namespace
 
 template <typename T>
-void ppo_loss(const PPOColumns<T>& columns, const PPOSettings& settings, const PPOResults<T>& results, int threads) {
-    const Pass<T> pass(columns, settings, results);
-    std::vector<Sums> parts(static_cast<std::size_t>(chunks(columns.slots)));
-    const int team = useful_team(columns.slots, kSlotsPerThread, threads);
+void ppo_loss(const PPOColumns<T>& given, const PPOSettings& settings, const PPOResults<T>& results, Level level,
+              int threads) {
+    PPOColumns<T> columns = given;
+    if (columns.value_mask == nullptr) columns.value_mask = columns.mask;
+    const Denominators counts{denominator(settings.denominator, columns.mask, columns.slots),
+                              denominator(settings.value_denominator, columns.value_mask, columns.slots)};
+    const PPOPass<T> pass = make_pass(columns, settings, results, counts);
+    std::vector<PPOSums> parts(static_cast<std::size_t>(chunks(columns.slots)));
+    const int team = useful_team(columns.slots, kSlotsPerThread<T>, threads);
     for_each_chunk(columns.slots, team, [&](std::int64_t chunk, std::int64_t first, std::int64_t last) {
-        parts[static_cast<std::size_t>(chunk)] = pass.run(first, last);
+        parts[static_cast<std::size_t>(chunk)] = sums(pass, first, last, level);
     });
-    Sums total;
-    for (const Sums& part : parts) total += part;
-    pass.write_metrics(total);
+    PPOSums total;
+    for (const PPOSums& part : parts) total += part;
+    write_metrics(total, settings, counts, results.metrics);
 }
 
-template void ppo_loss<float>(const PPOColumns<float>&, const PPOSettings&, const PPOResults<float>&, int);
-template void ppo_loss<double>(const PPOColumns<double>&, const PPOSettings&, const PPOResults<double>&, int);
+template void ppo_loss<float>(const PPOColumns<float>&, const PPOSettings&, const PPOResults<float>&, Level, int);
+template void ppo_loss<double>(const PPOColumns<double>&, const PPOSettings&, const PPOResults<double>&, Level, int);
 
 }  // namespace rlhf

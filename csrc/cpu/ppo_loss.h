@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "level.h"
+
 namespace rlhf {
 
 template <typename T>
@@ -31,11 +33,15 @@ struct PPOResults {
 
 // What columns hold outside the masks plays no part. Slots are computed in T, sums in float64. Where arguments of a
 // maximum are equal each gets half of the gradient, and a bound of a clip passes it on, as in torch.
+// `level` is the instruction set of float columns; those of double need none.
 // At most `threads` threads run, fewer where the columns are too short to be worth it; results do not depend on them.
 template <typename T>
-void ppo_loss(const PPOColumns<T>& columns, const PPOSettings& settings, const PPOResults<T>& results, int threads);
+void ppo_loss(const PPOColumns<T>& columns, const PPOSettings& settings, const PPOResults<T>& results, Level level,
+              int threads);
 
-extern template void ppo_loss<float>(const PPOColumns<float>&, const PPOSettings&, const PPOResults<float>&, int);
-extern template void ppo_loss<double>(const PPOColumns<double>&, const PPOSettings&, const PPOResults<double>&, int);
+extern template void ppo_loss<float>(const PPOColumns<float>&, const PPOSettings&, const PPOResults<float>&, Level,
+                                     int);
+extern template void ppo_loss<double>(const PPOColumns<double>&, const PPOSettings&, const PPOResults<double>&, Level,
+                                      int);
 
 }  // namespace rlhf

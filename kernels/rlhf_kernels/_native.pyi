@@ -101,6 +101,7 @@ def ppo_loss_float32(
     d_logprobs: int,
     d_values: int,
     d_entropy: int,
+    level: str,
     threads: int,
 ) -> None: ...
 def ppo_loss_float64(
@@ -128,6 +129,7 @@ def ppo_loss_float64(
     d_logprobs: int,
     d_values: int,
     d_entropy: int,
+    level: str,
     threads: int,
 ) -> None: ...
 def levels() -> list[str]: ...

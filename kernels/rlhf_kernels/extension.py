@@ -1,6 +1,7 @@
 """The C++ extension, which exists only where a compiler was found when the package was installed.
 
-`native` is the module or None; where it is None, `MISSING` says why and what to do.
+`native` is the module or None; where it is None, `MISSING` says why and what to do. `LEVEL` is the fastest of the
+instruction sets that its kernels come in and the processor has.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ except ImportError as error:
         f"the C++ extension is not available ({error}); to build it, install a C++17 compiler and the "
         "Python headers and reinstall rlhf-fast from source"
     )
+    LEVEL = ""
 else:
     MISSING = None
+    LEVEL = native.levels()[-1]
 
 
 def cannot_run(args: Mapping[str, Any]) -> str | None:

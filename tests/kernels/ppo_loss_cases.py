@@ -55,7 +55,7 @@ def autograd(c, dtype, s):
     return [torch.stack([x.detach().to(dtype) for x in metrics]), *gradients]
 
 
-def slot(**given):
+def slot(dtype=torch.float64, **given):
     """Sixteen equal slots at ratio 1, advantage 0 and a perfect value, but for what is given."""
-    c = {name: torch.full((16,), given.get(name, 0.0), dtype=torch.float64) for name in COLUMNS[:6]}
+    c = {name: torch.full((16,), given.get(name, 0.0), dtype=dtype) for name in COLUMNS[:6]}
     return c | dict.fromkeys(("mask", "value_mask", "entropy", "weight"))

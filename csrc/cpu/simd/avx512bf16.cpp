@@ -9,6 +9,7 @@
 #include <immintrin.h>
 
 #define RLHF_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+#include "ppo_loss.h"
 #include "tasks.h"
 
 namespace rlhf {
@@ -16,13 +17,24 @@ namespace {
 
 struct Avx512 {
     using F = __m512;
+    struct Sums {
+        __m512d low, high;
+    };
     static constexpr int kLanes = 16, kGroups = 3, kRows = 8;
 
     RLHF_INLINE static F load(const float* p) { return _mm512_loadu_ps(p); }
     RLHF_INLINE static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
     RLHF_INLINE static F set1(float x) { return _mm512_set1_ps(x); }
+    RLHF_INLINE static F from_bytes(const std::uint8_t* p) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    }
+    RLHF_INLINE static void add(Sums& sums, F x) {
+        sums.low += _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+        sums.high += _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    }
     RLHF_INLINE static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
     RLHF_INLINE static F max(F a, F b) { return _mm512_max_ps(a, b); }
+    RLHF_INLINE static F min(F a, F b) { return _mm512_min_ps(a, b); }
     RLHF_INLINE static F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     RLHF_INLINE static F times_power_of_2(F x, F n) { return _mm512_scalef_ps(x, n); }
     RLHF_INLINE static F copy_sign(F x, F sign) { return _mm512_or_ps(x, _mm512_and_ps(sign, set1(-0.0f))); }
@@ -75,6 +87,10 @@ const RowKernels& row_kernels(Element element) {
     static constexpr RowKernels bf16 = kernels_of<PairProduct, std::uint16_t>;
     static constexpr RowKernels fp32 = kernels_of<FloatProduct<Avx512>, float>;
     return element == Element::kBFloat16 ? bf16 : fp32;
+}
+
+PPOSums ppo_sums(const PPOPass<float>& pass, std::int64_t first, std::int64_t last) {
+    return sums_of_slots<FloatMath<Avx512>>(pass, first, last);
 }
 }  // namespace avx512bf16
 }  // namespace rlhf

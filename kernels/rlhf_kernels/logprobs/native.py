@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kernels.extension import MISSING, native
-
-LEVEL = "" if MISSING else native.levels()[-1]  # the fastest instruction set that the processor has
+from rlhf_kernels.extension import LEVEL, MISSING, native
 
 
 def supports(args: Mapping[str, Any]) -> str | None:

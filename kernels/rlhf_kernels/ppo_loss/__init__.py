@@ -91,11 +91,11 @@ def ppo_loss(
         raise ValueError(f"entropy_coef is {entropy_coef} but entropy is None: pass the entropy of each slot")
     metrics = op.ppo_loss(
         logprobs,
-        old_logprobs.detach(),
-        advantages.detach(),
+        _constant(old_logprobs),
+        _constant(advantages),
         values,
-        old_values.detach(),
-        returns.detach(),
+        _constant(old_values),
+        _constant(returns),
         mask,
         value_mask,
         cliprange,
@@ -107,7 +107,7 @@ def ppo_loss(
         log_ratio_clamp,
         _denominator("denominator", denominator, logprobs),
         _denominator("value_denominator", value_denominator, logprobs),
-        None if weight is None else weight.detach(),
+        None if weight is None else _constant(weight),
         backend,
     )[0]
     details = metrics.detach()
@@ -134,6 +134,10 @@ def _check_settings(
         raise ValueError(f"dual_clip is {dual_clip}, expected a number above 1, such as 3, or None for the plain loss")
     if log_ratio_clamp is not None and not log_ratio_clamp > 0:
         raise ValueError(f"log_ratio_clamp is {log_ratio_clamp}, expected a number above 0, such as 20, or None")
+
+
+def _constant(column: Tensor) -> Tensor:
+    return column.detach() if column.requires_grad else column
 
 
 def _denominator(name: str, denominator: float | Tensor | None, like: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kernels.extension import cannot_run, native
+from rlhf_kernels.extension import LEVEL, cannot_run, native
 
 COLUMNS = ("logprobs", "old_logprobs", "advantages", "values", "old_values", "returns", "entropy", "weight")
 
@@ -80,6 +80,7 @@ def ppo_loss(
         d_logprobs=d_logprobs.data_ptr(),
         d_values=d_values.data_ptr(),
         d_entropy=d_entropy.data_ptr(),
+        level=LEVEL,
         threads=torch.get_num_threads(),
     )
     return metrics, d_logprobs, d_values, d_entropy

@@ -23,18 +23,16 @@ def _fake(args: Arguments) -> tuple[Tensor, ...]:
 
 
 def _keep(ctx: Any, args: Arguments, results: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*results[1:])
-    ctx.has_entropy_gradient = args["entropy"] is not None and args["entropy_coef"] != 0
+    has_entropy = args["entropy"] is not None and args["entropy_coef"] != 0  # else no gradient is computed for zeros
+    ctx.names = ("logprobs", "values", "entropy") if has_entropy else ("logprobs", "values")
+    ctx.save_for_backward(*results[1 : 1 + len(ctx.names)])
 
 
 def _gradients(ctx: Any, d_metrics: Tensor | None, *_: Tensor | None) -> Mapping[str, Tensor | None]:
     if d_metrics is None:
         return {}
-    d_logprobs, d_values, d_entropy = (d_metrics[0] * gradient for gradient in ctx.saved_tensors)
-    gradients = {"logprobs": d_logprobs, "values": d_values}
-    if ctx.has_entropy_gradient:  # else none, so that nothing is computed for a gradient of zero
-        gradients["entropy"] = d_entropy
-    return gradients
+    d_loss = d_metrics[0]
+    return {name: d_loss * gradient for name, gradient in zip(ctx.names, ctx.saved_tensors, strict=True)}
 
 
 ppo_loss = define(
