@@ -56,29 +56,14 @@ def define_gradient(
     """
     names = [argument.name for argument in op._schema.arguments]
 
-    class Gradient(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-            *values, keyset = inputs  # in this order ctx.needs_input_grad has the order of the arguments
-            ctx.set_materialize_grads(False)  # a result that is not used has gradient None
-            results = without_gradient(keyset, *values)
-            keep(ctx, dict(zip(names, values, strict=True)), results)
-            return results
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)  # a result that is not used has gradient None
+        keep(ctx, dict(zip(names, inputs, strict=True)), output)
 
-        @staticmethod
-        def backward(ctx: Any, *results: Tensor | None) -> tuple[Tensor | None, ...]:
-            if torch.is_grad_enabled():
-                raise RuntimeError(f"got create_graph=True, but the gradient of {op._name} has none: leave it False")
-            found = gradients(ctx, *results)
-            return *(found.get(name) for name in names), None
+    def backward(ctx: Any, *results: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"got create_graph=True, but the gradient of {op._name} has none: leave it False")
+        found = gradients(ctx, *results)
+        return tuple(found.get(name) for name in names)
 
-    def without_gradient(keyset: Any, *values: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *values)
-
-    def run(keyset: Any, *values: Any) -> Any:
-        differentiates = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values)
-        return Gradient.apply(*values, keyset) if differentiates else without_gradient(keyset, *values)
-
-    # torch.library.register_autograd does the same, and looks up every argument of the schema at every call
-    _library.impl(op._opname, run, "Autograd", with_keyset=True)
+    torch.library.register_autograd(op._name, backward, setup_context=setup_context, lib=_library)
