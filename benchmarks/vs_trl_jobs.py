@@ -61,11 +61,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Iteration:
-    """Seconds of the phases, which add up to the iteration's, and the response tokens that were sampled."""
+    """Seconds of the phases, which add up to the iteration's; of them all on every core; response tokens sampled."""
 
     rollout: float
     scoring: float
     update: float
+    cpu: float
     tokens: int
 
     @property

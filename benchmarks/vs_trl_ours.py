@@ -50,10 +50,13 @@ def timed_step(ppo: PPO) -> Iteration:
     """One iteration. What is neither rollout nor update counts as scoring, the metrics included."""
     collect, update, whole = Timed(ppo.collect), Timed(ppo.update), Timed(ppo.step)
     vars(ppo).update(collect=collect, update=update)
+    cpu_began = time.process_time()
     whole()
+    cpu = time.process_time() - cpu_began
     del vars(ppo)["collect"], vars(ppo)["update"]  # the class's own again
     tokens = sum(map(len, collect.result.responses()))
-    return Iteration(collect.seconds, whole.seconds - collect.seconds - update.seconds, update.seconds, tokens)
+    scoring = whole.seconds - collect.seconds - update.seconds
+    return Iteration(collect.seconds, scoring, update.seconds, cpu, tokens)
 
 
 class Timed:

@@ -32,7 +32,7 @@ class Run:
         return cls(side, round_, iterations, found["peak_bytes"], found["versions"])
 
     def seconds(self, phase: str) -> float:
-        """Median over the iterations of a phase, or of all together ("seconds")."""
+        """Median over the iterations of a phase, of all together ("seconds"), or of those of all cores ("cpu")."""
         return statistics.median(getattr(iteration, phase) for iteration in self.iterations)
 
     @property
@@ -45,6 +45,7 @@ Quantity = Callable[[Run], float]
 QUANTITIES: dict[str, Quantity] = {
     **{f"{phase}, s": lambda run, phase=phase: run.seconds(phase) for phase in PHASES},  # type: ignore[misc]
     "iteration, s": lambda run: run.seconds("seconds"),
+    "CPU, s": lambda run: run.seconds("cpu"),
     "tokens/s": lambda run: run.rate,
     "peak, GiB": lambda run: run.peak_bytes / 2**30,
 }
@@ -102,11 +103,11 @@ def write(runs: list[Run], folder: Path, conditions: str) -> None:
     (folder / "runs.json").write_text(json.dumps(raw, indent=2) + "\n")
     with (folder / "runs.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["row", "round", "iteration", *PHASES, "tokens", "peak_bytes"])
+        writer.writerow(["row", "round", "iteration", *PHASES, "cpu", "tokens", "peak_bytes"])
         for run in runs:
             for i, found in enumerate(run.iterations):
                 phases = [getattr(found, phase) for phase in PHASES]
-                writer.writerow([run.side, run.round, i, *phases, found.tokens, run.peak_bytes])
+                writer.writerow([run.side, run.round, i, *phases, found.cpu, found.tokens, run.peak_bytes])
     plot(runs, folder / "phases.png", conditions.partition(":")[0])
 
 

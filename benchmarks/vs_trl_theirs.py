@@ -38,7 +38,7 @@ class Phases(TrainerCallback):
         self.update_began: float | None = None
 
     def rollout(self, model: torch.nn.Module, queries: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        self.began = time.perf_counter()
+        self.cpu_began, self.began = time.process_time(), time.perf_counter()
         sequences, logits = self.generate(model, queries, *rest)
         self.rolled_out = time.perf_counter()
         self.tokens = count_tokens(sequences[:, queries.shape[1] :].tolist(), self.stop_id)
@@ -50,9 +50,9 @@ class Phases(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         assert self.update_began is not None
-        update = time.perf_counter() - self.update_began
-        scoring = self.update_began - self.rolled_out
-        self.iterations.append(Iteration(self.rolled_out - self.began, scoring, update, self.tokens))
+        rollout, scoring = self.rolled_out - self.began, self.update_began - self.rolled_out
+        update, cpu = time.perf_counter() - self.update_began, time.process_time() - self.cpu_began
+        self.iterations.append(Iteration(rollout, scoring, update, cpu, self.tokens))
         self.update_began = None
 
 

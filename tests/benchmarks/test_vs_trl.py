@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,23 +23,23 @@ GIB = 2**30
 FULL, ADAPTER, OURS = "TRL, full", "TRL, adapter", "rlhf_fast, adapter"
 
 
-def a_run(side: str, *iterations: tuple[float, float, float, int], round_: int = 0, gib: float = 1.0) -> Run:
+def a_run(side: str, *iterations: tuple[float, float, float, float, int], round_: int = 0, gib: float = 1.0) -> Run:
     return Run(side, round_, [Iteration(*i) for i in iterations], int(gib * GIB), {})
 
 
 def two_rounds() -> list[Run]:
     return [
-        a_run(FULL, (4.0, 2.0, 30.0, 90), gib=5),
-        a_run(ADAPTER, (4.0, 2.0, 18.0, 96), gib=4),
-        a_run(OURS, (2.0, 0.5, 5.5, 80), gib=2),
-        a_run(FULL, (5.0, 3.0, 40.0, 90), round_=1, gib=5),
-        a_run(ADAPTER, (6.0, 4.0, 26.0, 72), round_=1, gib=4),
-        a_run(OURS, (1.0, 1.0, 4.0, 60), round_=1, gib=1),
+        a_run(FULL, (4.0, 2.0, 30.0, 8.0, 90), gib=5),
+        a_run(ADAPTER, (4.0, 2.0, 18.0, 8.0, 96), gib=4),
+        a_run(OURS, (2.0, 0.5, 5.5, 4.0, 80), gib=2),
+        a_run(FULL, (5.0, 3.0, 40.0, 10.0, 90), round_=1, gib=5),
+        a_run(ADAPTER, (6.0, 4.0, 26.0, 12.0, 72), round_=1, gib=4),
+        a_run(OURS, (1.0, 1.0, 4.0, 2.0, 60), round_=1, gib=1),
     ]
 
 
 def test_phases_and_rate_of_a_run_are_those_of_its_iterations():
-    run = a_run(OURS, (1.0, 2.0, 3.0, 30), (2.0, 2.0, 5.0, 45), (9.0, 1.0, 5.0, 75))
+    run = a_run(OURS, (1.0, 2.0, 3.0, 2.0, 30), (2.0, 2.0, 5.0, 4.0, 45), (9.0, 1.0, 5.0, 18.0, 75))
     assert [run.seconds(phase) for phase in ("rollout", "scoring", "update")] == [2.0, 2.0, 5.0]
     assert run.seconds("seconds") == 9.0  # of 6, 9 and 15, not the sum of the phases' medians
     assert run.rate == 150 / 30
@@ -55,6 +57,7 @@ def test_the_fastest_row_of_trl_is_what_ratios_are_over():
         ("scoring, s", (2 / 0.5 + 4 / 1) / 2),
         ("update, s", (18 / 5.5 + 26 / 4) / 2),
         ("iteration, s", (24 / 8 + 36 / 6) / 2),
+        ("CPU, s", (8 / 4 + 12 / 2) / 2),
         ("tokens/s", ((80 / 8) / (96 / 24) + (60 / 6) / (72 / 36)) / 2),
         ("peak, GiB", (4 / 2 + 4 / 1) / 2),
     ],
@@ -128,7 +131,38 @@ def test_random_prompts_have_the_lengths_and_no_special_token(tiny, tmp_path):
     assert prompts == choose_prompts((5, 90), tokenizer, tmp_path / "absent")
 
 
-def test_phases_of_our_side_add_up_and_every_response_fills_its_budget(tiny, tmp_path):
+class Scripted:
+    """A trainer whose stages take given seconds of a clock that only it moves."""
+
+    now = 0.0
+
+    def step(self):
+        self.now += 1
+        self.collect()
+        self.now += 2
+        self.update("rollout")
+        self.now += 4
+
+    def collect(self):
+        self.now += 8
+        return self
+
+    def update(self, rollout):
+        self.now += 16
+
+    def responses(self):
+        return [[5, 6, 7], [8, 9]]
+
+
+def test_what_is_neither_rollout_nor_update_is_scoring(monkeypatch):
+    ppo: Any = Scripted()
+    monkeypatch.setattr(time, "perf_counter", lambda: ppo.now)
+    monkeypatch.setattr(time, "process_time", lambda: 2 * ppo.now)
+    for _ in range(2):
+        assert timed_step(ppo) == Iteration(rollout=8, scoring=1 + 2 + 4, update=16, cpu=62, tokens=5)
+
+
+def test_our_side_trains_and_every_response_fills_its_budget(tiny, tmp_path):
     job = Job(str(tiny[0]), str(tiny[1]), [[5, 6, 7], [8, 9]], 4, False, 2, 0, 2, "adapter", None)
     job.write(tmp_path / "job.json")
     ppo = build(Job.read(tmp_path / "job.json"))
@@ -136,7 +170,7 @@ def test_phases_of_our_side_add_up_and_every_response_fills_its_budget(tiny, tmp
     found = [timed_step(ppo) for _ in range(2)]
     for iteration in found:
         assert iteration.tokens == 2 * 4
-        assert min(iteration.rollout, iteration.scoring, iteration.update) > 0
+        assert min(iteration.rollout, iteration.scoring, iteration.update, iteration.cpu) > 0
     assert ppo.iteration == ppo.iterations == 2
     assert not all(torch.equal(a, b) for a, (_, b) in zip(before, ppo.policy.named_parameters(), strict=True))
 
@@ -152,7 +186,7 @@ def test_both_sides_run_the_same_job(tmp_path, monkeypatch):
     for run in runs:
         (iteration,) = run["iterations"]
         assert 16 <= iteration["tokens"] <= 16 * 8
-        assert min(iteration[phase] for phase in ("rollout", "scoring", "update")) > 0
+        assert min(iteration[phase] for phase in ("rollout", "scoring", "update", "cpu")) > 0
         assert run["peak_bytes"] > 50 * 2**20
     assert {run["versions"].get("trl") for run in runs} == {"1.12.0", None}
     assert len({run["versions"]["transformers"] for run in runs}) == 1
