@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
-#define RLHF_X86 1
-#else
-#define RLHF_X86 0
-#endif
+#include "level.h"
 
 namespace rlhf {
 
@@ -89,9 +85,6 @@ struct RowKernels {
     void (*backward)(const BackwardTask& task);
 };
 
-enum class Level { kPortable, kAvx2, kAvx512Bf16 };
-
-bool level_available(Level level);
 const RowKernels& row_kernels(Level level, Element element);
 
 namespace portable {
