@@ -9,6 +9,7 @@ PYBIND11_MODULE(_native, m) {
     m.attr("openmp") = false;
 #endif
     define_gae(m);
+    define_layers(m);
     define_linear_logprobs(m);
     define_moments(m);
     define_ppo_loss(m);

@@ -6,6 +6,7 @@
 namespace py = pybind11;
 
 void define_gae(py::module_& m);
+void define_layers(py::module_& m);
 void define_linear_logprobs(py::module_& m);
 void define_moments(py::module_& m);
 void define_ppo_loss(py::module_& m);

@@ -11,9 +11,13 @@ from rlhf_kernels.linear_ppo_loss import linear_ppo_loss
 from rlhf_kernels.logprobs import LogProbs, PolicyReferenceLogProbs, linear_logprobs, policy_reference_logprobs
 from rlhf_kernels.lora_linear import lora_linear
 from rlhf_kernels.moments import Moments, merge_moments, moments
+from rlhf_kernels.packed_attention import attention_is_native, packed_attention
 from rlhf_kernels.packing import pack, unpack
 from rlhf_kernels.ppo_loss import PPOLoss, ppo_loss
+from rlhf_kernels.rms_norm import rms_norm
+from rlhf_kernels.rotary import rotary
 from rlhf_kernels.shaping import shape_rewards_
+from rlhf_kernels.swiglu import swiglu
 from rlhf_kernels.whiten import whiten_
 
 __all__ = [
@@ -21,6 +25,7 @@ __all__ = [
     "Moments",
     "PPOLoss",
     "PolicyReferenceLogProbs",
+    "attention_is_native",
     "gae_",
     "linear_logprobs",
     "linear_ppo_loss",
@@ -28,9 +33,13 @@ __all__ = [
     "merge_moments",
     "moments",
     "pack",
+    "packed_attention",
     "policy_reference_logprobs",
     "ppo_loss",
+    "rms_norm",
+    "rotary",
     "shape_rewards_",
+    "swiglu",
     "unpack",
     "whiten_",
 ]

@@ -178,3 +178,58 @@ def policy_reference_logprobs(
     ref_logprobs: int,
     kl: int,
 ) -> None: ...
+
+Strided = tuple[int, int, int]  # address, token stride, head stride
+
+class LayerCompute:
+    def __init__(self, level: str, bf16: bool, threads: int) -> None: ...
+
+class Attention:
+    def __init__(
+        self,
+        *,
+        q: Strided,
+        k: Strided,
+        v: Strided,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        tokens: int,
+        scale: float,
+        window: int,
+    ) -> None: ...
+
+def rms_norm(
+    x: int, weight: int, y: int, rstd: int, rows: int, width: int, eps: float, on: LayerCompute, /
+) -> None: ...
+def rms_norm_backward(
+    x: int, weight: int, dy: int, rstd: int, dx: int, rows: int, width: int, on: LayerCompute, /
+) -> None: ...
+def swiglu(gate: int, up: int, y: int, entries: int, on: LayerCompute, /) -> None: ...
+def swiglu_backward(gate: int, up: int, dy: int, d_gate: int, d_up: int, entries: int, on: LayerCompute, /) -> None: ...
+def rotary(
+    x: Strided,
+    cos: int,
+    sin: int,
+    angle_stride: int,
+    y: int,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    direction: float,
+    on: LayerCompute,
+    /,
+) -> None: ...
+def packed_attention(a: Attention, out: int, log_sum: int, offsets: list[int], on: LayerCompute, /) -> None: ...
+def packed_attention_backward(
+    a: Attention,
+    out: Strided,
+    d_out: Strided,
+    log_sum: int,
+    dq: int,
+    dk: int,
+    dv: int,
+    offsets: list[int],
+    on: LayerCompute,
+    /,
+) -> None: ...

@@ -10,11 +10,14 @@ through one keyword argument that transformers hands down to every attention lay
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from rlhf_kernels import attention_is_native, packed_attention
 
 ATTENTION = "rlhf_fast"
 
@@ -70,15 +73,31 @@ class PackedSequences:
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
-    ):
+    ) -> Tensor:
+        """Each sequence by itself: on a CPU in one kernel, elsewhere or with a soft-cap one call for each."""
+        if self.cache is not None:
+            self._write_prompts(layer, k, v)
+        if softcap is None and attention_is_native(q, k, v):
+            q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, heads, D)
+            out = packed_attention(q, k, v, self.cu_seqlens, scale=scale, window=window)
+            return out.transpose(0, 1)[None]
+        return self._attend_one_by_one(q, k, v, scale, window, softcap)
+
+    def _write_prompts(self, layer: int, k: Tensor, v: Tensor) -> None:
+        assert self.cache is not None
+        for b, (start, end) in enumerate(pairwise(self.cu_seqlens)):
+            if start < end:
+                self.cache.write_prompt(layer, self.first_row + b, k[:, :, start:end], v[:, :, start:end])
+
+    def _attend_one_by_one(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
         out = torch.empty_like(q) if not torch.is_grad_enabled() else None
         pieces = []
-        for b, (start, end) in enumerate(zip(self.cu_seqlens[:-1], self.cu_seqlens[1:], strict=True)):
+        for start, end in pairwise(self.cu_seqlens):
             if start == end:
                 continue
             q_b, k_b, v_b = q[:, :, start:end], k[:, :, start:end], v[:, :, start:end]
-            if self.cache is not None:
-                self.cache.write_prompt(layer, self.first_row + b, k_b, v_b)
             piece = _attend(q_b, k_b, v_b, scale, _window_mask(end - start, window, q.device), softcap, causal=True)
             if out is None:
                 pieces.append(piece)

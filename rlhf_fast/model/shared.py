@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_fast.model.attention import ATTENTION, DecodeStep, PackedSequences
 from rlhf_fast.model.checkpointing import checkpoint_activations
+from rlhf_fast.model.fused_blocks import fuse_blocks
 from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.lora import LoRALinear, Route, Routing, Trunk
 from rlhf_fast.model.targets import default_targets, linear_layers, rank_and_scale, refuse_unserved, resolve_targets
@@ -47,6 +48,7 @@ class SharedModel:
         self.routing = Routing()
         self.decoder_layers = decoder_layers(self.backbone)
         self.trunk_cache: TrunkCache | None = None
+        fuse_blocks(self.base, self.routing)
         serve_trunk(self.decoder_layers, self.routing)
         self.layers: dict[str, nn.Module] = dict(model.named_modules())
         self.wrapped: dict[str, LoRALinear] = {}

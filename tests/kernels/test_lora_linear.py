@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_kernels import lora_linear
+from rlhf_kernels.lora_linear import reference
 
 K, N = 5, 4
 SCALE = [0.5, 2.0]
@@ -108,6 +109,28 @@ def test_an_adapter_that_serves_no_row_gets_no_gradient():
     assert lora_a[1].grad.any() and lora_b[1].grad.any()
 
 
+@pytest.mark.parametrize("frozen", ["x", "adapters"])
+def test_what_is_frozen_costs_no_product(frozen):
+    x, weight, lora_a, lora_b = example()
+    for tensor in [x] if frozen == "adapters" else [*lora_a, *lora_b]:
+        tensor.requires_grad_()
+    y = lora_linear(x, weight, lora_a, lora_b, SCALE, [0], [0, 6])
+    with Operations() as backward:
+        y.sum().backward()
+    assert "lora_linear_backward" in backward.names
+    assert (x.grad is None) == (frozen == "x") and (lora_a[0].grad is None) == (frozen == "adapters")
+
+
+def test_groups_that_share_an_adapter_add_their_gradients():
+    x, weight, lora_a, lora_b = example()
+    found = []
+    for slots, offsets in (([0], [0, 6]), ([0, -1, 0], [0, 2, 2, 6])):
+        a, b = (side[0].clone().requires_grad_() for side in (lora_a, lora_b))
+        lora_linear(x, weight, [a], [b], SCALE[:1], slots, offsets).square().sum().backward()
+        found.append([a.grad, b.grad])
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_transposed_weight_is_used_as_it_is():
     """GPT-2's Conv1D stores (K, N)."""
     x, weight, lora_a, lora_b = example()
@@ -141,11 +164,12 @@ def test_without_an_adapter_it_costs_one_product_and_with_one_no_concatenation()
         lora_linear(x, weight, lora_a, lora_b, SCALE, [-1], [0, 6])
     with Operations() as single:
         lora_linear(x, weight, lora_a, lora_b, SCALE, [1], [0, 6])
-    with Operations() as beside_empty:
-        lora_linear(x, weight, lora_a, lora_b, SCALE, [0, 1, -1], [0, 0, 6, 6])
+    arguments = {"lora_a": lora_a, "lora_b": lora_b, "scale": SCALE}
+    with Operations() as inside:
+        reference.lora_linear(x=x, weight=weight, bias=None, **arguments, slots=[0, 1, -1], rows=[0, 6, 0])
     assert bare.names == linear.names
-    assert beside_empty.names == single.names
-    assert "cat" not in single.names and single.names.count("mm") == 2 and single.names.count("addmm") == 1
+    assert single.names == ["lora_linear"]
+    assert "cat" not in inside.names and [inside.names.count(name) for name in ("mm", "addmm_")] == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,31 @@ def leaf(x: torch.Tensor) -> torch.Tensor:
 hidden, weight = matrices()
 lp, old, advantages, values, old_values, returns, entropy = columns(7)
 SCORED = torch.ops.rlhf.linear_logprobs(hidden, weight, LABELS, None, 1.0, None, True, False, True, "reference")
+heads = torch.randn(3, N, 4, 2, generator=torch.Generator().manual_seed(1))
+ANGLES = torch.linspace(0, 3, N)[:, None]
+LORA = ([weight[:2, :H].clone(), weight[2:3, :H].clone()], [hidden[:V, :2].clone(), hidden[:V, 2:3].clone()])
+LORA_CALL = (hidden, hidden[:, :H].clone(), None, *LORA, [0.5, 2.0], [1, -1, 0], [2, 1, 3])
+LORA_KEPT = torch.ops.rlhf.lora_linear(*LORA_CALL, "reference")
+ATTENDED = torch.ops.rlhf.packed_attention(*heads, [0, 2, 2, 6], 0.5, None, "reference")
 SAMPLES = {
+    "rms_norm": [(leaf(hidden), torch.ones(H), 1e-6), (leaf(hidden), leaf(torch.ones(H)), 0.1)],
+    "rms_norm_backward": [(hidden, torch.ones(H), lp.abs(), hidden + 1, gradient) for gradient in (False, True)],
+    "swiglu": [(leaf(hidden), leaf(hidden + 1))],
+    "swiglu_backward": [(hidden, hidden + 1, hidden + 2)],
+    "rotary": [(leaf(heads[0]), leaf(heads[1, :, :2]), ANGLES.cos(), ANGLES.sin(), inverse) for inverse in (False, True)],
+    "packed_attention": [
+        (leaf(heads[0]), leaf(heads[1]), leaf(heads[2]), [0, 2, 2, 6], 0.5, None),
+        (leaf(heads[0]), leaf(heads[1, :, :2]), heads[2, :, :2], [0, 6], 0.5, 3),
+    ],
+    "packed_attention_backward": [(*heads, *ATTENDED, heads[0] + 1, [0, 2, 2, 6], 0.5, window) for window in (None, 1)],
+    "lora_linear": [
+        LORA_CALL,
+        (hidden, hidden[:, :H].clone(), lp, *LORA, [0.5, 2.0], [1], [6]),
+    ],
+    "lora_linear_backward": [
+        (*LORA_CALL[:2], *LORA_KEPT[1:], *LORA_CALL[3:], hidden[:, :1].expand(N, N).clone(), True, False, False, True),
+        (*LORA_CALL[:2], *LORA_KEPT[1:], *LORA_CALL[3:], hidden[:, :1].expand(N, N).clone(), False, True, True, False),
+    ],
     "gae_": [(lp.clone(), values, CU, 0.99, 0.95, None), (lp.clone(), values, CU, 0.99, 0.95, values[:3].clone())],
     "shape_rewards_": [(torch.zeros(N), lp, values[:3].clone(), torch.tensor([1, -1, 5]), CU, 0.1)],
     "moments": [(lp, None), (lp, MASK)],
@@ -63,6 +87,7 @@ def test_every_op_of_the_library_has_a_sample():
 @pytest.mark.parametrize("backend", ["reference", None])
 @pytest.mark.parametrize("name, i", CASES)
 def test_opcheck_passes(name, i, backend):
+    backend = "reference" if name.startswith("lora_linear") else backend
     torch.library.opcheck(getattr(torch.ops.rlhf, name).default, (*SAMPLES[name][i], backend))
 
 

@@ -6,12 +6,13 @@ Here: the products. Not here: which adapter serves which rows, where adapters ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_kernels.checks import check_shape
-from rlhf_kernels.lora_linear import reference
-from rlhf_kernels.lora_linear.reference import Group
+from rlhf_kernels.lora_linear import op
 
 __all__ = ["lora_linear"]
 
@@ -31,12 +32,13 @@ def lora_linear(
 
     Rows row_offsets[g] .. row_offsets[g+1] of `x` are group g and use adapter slots[g]; -1 is no adapter. Both are
     Python ints or CPU int64 tensors, as they are read here. Several groups may name one adapter; a group may be
-    empty. Adapters come stacked, or as sequences whose ranks may differ. A and B are cast to x's dtype for the
-    products, and the gradients come back in their own. `weight` may be a transposed view; it and `bias` share x's
-    dtype.
+    empty. Adapters come stacked, or as sequences whose ranks may differ. scale A and B are cast to x's dtype for the
+    products, once for forward and backward, and the gradients come back in their own. `weight` may be a transposed
+    view; it and `bias` share x's dtype.
 
-    Differentiable in x, weight, bias, A, B and a tensor scale; what needs no gradient costs none. Nothing is mutated.
-    Without an adapter this is one `F.linear`. Raises ValueError for shapes, slots or offsets that do not fit.
+    Differentiable once in x, weight, bias, A and B; what needs no gradient costs none. Nothing is mutated. Without an
+    adapter this is one `F.linear`. The products are torch's on every device, so there is one backend. Raises
+    ValueError for shapes, slots or offsets that do not fit.
     """
     if x.dim() != 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (M, K): flatten the leading dimensions first")
@@ -44,11 +46,17 @@ def lora_linear(
         raise ValueError(
             f"got {len(lora_a)} A, {len(lora_b)} B and {len(scale)} scales, expected one of each per adapter"
         )
-    groups = _groups(_host_ints("slots", slots), _host_ints("row_offsets", row_offsets), x.shape[0], len(scale))
-    for slot in {group.slot for group in groups if group.slot >= 0}:
+    slots, row_offsets = _host_ints("slots", slots), _host_ints("row_offsets", row_offsets)
+    _check_groups(slots, row_offsets, x.shape[0], len(scale))
+    rows = [stop - start for start, stop in pairwise(row_offsets)]
+    served = {slot for slot, count in zip(slots, rows, strict=True) if slot >= 0 and count > 0}
+    for slot in served:
         check_shape(f"lora_a[{slot}]", lora_a[slot], (lora_a[slot].shape[0], x.shape[1]))
         check_shape(f"lora_b[{slot}]", lora_b[slot], (weight.shape[0], lora_a[slot].shape[0]))
-    return reference.lora_linear(x, weight, lora_a, lora_b, scale, groups, bias=bias)
+    if not served:
+        return F.linear(x, weight, bias)
+    scales = scale.tolist() if isinstance(scale, Tensor) else list(scale)
+    return op.Layer.apply(x, weight, bias, (scales, slots, rows), *lora_a, *lora_b)
 
 
 def _host_ints(name: str, x: Tensor | Sequence[int]) -> list[int]:
@@ -59,19 +67,14 @@ def _host_ints(name: str, x: Tensor | Sequence[int]) -> list[int]:
     return x.tolist()
 
 
-def _groups(slots: list[int], row_offsets: list[int], rows: int, adapters: int) -> list[Group]:
-    """The non-empty groups, in row order."""
+def _check_groups(slots: list[int], row_offsets: list[int], rows: int, adapters: int) -> None:
     if len(row_offsets) != len(slots) + 1 or row_offsets[0] != 0 or row_offsets[-1] != rows:
         raise ValueError(
             f"row_offsets is {row_offsets} for {len(slots)} slots, expected {len(slots) + 1} offsets "
             f"from 0 to {rows}: count the rows of x per group"
         )
-    groups = []
-    for slot, start, stop in zip(slots, row_offsets[:-1], row_offsets[1:], strict=True):
-        if stop < start:
-            raise ValueError(f"row_offsets is {row_offsets}, expected offsets that never fall: sort the rows by group")
+    if row_offsets != sorted(row_offsets):
+        raise ValueError(f"row_offsets is {row_offsets}, expected offsets that never fall: sort the rows by group")
+    for slot in slots:
         if not -1 <= slot < adapters:
             raise ValueError(f"slots holds {slot}, expected -1 (no adapter) or an index of the {adapters} adapters")
-        if stop > start:
-            groups.append(Group(slot, stop - start))
-    return groups

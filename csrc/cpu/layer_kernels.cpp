@@ -1,0 +1,13 @@
+#include "layer_kernels.h"
+
+namespace rlhf {
+
+const LayerKernels& layer_kernels([[maybe_unused]] Level level, Element element) {
+#if RLHF_X86
+    if (level == Level::kAvx512Bf16) return avx512bf16::layer_kernels(element);
+    if (level == Level::kAvx2) return avx2::layer_kernels(element);
+#endif
+    return portable::layer_kernels(element);
+}
+
+}  // namespace rlhf
