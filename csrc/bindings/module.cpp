@@ -8,6 +8,7 @@ PYBIND11_MODULE(_native, m) {
 #else
     m.attr("openmp") = false;
 #endif
+    define_decode(m);
     define_gae(m);
     define_linear_logprobs(m);
     define_moments(m);

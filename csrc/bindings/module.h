@@ -5,6 +5,7 @@
 
 namespace py = pybind11;
 
+void define_decode(py::module_& m);
 void define_gae(py::module_& m);
 void define_linear_logprobs(py::module_& m);
 void define_moments(py::module_& m);

@@ -1,81 +1,14 @@
-// AVX-512 with bf16 dot products: 48 rows x 8 vocabulary entries in 24 of the 32 registers.
 #include "../row_kernels.h"
 
 #if RLHF_X86
-#if !defined(__clang__) && __GNUC__ < 13
-#pragma GCC diagnostic ignored "-Wuninitialized"  // wrongly raised inside the intrinsics header (GCC bug 105593)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-
-#define RLHF_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+#include "isa_avx512bf16.h"
 #include "tasks.h"
 
-namespace rlhf {
-namespace {
-
-struct Avx512 {
-    using F = __m512;
-    static constexpr int kLanes = 16, kGroups = 3, kRows = 8;
-
-    RLHF_INLINE static F load(const float* p) { return _mm512_loadu_ps(p); }
-    RLHF_INLINE static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
-    RLHF_INLINE static F set1(float x) { return _mm512_set1_ps(x); }
-    RLHF_INLINE static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-    RLHF_INLINE static F max(F a, F b) { return _mm512_max_ps(a, b); }
-    RLHF_INLINE static F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-    RLHF_INLINE static F times_power_of_2(F x, F n) { return _mm512_scalef_ps(x, n); }
-    RLHF_INLINE static F copy_sign(F x, F sign) { return _mm512_or_ps(x, _mm512_and_ps(sign, set1(-0.0f))); }
-};
-
-// Two bf16 elements a step, adjacent in the halves of a cell.
-struct PairProduct {
-    using Isa = Avx512;
-    using F = __m512;
-    using Operand = __m512i;
-    using Cell = std::uint32_t;
-    using Stored = std::uint16_t;
-    static constexpr int kDepth = 2;
-
-    RLHF_INLINE static Operand load(const Cell* cells) { return _mm512_loadu_si512(cells); }
-    RLHF_INLINE static Operand broadcast(const void* cell) {
-        int pair;
-        std::memcpy(&pair, cell, sizeof pair);
-        return _mm512_set1_epi32(pair);
-    }
-    RLHF_INLINE static Operand broadcast_tail(const void* cell) {
-        return _mm512_set1_epi32(*static_cast<const std::uint16_t*>(cell));
-    }
-    RLHF_INLINE static F step(F sum, Operand a, Operand b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
-    RLHF_INLINE static Cell cell(const std::uint16_t* elements, int count) {
-        return elements[0] | (count > 1 ? static_cast<Cell>(elements[1]) << 16 : 0);
-    }
-    RLHF_INLINE static Operand zip(const Stored* const (&rows)[2]) {
-        return _mm512_or_si512(widen(rows[0]), _mm512_slli_epi32(widen(rows[1]), 16));
-    }
-    RLHF_INLINE static void store(Cell* cells, Operand x) { _mm512_storeu_si512(cells, x); }
-    RLHF_INLINE static Operand round(const F (&x)[2]) {
-        const auto low = (__m256i)_mm512_cvtneps_pbh(x[0]), high = (__m256i)_mm512_cvtneps_pbh(x[1]);
-        return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-    }
-    RLHF_INLINE static unsigned exceeds(F x, F limit) {
-        return _mm512_cmp_ps_mask(_mm512_abs_ps(x), limit, _CMP_GT_OQ);
-    }
-
-   private:
-    RLHF_INLINE static Operand widen(const Stored* elements) {
-        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(elements)));
-    }
-};
-
-}  // namespace
-
-namespace avx512bf16 {
+namespace rlhf::avx512bf16 {
 const RowKernels& row_kernels(Element element) {
     static constexpr RowKernels bf16 = kernels_of<PairProduct, std::uint16_t>;
     static constexpr RowKernels fp32 = kernels_of<FloatProduct<Avx512>, float>;
     return element == Element::kBFloat16 ? bf16 : fp32;
 }
-}  // namespace avx512bf16
-}  // namespace rlhf
+}  // namespace rlhf::avx512bf16
 #endif

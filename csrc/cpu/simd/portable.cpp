@@ -1,54 +1,12 @@
-// Any processor: vectors of four floats where the compiler has them, else one float. bf16 is widened to float.
-#include <cstdint>
-#include <cstring>
+#include "isa_portable.h"
 
 #include "../row_kernels.h"
-
-#define RLHF_TARGET
 #include "tasks.h"
 
-namespace rlhf {
-namespace {
-
-struct Portable {
-#ifdef __GNUC__
-    typedef float F __attribute__((vector_size(16)));
-    static constexpr int kLanes = 4, kGroups = 3, kRows = 2;
-#else
-    using F = float;
-    static constexpr int kLanes = 1, kGroups = 3, kRows = 1;
-#endif
-
-    RLHF_INLINE static F load(const float* p) {
-        F x;
-        std::memcpy(&x, p, sizeof x);
-        return x;
-    }
-    RLHF_INLINE static void store(float* p, F x) { std::memcpy(p, &x, sizeof x); }
-    RLHF_INLINE static F set1(float x) { return F{} + x; }
-    RLHF_INLINE static F fma(F a, F b, F c) { return a * b + c; }
-    RLHF_INLINE static F max(F a, F b) { return a > b ? a : b; }
-    RLHF_INLINE static F round(F x) { return (x + 12582912.0f) - 12582912.0f; }  // 1.5 * 2^23: |x| < 2^22
-    RLHF_INLINE static F times_power_of_2(F x, F n) {  // n <= 127; 0 where the result would be subnormal
-        float power[kLanes];
-        store(power, n);
-        for (float& p : power) {
-            const std::int32_t exponent = static_cast<std::int32_t>(p > -127.0f ? p : -127.0f);
-            const std::uint32_t bits = static_cast<std::uint32_t>(exponent + 127) << 23;
-            std::memcpy(&p, &bits, sizeof p);
-        }
-        return x * load(power);
-    }
-    RLHF_INLINE static F copy_sign(F x, F sign) { return sign < F{} ? -x : x; }
-};
-
-}  // namespace
-
-namespace portable {
+namespace rlhf::portable {
 const RowKernels& row_kernels(Element element) {
     static constexpr RowKernels bf16 = kernels_of<FloatProduct<Portable>, std::uint16_t>;
     static constexpr RowKernels fp32 = kernels_of<FloatProduct<Portable>, float>;
     return element == Element::kBFloat16 ? bf16 : fp32;
 }
-}  // namespace portable
-}  // namespace rlhf
+}  // namespace rlhf::portable

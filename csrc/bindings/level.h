@@ -1,0 +1,10 @@
+// Instruction sets by name.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../cpu/row_kernels.h"
+
+std::vector<std::string> levels();                  // those that this processor can run, the fastest last
+rlhf::Level level_of(const std::string& wanted);  // throws std::invalid_argument where it is not among them
