@@ -13,6 +13,7 @@ PYBIND11_MODULE(_native, m) {
     define_linear_logprobs(m);
     define_moments(m);
     define_ppo_loss(m);
+    define_sample(m);
     define_shape_rewards(m);
     define_whiten(m);
 }

@@ -10,5 +10,6 @@ void define_gae(py::module_& m);
 void define_linear_logprobs(py::module_& m);
 void define_moments(py::module_& m);
 void define_ppo_loss(py::module_& m);
+void define_sample(py::module_& m);
 void define_shape_rewards(py::module_& m);
 void define_whiten(py::module_& m);

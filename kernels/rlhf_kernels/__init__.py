@@ -13,6 +13,7 @@ from rlhf_kernels.lora_linear import lora_linear
 from rlhf_kernels.moments import Moments, merge_moments, moments
 from rlhf_kernels.packing import pack, unpack
 from rlhf_kernels.ppo_loss import PPOLoss, ppo_loss
+from rlhf_kernels.sample import Sampled, sample
 from rlhf_kernels.shaping import shape_rewards_
 from rlhf_kernels.whiten import whiten_
 
@@ -21,6 +22,7 @@ __all__ = [
     "Moments",
     "PPOLoss",
     "PolicyReferenceLogProbs",
+    "Sampled",
     "gae_",
     "linear_logprobs",
     "linear_ppo_loss",
@@ -30,6 +32,7 @@ __all__ = [
     "pack",
     "policy_reference_logprobs",
     "ppo_loss",
+    "sample",
     "shape_rewards_",
     "unpack",
     "whiten_",

@@ -50,8 +50,10 @@ def unserved(model: SharedModel) -> str | None:
         return "this processor has neither AVX2 nor AVX-512 with bf16"
     if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float32):
         return f"it is in {model.dtype} on {model.device}, and the packed decoder takes bfloat16 or float32 on the CPU"
-    if config.model_type not in ARCHITECTURES or config.hidden_act not in ("silu", "swish"):
-        return f"its architecture is {config.model_type} ({config.hidden_act}), which the packed decoder does not know"
+    if config.model_type not in ARCHITECTURES:
+        return f"its architecture is {config.model_type}, and the packed decoder takes {', '.join(ARCHITECTURES)}"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}, and the packed decoder takes silu"
     rope = config.rope_parameters
     if rope.get("rope_type") not in FIXED_ROPE or rope.get("partial_rotary_factor", 1.0) != 1.0:
         return f"its rotary embedding is {rope}, and the packed decoder takes {', '.join(FIXED_ROPE)} over whole heads"

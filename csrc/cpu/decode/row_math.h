@@ -10,19 +10,35 @@
 namespace rlhf {
 namespace {
 
+template <class D, int V>
+RLHF_INLINE void add_outer_tile(const float* x, std::int64_t rank, float scale, const typename D::Stored* b,
+                                std::int64_t stride, float* y) {
+    using Isa = typename D::Isa;
+    typename D::F sum[V];
+    RLHF_UNROLL
+    for (int v = 0; v < V; ++v) sum[v] = Isa::set1(0.0f);
+    for (std::int64_t r = 0; r < rank; ++r) {
+        const auto entry = Isa::set1(x[r]);
+        RLHF_UNROLL
+        for (int v = 0; v < V; ++v) {
+            sum[v] = Isa::fma(entry, load_wide<Isa>(b + r * stride + v * Isa::kLanes), sum[v]);
+        }
+    }
+    RLHF_UNROLL
+    for (int v = 0; v < V; ++v) {
+        float* const to = y + v * Isa::kLanes;
+        Isa::store(to, Isa::fma(sum[v], Isa::set1(scale), Isa::load(to)));
+    }
+}
+
 template <class D>
 RLHF_TARGET void add_outer(const float* x, std::int64_t rank, float scale, const void* b, std::int64_t stride,
                            std::int64_t outputs, float* y) {
-    using Isa = typename D::Isa;
+    constexpr std::int64_t lanes = D::Isa::kLanes;
     const auto* rows = static_cast<const typename D::Stored*>(b);
     std::int64_t n = 0;
-    for (; n + Isa::kLanes <= outputs; n += Isa::kLanes) {
-        auto sum = Isa::set1(0.0f);
-        for (std::int64_t r = 0; r < rank; ++r) {
-            sum = Isa::fma(Isa::set1(x[r]), load_wide<Isa>(rows + r * stride + n), sum);
-        }
-        Isa::store(y + n, Isa::fma(sum, Isa::set1(scale), Isa::load(y + n)));
-    }
+    for (; n + 4 * lanes <= outputs; n += 4 * lanes) add_outer_tile<D, 4>(x, rank, scale, rows + n, stride, y + n);
+    for (; n + lanes <= outputs; n += lanes) add_outer_tile<D, 1>(x, rank, scale, rows + n, stride, y + n);
     for (; n < outputs; ++n) {
         for (std::int64_t r = 0; r < rank; ++r) y[n] += scale * x[r] * to_float(rows[r * stride + n]);
     }
