@@ -118,7 +118,9 @@ def test_a_draw_does_not_depend_on_the_rows_beside_it(backend):
     seeds, steps = torch.arange(40), torch.arange(40) % 3
     args = {"temperature": 1.0, "backend": backend}
     together = sample(hidden, weight, **args, seeds=seeds, steps=steps)
-    alone = [sample(hidden[i : i + 1], weight, **args, seeds=seeds[i : i + 1], steps=steps[i : i + 1]) for i in range(40)]
+    alone = [
+        sample(hidden[i : i + 1], weight, **args, seeds=seeds[i : i + 1], steps=steps[i : i + 1]) for i in range(40)
+    ]
     assert together.tokens.tolist() == [int(x.tokens) for x in alone]
     torch.testing.assert_close(together.logprobs, torch.cat([x.logprobs for x in alone]), atol=1e-5, rtol=1e-5)
 
