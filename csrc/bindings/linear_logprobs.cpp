@@ -4,21 +4,12 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "level.h"
 #include "module.h"
 #include "pointer.h"
 
 namespace {
-
-std::vector<std::string> levels() {
-    std::vector<std::string> names;
-    for (const auto& [name, level] : kLevels) {
-        if (rlhf::level_available(level)) names.push_back(name);
-    }
-    return names;
-}
 
 struct Scoring {
     rlhf::Scoring scoring;

@@ -8,11 +8,13 @@ PYBIND11_MODULE(_native, m) {
 #else
     m.attr("openmp") = false;
 #endif
+    define_decode(m);
     define_gae(m);
     define_layers(m);
     define_linear_logprobs(m);
     define_moments(m);
     define_ppo_loss(m);
+    define_sample(m);
     define_shape_rewards(m);
     define_whiten(m);
 }

@@ -73,6 +73,18 @@ struct BackwardTask {
     float* d_hidden;  // (rows rounded up to a panel, gradient_stride) zeroed by the caller, added to
 };
 
+// A draw for each row: statistics as of a forward task of one model, and the winner of the race that simd/race.h runs.
+struct SampleTask {
+    const Projection* projection;
+    std::int64_t rows, first, last;
+    const void* panels;
+    Matrix weight;
+    Statistics statistics;                    // written
+    const std::uint32_t *keys, *second_keys;  // (rows rounded up to a panel,), or nullptr: the largest logit wins
+    float *best, *logit;                      // written: the winner's score, and its logit
+    std::int32_t* token;                      // written
+};
+
 struct RowKernels {
     std::int64_t (*padded_rows)(std::int64_t rows);
     std::int64_t (*panel_bytes)(std::int64_t rows, std::int64_t hidden_size);
@@ -83,6 +95,7 @@ struct RowKernels {
     void (*forward)(const ForwardTask& task);
     void (*directions)(const DirectionsTask& task);
     void (*backward)(const BackwardTask& task);
+    void (*sample)(const SampleTask& task);
 };
 
 const RowKernels& row_kernels(Level level, Element element);

@@ -16,6 +16,7 @@ from rlhf_kernels.packing import pack, unpack
 from rlhf_kernels.ppo_loss import PPOLoss, ppo_loss
 from rlhf_kernels.rms_norm import rms_norm
 from rlhf_kernels.rotary import rotary
+from rlhf_kernels.sample import Sampled, sample
 from rlhf_kernels.shaping import shape_rewards_
 from rlhf_kernels.swiglu import swiglu
 from rlhf_kernels.whiten import whiten_
@@ -25,6 +26,7 @@ __all__ = [
     "Moments",
     "PPOLoss",
     "PolicyReferenceLogProbs",
+    "Sampled",
     "attention_is_native",
     "gae_",
     "linear_logprobs",
@@ -38,6 +40,7 @@ __all__ = [
     "ppo_loss",
     "rms_norm",
     "rotary",
+    "sample",
     "shape_rewards_",
     "swiglu",
     "unpack",

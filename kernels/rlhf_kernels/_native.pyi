@@ -233,3 +233,84 @@ def packed_attention_backward(
     on: LayerCompute,
     /,
 ) -> None: ...
+
+class LinearSource:
+    def __init__(
+        self,
+        *,
+        weight: int,
+        outputs: int,
+        inputs: int,
+        stride: int,
+        bias: int,
+        a: int,
+        b: int,
+        rank: int,
+        scale: float,
+    ) -> None: ...
+
+class Decoder:
+    nbytes: int
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        intermediate_size: int,
+        eps: float,
+        attention_scale: float,
+        final_norm: int,
+        bf16: bool,
+        level: str,
+    ) -> None: ...
+    def add_layer(
+        self,
+        *,
+        qkv: list[LinearSource],
+        o: list[LinearSource],
+        gate_up: list[LinearSource],
+        down: list[LinearSource],
+        attention_norm: int,
+        mlp_norm: int,
+        q_norm: int,
+        k_norm: int,
+        window: int,
+    ) -> None: ...
+    def step(
+        self,
+        *,
+        rows: int,
+        tokens: int,
+        lengths: int,
+        embedding: int,
+        cos: int,
+        sin: int,
+        keys: list[int],
+        values: list[int],
+        length: int,
+        hidden: int,
+        threads: int,
+    ) -> None: ...
+
+def sample(
+    *,
+    hidden: int,
+    hidden_stride: int,
+    weight: int,
+    weight_stride: int,
+    bias: int,
+    seeds: int,
+    steps: int,
+    rows: int,
+    vocabulary: int,
+    hidden_size: int,
+    temperature: float,
+    softcap: float,
+    bf16: bool,
+    level: str,
+    tokens: int,
+    logprobs: int,
+    threads: int,
+) -> None: ...

@@ -2,6 +2,8 @@
 
 Prompts are prefilled packed, within a token budget; each step decodes one token for every live sequence. A finished
 sequence leaves at once, the last live one moves into its row, and waiting prompts are prefilled into the free rows.
+Decoding reads a packed copy of the weights where the model has one (see `rlhf_fast.model.packed_decoder`), made here
+and gone with the rollout.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import torch
 from torch import Tensor
 
 from rlhf_fast.model.attention import DecodeStep, KVCache, PackedSequences
+from rlhf_fast.model.packed_decoder import decoder
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.sampling import Sampling, choose
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_kernels import sample
 
 
 @dataclass
@@ -67,8 +71,11 @@ class _Engine:
         self.cache = KVCache(self.capacity, max(map(len, prompts)) + sampling.max_new_tokens)
         self.waiting = deque(range(len(prompts)))
         self.live: list[_Live] = []
+        self.decode = decoder(policy.model, policy.adapter, self.cache.length)
         weight, bias = policy.model.lm_head
-        self.head = weight.float(), None if bias is None else bias.float()  # fp32 for this rollout only
+        if sampling.restricted or weight.device.type != "cpu":  # read by torch, which then multiplies in fp32
+            weight = weight.float()
+        self.weight, self.bias = weight, None if bias is None else bias.float()
 
     def run(self) -> None:
         while self.waiting or self.live:
@@ -99,7 +106,7 @@ class _Engine:
         tokens = torch.tensor([self.responses[live.index].tokens[-1] for live in self.live], device=device)
         lengths = torch.tensor([live.length for live in self.live], device=device)
         step = DecodeStep(self.cache, lengths, max(live.length for live in self.live))
-        hidden = self.policy.model.decode(tokens, step, self.policy.adapter)
+        hidden = self.decode(tokens, step)
         for live in self.live:
             live.length += 1
         self._sample(hidden, 0)
@@ -109,7 +116,7 @@ class _Engine:
         rows = self.live[first_row:]
         steps = [len(self.responses[live.index].tokens) for live in rows]
         seeds = [self.seeds[live.index] for live in rows]
-        tokens, logprobs = choose(self._logits(hidden), self.sampling, seeds, steps)
+        tokens, logprobs = self._choose(hidden.to(self.weight.dtype), seeds, steps)
         for live, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             response = self.responses[live.index]
             response.tokens.append(token)
@@ -126,11 +133,16 @@ class _Engine:
             self.cache.move(len(self.live), row)
             self.live[row] = last
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        tell_head(len(hidden), self.head[0])
-        logits = torch.nn.functional.linear(hidden.float(), *self.head)
+    def _choose(self, hidden: Tensor, seeds: list[int], steps: list[int]) -> tuple[Tensor, Tensor]:
+        tell_head(len(hidden), self.weight)
         cap = self.policy.model.softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        if not self.sampling.restricted:
+            return sample(
+                hidden, self.weight, bias=self.bias, softcap=cap, temperature=self.sampling.temperature,
+                seeds=torch.tensor(seeds, device=hidden.device), steps=torch.tensor(steps, device=hidden.device),
+            )  # fmt: skip
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        return choose(logits if cap is None else torch.tanh(logits / cap) * cap, self.sampling, seeds, steps)
 
 
 def _check(policy: Policy, prompts: list[list[int]], sampling: Sampling) -> None:

@@ -34,6 +34,11 @@ class Sampling:
             if not ok:
                 raise UsageError(f"{name}={getattr(self, name)!r} cannot be used: expected {expected}.")
 
+    @property
+    def restricted(self) -> bool:
+        """Whether some tokens are excluded, which takes all logits of a row; else `rlhf_kernels.sample` chooses."""
+        return self.top_k > 0 or self.top_p < 1
+
 
 def stop_ids(
     tokenizer: PreTrainedTokenizerBase,

@@ -47,3 +47,5 @@ void check_shaping();
 void check_moments_and_whitening();
 void check_ppo_loss();
 void check_linear_logprobs();
+void check_decode();
+void check_sample();

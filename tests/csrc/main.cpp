@@ -7,5 +7,7 @@ int main() {
     check_moments_and_whitening();
     check_ppo_loss();
     check_linear_logprobs();
+    check_decode();
+    check_sample();
     std::puts("all kernels agree");
 }

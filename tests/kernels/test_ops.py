@@ -77,6 +77,10 @@ SAMPLES = {
         (hidden, hidden + 1, weight, LABELS, weight + 1, torch.ones(V), 0.7, 3.0, False),
     ],
 }  # fmt: skip
+SAMPLES["sample"] = [
+    (hidden, weight, None, None, 1.0, torch.arange(N), torch.arange(N)),
+    (hidden, weight, torch.ones(V), 3.0, 0.0, torch.arange(N), torch.arange(N)),
+]
 CASES = [(name, i) for name, samples in SAMPLES.items() for i in range(len(samples))]
 
 

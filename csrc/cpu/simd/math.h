@@ -59,6 +59,27 @@ RLHF_INLINE typename Isa::F tanh(typename Isa::F x) {
     return Isa::copy_sign(Isa::set1(0.0f) - e / (e + Isa::set1(2.0f)), x);
 }
 
+// log x for positive normal x, relative error 1e-7 but near 1, where it is 1e-7 absolute (Cephes logf)
+template <class Isa>
+RLHF_INLINE typename Isa::F log(typename Isa::F x) {
+    using I = typename Isa::I;
+    const I sqrt_half = I{} + 0x3f3504f3;  // x = 2^n m, sqrt(1/2) <= m < sqrt(2)
+    const I n = (Isa::bits(x) - sqrt_half) >> 23;
+    const auto t = Isa::from_bits(Isa::bits(x) - n * (1 << 23)) - Isa::set1(1.0f), square = t * t;
+    auto p = Isa::fma(Isa::set1(7.0376836292e-2f), t, Isa::set1(-1.1514610310e-1f));
+    p = Isa::fma(p, t, Isa::set1(1.1676998740e-1f));
+    p = Isa::fma(p, t, Isa::set1(-1.2420140846e-1f));
+    p = Isa::fma(p, t, Isa::set1(1.4249322787e-1f));
+    p = Isa::fma(p, t, Isa::set1(-1.6668057665e-1f));
+    p = Isa::fma(p, t, Isa::set1(2.0000714765e-1f));
+    p = Isa::fma(p, t, Isa::set1(-2.4999993993e-1f));
+    p = Isa::fma(p, t, Isa::set1(3.3333331174e-1f));
+    const auto whole = Isa::to_float(n);
+    auto y = Isa::fma(whole, Isa::set1(-2.12194440e-4f), p * t * square);
+    y = Isa::fma(square, Isa::set1(-0.5f), y);
+    return Isa::fma(whole, Isa::set1(0.693359375f), t + y);
+}
+
 // The larger of x and kFloor; NaN stays NaN
 template <class Isa>
 RLHF_INLINE typename Isa::F floored(typename Isa::F x) {

@@ -4,6 +4,7 @@
 #include "backward.h"
 #include "directions.h"
 #include "forward.h"
+#include "race.h"
 
 namespace rlhf {
 namespace {
@@ -11,7 +12,7 @@ namespace {
 template <class P, class Source>
 constexpr RowKernels kernels_of = {padded_rows<P>,     panel_bytes<P>,        gradient_stride<typename P::Isa>,
                                    pack<P, Source>,    forward<P, Source>,    directions<P, Source>,
-                                   backward<P, Source>};
+                                   backward<P, Source>, sample<P, Source>};
 
 }  // namespace
 }  // namespace rlhf

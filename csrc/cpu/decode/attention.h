@@ -1,0 +1,123 @@
+// Attention of one new token: the query heads of one key-value head side by side in the lanes of a register, so that
+// each key is read once for all of them; then the values, a register of head_dim at a time.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../simd/math.h"
+#include "product.h"
+
+namespace rlhf {
+namespace {
+
+constexpr int kKeys = 8;  // keys that meet the queries together
+
+// Queries [step][lane], scores [position][lane] and one head's output, in float units
+template <class D>
+std::int64_t attention_scratch(std::int64_t head_dim, std::int64_t positions) {
+    return (steps_of<D>(head_dim) + positions) * D::Isa::kLanes + head_dim;
+}
+
+template <class D, int K>
+RLHF_INLINE void score_keys(const typename D::Stored* keys, std::int64_t head_dim, const typename D::QueryCell* queries,
+                            float scale, float* scores) {
+    using Isa = typename D::Isa;
+    typename D::F sum[K];
+    RLHF_UNROLL
+    for (int k = 0; k < K; ++k) sum[k] = Isa::set1(0.0f);
+    for (std::int64_t step = 0; step < head_dim / D::kDepth; ++step) {
+        const auto q = D::load_query(queries + step * Isa::kLanes);
+        RLHF_UNROLL
+        for (int k = 0; k < K; ++k) {
+            sum[k] = D::step(sum[k], q, D::broadcast_stored(keys + k * head_dim + step * D::kDepth));
+        }
+    }
+    RLHF_UNROLL
+    for (int k = 0; k < K; ++k) Isa::store(scores + k * Isa::kLanes, sum[k] * Isa::set1(scale));
+}
+
+// Scores become e^(score - max); returns their sums
+template <class Isa>
+RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions) {
+    auto max = Isa::set1(kLowest), sum = Isa::set1(0.0f);
+    for (std::int64_t p = 0; p < positions; ++p) max = Isa::max(Isa::load(scores + p * Isa::kLanes), max);
+    for (std::int64_t p = 0; p < positions; ++p) {
+        const auto e = exp<Isa>(floored<Isa>(Isa::load(scores + p * Isa::kLanes) - max));
+        Isa::store(scores + p * Isa::kLanes, e);
+        sum = sum + e;
+    }
+    return sum;
+}
+
+// out[d] = sum over positions of weight * value for V registers of one head
+template <class D, int V>
+RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
+                            std::int64_t positions, float* out) {
+    using Isa = typename D::Isa;
+    typename D::F sum[V];
+    RLHF_UNROLL
+    for (int v = 0; v < V; ++v) sum[v] = Isa::set1(0.0f);
+    for (std::int64_t p = 0; p < positions; ++p) {
+        const auto w = Isa::set1(weights[p * Isa::kLanes]);
+        RLHF_UNROLL
+        for (int v = 0; v < V; ++v) {
+            sum[v] = Isa::fma(w, load_wide<Isa>(values + p * head_dim + v * Isa::kLanes), sum[v]);
+        }
+    }
+    RLHF_UNROLL
+    for (int v = 0; v < V; ++v) Isa::store(out + v * Isa::kLanes, sum[v]);
+}
+
+template <class D>
+RLHF_TARGET void mix_head(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
+                          std::int64_t positions, float* out) {
+    constexpr std::int64_t lanes = D::Isa::kLanes;
+    std::int64_t d = 0;
+    for (; d + 4 * lanes <= head_dim; d += 4 * lanes) mix_values<D, 4>(values + d, head_dim, weights, positions, out + d);
+    for (; d + lanes <= head_dim; d += lanes) mix_values<D, 1>(values + d, head_dim, weights, positions, out + d);
+    for (; d < head_dim; ++d) {
+        out[d] = 0;
+        for (std::int64_t p = 0; p < positions; ++p) out[d] += weights[p * lanes] * to_float(values[p * head_dim + d]);
+    }
+}
+
+template <class D>
+RLHF_TARGET void attend(const AttentionTask& task) {
+    using Isa = typename D::Isa;
+    using Stored = typename D::Stored;
+    constexpr std::int64_t lanes = Isa::kLanes;
+    const std::int64_t steps = steps_of<D>(task.head_dim), positions = task.last - task.first;
+    const auto* keys = static_cast<const Stored*>(task.keys) + task.first * task.head_dim;
+    const auto* values = static_cast<const Stored*>(task.values) + task.first * task.head_dim;
+    auto* queries = reinterpret_cast<typename D::QueryCell*>(task.scratch);
+    float *scores = task.scratch + steps * lanes, *mixed = scores + positions * lanes;
+    for (std::int64_t head = 0; head < task.heads; head += lanes) {
+        const std::int64_t present = std::min(lanes, task.heads - head);
+        std::fill_n(queries, steps * lanes, typename D::QueryCell(0));
+        for (std::int64_t h = 0; h < present; ++h) {
+            const float* query = task.query + (head + h) * task.head_dim;
+            for (std::int64_t step = 0; step < steps; ++step) {
+                queries[step * lanes + h] = D::query_cell(query + step * D::kDepth);
+            }
+        }
+        std::int64_t p = 0;
+        for (; p + kKeys <= positions; p += kKeys) {
+            score_keys<D, kKeys>(keys + p * task.head_dim, task.head_dim, queries, task.scale, scores + p * lanes);
+        }
+        for (; p < positions; ++p) {
+            score_keys<D, 1>(keys + p * task.head_dim, task.head_dim, queries, task.scale, scores + p * lanes);
+        }
+        float sums[lanes];
+        Isa::store(sums, weigh<Isa>(scores, positions));
+        for (std::int64_t h = 0; h < present; ++h) {
+            mix_head<D>(values, task.head_dim, scores + h, positions, mixed);
+            for (std::int64_t d = 0; d < task.head_dim; ++d) mixed[d] /= sums[h];
+            auto* out = static_cast<typename D::Activation*>(task.out) + (head + h) * task.head_dim;
+            for (std::int64_t d = 0; d < task.head_dim; ++d) store_element(out + d, mixed[d]);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,219 @@
+#include <algorithm>
+#include <cstring>
+
+#include "check.h"
+#include "cpu/decode/decoder.h"
+
+namespace {
+
+using rlhf::Element;
+using Row = std::vector<double>;
+
+constexpr std::int64_t kHidden = 21, kHeads = 6, kKvHeads = 2, kDim = 6, kInner = 35, kVocabulary = 11, kLength = 40;
+constexpr std::int64_t kLayers = 2, kRank = 3;
+constexpr double kEps = 1e-5, kScale = 0.4, kAdapterScale = 0.7;
+
+float rounded(float x, Element element) {
+    if (element == Element::kFloat32) return x;
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16 << 16;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// Numbers that an element can hold, and their memory.
+struct Values {
+    Element element;
+    std::vector<float> fp32;
+    std::vector<std::uint16_t> bf16;
+
+    Values(std::int64_t count, Element element, float scale) : element(element), fp32(normal<float>(count)) {
+        for (float& x : fp32) {
+            x = rounded(scale * x, element);
+            std::uint32_t bits;
+            std::memcpy(&bits, &x, sizeof bits);
+            if (element == Element::kBFloat16) bf16.push_back(static_cast<std::uint16_t>(bits >> 16));
+        }
+    }
+    void* data() { return element == Element::kFloat32 ? static_cast<void*>(fp32.data()) : bf16.data(); }
+    double at(std::int64_t i) const {
+        if (element == Element::kFloat32) return fp32[static_cast<std::size_t>(i)];
+        const std::uint32_t bits = static_cast<std::uint32_t>(bf16[static_cast<std::size_t>(i)]) << 16;
+        float x;
+        std::memcpy(&x, &bits, sizeof x);
+        return x;
+    }
+};
+
+struct Linear {
+    std::int64_t outputs, inputs;
+    bool adapted;
+    Values weight;
+    std::vector<float> bias, a, b;
+
+    Linear(std::int64_t outputs, std::int64_t inputs, Element element, bool adapted)
+        : outputs(outputs), inputs(inputs), adapted(adapted), weight(outputs * inputs, element, 0.3f),
+          bias(normal<float>(outputs)), a(normal<float>(kRank * inputs)), b(normal<float>(outputs * kRank)) {
+        for (float& x : a) x = rounded(0.3f * x, element);
+        for (float& x : b) x = rounded(0.3f * x, element);
+    }
+    rlhf::LinearSource source() {
+        return {weight.data(), outputs, inputs, inputs, bias.data(), adapted ? a.data() : nullptr,
+                adapted ? b.data() : nullptr, adapted ? kRank : 0, static_cast<float>(kAdapterScale)};
+    }
+    Row operator()(const Row& x) const {
+        Row y(bias.begin(), bias.end());
+        for (std::int64_t n = 0; n < outputs; ++n) {
+            auto& out = y[static_cast<std::size_t>(n)];
+            for (std::int64_t k = 0; k < inputs; ++k) out += weight.at(n * inputs + k) * x[static_cast<std::size_t>(k)];
+            for (std::int64_t r = 0; adapted && r < kRank; ++r) {
+                double inner = 0;
+                for (std::int64_t k = 0; k < inputs; ++k) {
+                    inner += a[static_cast<std::size_t>(r * inputs + k)] * x[static_cast<std::size_t>(k)];
+                }
+                out += kAdapterScale * inner * b[static_cast<std::size_t>(n * kRank + r)];
+            }
+        }
+        return y;
+    }
+};
+
+Row normed(const double* x, const std::vector<float>& weight) {
+    double squares = 0;
+    for (std::size_t i = 0; i < weight.size(); ++i) squares += x[i] * x[i];
+    Row y;
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+        y.push_back(x[i] / std::sqrt(squares / static_cast<double>(weight.size()) + kEps) * weight[i]);
+    }
+    return y;
+}
+
+struct Layer {
+    Linear q, k, v, o, gate, up, down;
+    std::vector<float> attention_norm, mlp_norm, q_norm, k_norm;
+    std::int64_t window;
+
+    Layer(Element e, bool adapted, bool head_norms, std::int64_t window)
+        : q(kHeads * kDim, kHidden, e, adapted), k(kKvHeads * kDim, kHidden, e, false),
+          v(kKvHeads * kDim, kHidden, e, adapted), o(kHidden, kHeads * kDim, e, adapted),
+          gate(kInner, kHidden, e, adapted), up(kInner, kHidden, e, false), down(kHidden, kInner, e, adapted),
+          attention_norm(normal<float>(kHidden)), mlp_norm(normal<float>(kHidden)),
+          q_norm(normal<float>(head_norms ? kDim : 0)), k_norm(normal<float>(head_norms ? kDim : 0)), window(window) {}
+    rlhf::LayerSource source() {
+        const auto given = [](const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); };
+        return {{q.source(), k.source(), v.source()}, {o.source()},   {gate.source(), up.source()},
+                {down.source()},                      attention_norm.data(), mlp_norm.data(),
+                given(q_norm),                        given(k_norm),  window};
+    }
+};
+
+struct Angles {
+    std::vector<float> cos, sin;
+    Angles() {
+        for (std::int64_t i = 0; i < kLength * kDim; ++i) {
+            const double angle = static_cast<double>(i / kDim) / (1 + i % (kDim / 2));
+            cos.push_back(static_cast<float>(std::cos(angle)));
+            sin.push_back(static_cast<float>(std::sin(angle)));
+        }
+    }
+    Row rotated(const double* x, const std::vector<float>& norm, std::int64_t position) const {
+        const Row source = norm.empty() ? Row(x, x + kDim) : normed(x, norm);
+        Row y;
+        for (std::size_t d = 0; d < kDim; ++d) {
+            const std::size_t at = static_cast<std::size_t>(position * kDim) + d, half = kDim / 2;
+            y.push_back(source[d] * cos[at] + (d < half ? -source[d + half] : source[d - half]) * sin[at]);
+        }
+        return y;
+    }
+};
+
+// Attention of row `row`, whose own key and value are not in the cache yet.
+Row attention(const Layer& l, const Angles& angles, const Row& x, const Values& keys, const Values& values,
+              std::int64_t row, std::int64_t position) {
+    const Row q = l.q(x), k = l.k(x), v = l.v(x);
+    Row out;
+    for (std::int64_t head = 0; head < kHeads; ++head) {
+        const std::int64_t kv = head / (kHeads / kKvHeads), begin = (row * kKvHeads + kv) * kLength * kDim;
+        const Row query = angles.rotated(q.data() + head * kDim, l.q_norm, position);
+        const Row own = angles.rotated(k.data() + kv * kDim, l.k_norm, position);
+        Row mixed(kDim);
+        double total = 0;
+        for (std::int64_t p = l.window > 0 ? std::max<std::int64_t>(0, position + 1 - l.window) : 0; p <= position; ++p) {
+            const auto entry = [&](const Values& cache, const double* mine, std::size_t d) {
+                return p == position ? mine[d] : cache.at(begin + p * kDim + static_cast<std::int64_t>(d));
+            };
+            double score = 0;
+            for (std::size_t d = 0; d < kDim; ++d) score += query[d] * entry(keys, own.data(), d);
+            const double weight = std::exp(kScale * score);
+            total += weight;
+            for (std::size_t d = 0; d < kDim; ++d) mixed[d] += weight * entry(values, v.data() + kv * kDim, d);
+        }
+        for (const double m : mixed) out.push_back(m / total);
+    }
+    return l.o(out);
+}
+
+Row feed_forward(const Layer& l, const Row& x) {
+    const Row gate = l.gate(x), up = l.up(x);
+    Row inner;
+    for (std::size_t i = 0; i < gate.size(); ++i) inner.push_back(gate[i] / (1 + std::exp(-gate[i])) * up[i]);
+    return l.down(inner);
+}
+
+void add(Row& x, const Row& y) {
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+}
+
+void check(std::int64_t rows, rlhf::Level level, Element element, bool adapted, bool head_norms, std::int64_t window) {
+    std::vector<Layer> layers;
+    for (std::int64_t l = 0; l < kLayers; ++l) layers.emplace_back(element, adapted, head_norms, l == 0 ? window : 0);
+    const auto final_norm = normal<float>(kHidden);
+    const Angles angles;
+    Values embedding(kVocabulary * kHidden, element, 1);
+    std::vector<Values> keys, values;
+    std::vector<void*> key_data, value_data;
+    for (std::int64_t l = 0; l < kLayers; ++l) {
+        keys.emplace_back(rows * kKvHeads * kLength * kDim, element, 1.0f);
+        values.emplace_back(rows * kKvHeads * kLength * kDim, element, 1.0f);
+    }
+    std::vector<std::int64_t> tokens, lengths;
+    std::vector<Row> expected;
+    for (std::int64_t row = 0; row < rows; ++row) {
+        tokens.push_back(row % kVocabulary);
+        lengths.push_back(row == 0 ? kLength - 1 : (row * 7) % kLength);
+        Row x;
+        for (std::int64_t i = 0; i < kHidden; ++i) x.push_back(embedding.at(tokens.back() * kHidden + i));
+        for (std::size_t l = 0; l < kLayers; ++l) {
+            const Row attended = normed(x.data(), layers[l].attention_norm);
+            add(x, attention(layers[l], angles, attended, keys[l], values[l], row, lengths.back()));
+            add(x, feed_forward(layers[l], normed(x.data(), layers[l].mlp_norm)));
+        }
+        expected.push_back(normed(x.data(), final_norm));
+    }
+    rlhf::Decoder decoder({kHidden, kHeads, kKvHeads, kDim, kInner, static_cast<float>(kEps),
+                           static_cast<float>(kScale)}, final_norm.data(), level, element);
+    for (std::size_t l = 0; l < kLayers; ++l) {
+        decoder.add_layer(layers[l].source());
+        key_data.push_back(keys[l].data()), value_data.push_back(values[l].data());
+    }
+    Values hidden(rows * kHidden, element, 0);
+    decoder.step({rows, tokens.data(), lengths.data(), embedding.data(), angles.cos.data(), angles.sin.data(),
+                  key_data.data(), value_data.data(), kLength, hidden.data(), 2});
+    const double roundings = element == Element::kFloat32 ? 300 : 6e5;  // of float32; one of bf16 is 65536
+    for (std::int64_t i = 0; i < rows * kHidden; ++i) {
+        expect_near<float>("hidden", hidden.at(i), expected[static_cast<std::size_t>(i / kHidden)]
+                                                           [static_cast<std::size_t>(i % kHidden)], 3, roundings);
+    }
+}
+
+}  // namespace
+
+void check_decode() {
+    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16}) {
+        if (!rlhf::level_available(level)) continue;
+        for (const auto element : {Element::kFloat32, Element::kBFloat16}) {
+            for (const std::int64_t rows : {1, 3, 9, 16}) check(rows, level, element, rows > 1, rows % 3 == 0, rows - 1);
+        }
+    }
+}

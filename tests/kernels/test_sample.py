@@ -1,0 +1,160 @@
+"""Sampling follows softmax exactly, the same in every backend, instruction set and batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_kernels import sample
+from rlhf_kernels.extension import MISSING, native
+from rlhf_kernels.sample import native as native_backend
+from rlhf_kernels.sample import reference
+
+LEVELS = [] if MISSING else native.levels()
+needs_extension = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+WORD = (1 << 64) - 1
+
+
+def word_hash(seed: int, step: int, token: int) -> int:
+    """The hash in Python's own integers."""
+
+    def mix64(x: int) -> int:
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & WORD
+        return x ^ (x >> 31)
+
+    def mix32(x: int) -> int:
+        x = ((x ^ (x >> 16)) * 0x21F0AAAD) % (1 << 32)
+        x = ((x ^ (x >> 15)) * 0xD35A2D97) % (1 << 32)
+        return x ^ (x >> 15)
+
+    golden = 0x9E3779B97F4A7C15
+    key = mix64((mix64((seed * golden + 0x632BE59BD9B4E019) & WORD) + step * golden) & WORD)
+    return mix32((mix32((token + key) % (1 << 32)) + (key >> 32)) % (1 << 32))
+
+
+def draws(logits: Tensor, count: int, backend: str | None, temperature: float = 1.0, step: int = 0) -> Tensor:
+    """`count` tokens, one for each seed, from the same logits (V,)."""
+    hidden, weight = torch.ones(count, 1), logits[:, None].contiguous()
+    steps = torch.full((count,), step)
+    return sample(
+        hidden, weight, temperature=temperature, seeds=torch.arange(count), steps=steps, backend=backend
+    ).tokens
+
+
+def chi_square(counts: Tensor, expected: Tensor) -> float:
+    """In standard deviations above its mean: (X^2 - k) / sqrt(2 k), k degrees of freedom."""
+    k = len(counts) - 1
+    return float((((counts - expected) ** 2 / expected).sum() - k) / (2 * k) ** 0.5)
+
+
+def problem(rows: int, vocabulary: int, size: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(rows * vocabulary)
+    return torch.randn(rows, size, generator=g).to(dtype), torch.randn(vocabulary, size, generator=g).to(dtype)
+
+
+def test_the_hash_is_the_published_one_over_seed_step_and_token():
+    seeds, steps = [0, 1, -5, 2**63 - 1], [0, 7, 100000, 3]
+    bits = reference.hash_bits(torch.tensor(seeds), torch.tensor(steps), 50)
+    assert bits.tolist() == [[word_hash(s, t, v) for v in range(50)] for s, t in zip(seeds, steps, strict=True)]
+    assert bits[0, :3].tolist() == [1270836317, 2156581871, 891142653]
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_extension)])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_draws_follow_the_softmax_down_to_rare_tokens(backend, temperature):
+    logits = torch.linspace(0, -7, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    p = (logits / temperature).double().softmax(0)
+    kept = p * 200_000 > 8
+    counts = torch.bincount(draws(logits, 200_000, backend, temperature), minlength=24).double()
+    counts = torch.cat([counts[kept], counts[~kept].sum()[None] + 1e-9])
+    expected = torch.cat([p[kept], p[~kept].sum()[None] + 1e-12]) * 200_000
+    assert chi_square(counts, expected) < 4
+
+
+def test_draws_of_neighbouring_steps_and_seeds_are_independent():
+    logits = torch.tensor([0.5, 0.0, -0.5])
+    first, second = draws(logits, 60_000, None), draws(logits, 60_000, None, step=1)
+    p = logits.double().softmax(0)
+    expected = (p[:, None] * p).flatten() * 60_000
+    for a, b in ((first, second), (first[:-1], first[1:])):
+        assert chi_square(torch.bincount(a * 3 + b, minlength=9).double(), expected) < 4
+
+
+@needs_extension
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, vocabulary, size", [(1, 1, 3), (3, 130, 33), (17, 1031, 8), (50, 2500, 31)])
+def test_native_draws_are_those_of_the_reference(level, dtype, rows, vocabulary, size):
+    hidden, weight = problem(rows, vocabulary, size, dtype)
+    bias = torch.randn(vocabulary)
+    seeds, steps = torch.arange(rows) * 977 - 5, torch.arange(rows)
+    for temperature, softcap, b in ((1.0, None, None), (0.7, 2.0, bias), (0.0, None, bias)):
+        args = {
+            "hidden": hidden, "weight": weight, "bias": b, "softcap": softcap, "temperature": temperature,
+            "seeds": seeds, "steps": steps,
+        }  # fmt: skip
+        tokens, logprobs = native_backend.sample(**args, level=level)
+        exact = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in args.items()}
+        expected, expected_logprobs = reference.sample(**exact)
+        assert tokens.tolist() == expected.tolist()
+        torch.testing.assert_close(logprobs, expected_logprobs.float(), atol=2e-5, rtol=1e-5)
+
+
+@needs_extension
+def test_a_vocabulary_of_many_ranges_chooses_as_the_reference_does():
+    hidden, weight = problem(16, 49_153, 16)
+    args = {"temperature": 1.0, "seeds": torch.arange(16), "steps": torch.arange(16)}
+    got, expected = (sample(hidden, weight, **args, backend=backend) for backend in ("native", "reference"))
+    assert got.tokens.tolist() == expected.tokens.tolist()
+    torch.testing.assert_close(got.logprobs, expected.logprobs, atol=2e-5, rtol=1e-5)
+    assert got.tokens.max() > 25_000 and len(set(got.tokens.tolist())) > 12
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_extension)])
+def test_a_draw_does_not_depend_on_the_rows_beside_it(backend):
+    hidden, weight = problem(40, 700, 9)
+    seeds, steps = torch.arange(40), torch.arange(40) % 3
+    args = {"temperature": 1.0, "backend": backend}
+    together = sample(hidden, weight, **args, seeds=seeds, steps=steps)
+    alone = [
+        sample(hidden[i : i + 1], weight, **args, seeds=seeds[i : i + 1], steps=steps[i : i + 1]) for i in range(40)
+    ]
+    assert together.tokens.tolist() == [int(x.tokens) for x in alone]
+    torch.testing.assert_close(together.logprobs, torch.cat([x.logprobs for x in alone]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_extension)])
+def test_temperature_zero_takes_the_first_of_the_likeliest_whatever_the_seed(backend):
+    logits = torch.full((3000,), -2.0)
+    logits[[700, 1700, 2999]] = 1.5
+    assert draws(logits, 20, backend, temperature=0.0).tolist() == [700] * 20
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_extension)])
+@pytest.mark.parametrize("offset", [0.0, -500.0, 400.0])
+def test_a_certain_token_is_always_drawn_and_its_logprob_is_zero(backend, offset):
+    logits = torch.full((5000,), offset)
+    logits[4321] += 60
+    hidden, weight = torch.ones(300, 1), logits[:, None].contiguous()
+    got = sample(hidden, weight, temperature=1.0, seeds=torch.arange(300), steps=torch.arange(300), backend=backend)
+    assert set(got.tokens.tolist()) == {4321} and got.logprobs.abs().max() < 1e-6
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    hidden, weight = problem(3, 7, 4)
+    good = {"temperature": 1.0, "seeds": torch.arange(3), "steps": torch.arange(3)}
+    for change, error, message in (
+        ({"temperature": -1.0}, ValueError, "temperature is -1.0"),
+        ({"softcap": 0.0}, ValueError, "softcap is 0.0"),
+        ({"seeds": torch.arange(2)}, ValueError, "seeds has shape"),
+        ({"steps": torch.arange(3).int()}, TypeError, "steps has dtype"),
+        ({"bias": torch.zeros(6)}, ValueError, "bias has shape"),
+    ):
+        with pytest.raises(error, match=message):
+            sample(hidden, weight, **(good | change))
+    with pytest.raises(ValueError, match="expected \\(N, H\\) and \\(V, H\\)"):
+        sample(hidden, weight[:, :3], **good)
+    empty = sample(hidden[:0], weight, temperature=1.0, seeds=torch.arange(0), steps=torch.arange(0))
+    assert empty.tokens.shape == empty.logprobs.shape == (0,)
