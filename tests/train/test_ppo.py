@@ -18,10 +18,10 @@ from tests.train.cases import estimated, likes_even, run
 
 
 def test_ppo_raises_the_reward_and_starts_at_kl_zero(tmp_path):
-    ppo = run(tmp_path)
-    history = [ppo.step() for _ in range(15)]
+    ppo = run(tmp_path, seed=1, total_episodes=16 * 25)
+    history = [ppo.step() for _ in range(25)]
     assert history[0]["objective/kl"] == 0
-    first, last = (sum(m["objective/scores"] for m in part) / 3 for part in (history[:3], history[-3:]))
+    first, last = (sum(m["objective/scores"] for m in part) / 5 for part in (history[:5], history[-5:]))
     assert last > first + 0.15
     assert history[-1]["objective/kl"] > 0
 

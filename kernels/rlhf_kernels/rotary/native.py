@@ -16,10 +16,21 @@ def rotary(*, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> 
     if cos.stride() != sin.stride() or (cos.shape[1] > 1 and cos.stride(1) != 1):
         cos, sin = cos.contiguous(), sin.contiguous()
     on, direction = compute(q), -1.0 if inverse else 1.0
-    angles = cos.data_ptr(), sin.data_ptr(), cos.stride(0)
     results = []
     for x in (with_contiguous_heads(q), with_contiguous_heads(k)):
         y = torch.empty(x.shape, dtype=x.dtype)
-        native.rotary(strided(x), *angles, y.data_ptr(), *x.shape, direction, on)
+        tokens, heads, head_dim = x.shape
+        native.rotary(
+            strided(x),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            cos.stride(0),
+            y.data_ptr(),
+            tokens,
+            heads,
+            head_dim,
+            direction,
+            on,
+        )
         results.append(y)
     return results[0], results[1]
