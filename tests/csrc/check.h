@@ -47,3 +47,4 @@ void check_shaping();
 void check_moments_and_whitening();
 void check_ppo_loss();
 void check_linear_logprobs();
+void check_layers();

@@ -7,5 +7,6 @@ int main() {
     check_moments_and_whitening();
     check_ppo_loss();
     check_linear_logprobs();
+    check_layers();
     std::puts("all kernels agree");
 }

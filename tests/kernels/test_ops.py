@@ -40,7 +40,7 @@ SAMPLES = {
     "rms_norm_backward": [(hidden, torch.ones(H), lp.abs(), hidden + 1, gradient) for gradient in (False, True)],
     "swiglu": [(leaf(hidden), leaf(hidden + 1))],
     "swiglu_backward": [(hidden, hidden + 1, hidden + 2)],
-    "rotary": [(leaf(heads[0]), leaf(heads[1, :, :2]), ANGLES.cos(), ANGLES.sin(), inverse) for inverse in (False, True)],
+    "rotary": [(leaf(heads[0]), leaf(heads[1, :, :2]), ANGLES.cos(), ANGLES.sin(), back) for back in (False, True)],
     "packed_attention": [
         (leaf(heads[0]), leaf(heads[1]), leaf(heads[2]), [0, 2, 2, 6], 0.5, None),
         (leaf(heads[0]), leaf(heads[1, :, :2]), heads[2, :, :2], [0, 6], 0.5, 3),

@@ -20,6 +20,7 @@ def rotary(*, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> 
     results = []
     for x in (with_contiguous_heads(q), with_contiguous_heads(k)):
         y = torch.empty(x.shape, dtype=x.dtype)
-        native.rotary(strided(x), *angles, y.data_ptr(), *x.shape, direction, on)
+        tokens, heads, head_dim = x.shape
+        native.rotary(strided(x), *angles, y.data_ptr(), tokens, heads, head_dim, direction, on)
         results.append(y)
     return results[0], results[1]

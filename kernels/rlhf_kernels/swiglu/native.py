@@ -23,6 +23,6 @@ def swiglu_backward(*, gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Te
     """As the reference; arguments are taken as checked and supported."""
     gate, up, dy = gate.contiguous(), up.contiguous(), dy.contiguous()
     d_gate, d_up = torch.empty_like(gate), torch.empty_like(gate)
-    addresses = (x.data_ptr() for x in (gate, up, dy, d_gate, d_up))
-    native.swiglu_backward(*addresses, gate.numel(), compute(gate))
+    inputs = gate.data_ptr(), up.data_ptr(), dy.data_ptr()
+    native.swiglu_backward(*inputs, d_gate.data_ptr(), d_up.data_ptr(), gate.numel(), compute(gate))
     return d_gate, d_up
