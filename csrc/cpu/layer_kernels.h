@@ -37,8 +37,8 @@ struct SwigluBackward {
     void *d_gate, *d_up;
 };
 
-// Each pair (x[d], x[d + head_dim / 2]) of each head turns by the angle whose cosine and sine (tokens, head_dim / 2) are
-// given; `direction` -1 turns back. x (tokens, heads, head_dim): heads and head_dim contiguous up to the strides.
+// Each pair (x[d], x[d + head_dim / 2]) of each head turns by the angle whose cosine and sine (tokens, head_dim / 2)
+// are given; `direction` -1 turns back. x (tokens, heads, head_dim), head_dim contiguous.
 struct Rotary {
     const void *x, *cos, *sin;
     void* y;  // contiguous

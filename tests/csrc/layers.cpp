@@ -19,11 +19,15 @@ void check_rows(rlhf::Level level, std::int64_t rows, std::int64_t width) {
     for (std::int64_t row = 0; row < rows; ++row) {
         const float *xs = x.data() + row * width, *ds = dy.data() + row * width;
         double squares = 0, dot = 0;
-        for (std::int64_t i = 0; i < width; ++i) squares += double(xs[i]) * xs[i], dot += double(xs[i]) * weight[i] * ds[i];
+        for (std::int64_t i = 0; i < width; ++i) {
+            squares += double(xs[i]) * xs[i];
+            dot += double(xs[i]) * weight[i] * ds[i];
+        }
         const double r = 1 / std::sqrt(squares / width + 0.1f);
         for (std::int64_t i = 0; i < width; ++i) {
             expect_near<float>("rms norm", y[row * width + i], xs[i] * r * weight[i]);
-            expect_near<float>("d rms norm", dx[row * width + i], r * (weight[i] * ds[i] - xs[i] * r * r * dot / width), 8);
+            const double gradient = r * (weight[i] * ds[i] - xs[i] * r * r * dot / width);
+            expect_near<float>("d rms norm", dx[row * width + i], gradient, 8);
         }
     }
     rlhf::swiglu({x.data(), dy.data(), y.data()}, rows * width, on(level));
@@ -106,13 +110,17 @@ void expect_attention(const AttentionCase& c, const Column& q, const Column& k, 
     }
 }
 
-rlhf::Heads rows_of(const void* x, std::int64_t heads, std::int64_t head_dim) { return {x, heads * head_dim, head_dim}; }
+rlhf::Heads rows_of(const void* x, std::int64_t heads, std::int64_t head_dim) {
+    return {x, heads * head_dim, head_dim};
+}
 
 void check_attention(rlhf::Level level, const AttentionCase& c) {
     const std::int64_t tokens = c.offsets.back(), size = tokens * c.heads * c.head_dim;
     const std::int64_t kv_size = tokens * c.kv_heads * c.head_dim;
-    const auto q = normal<float>(size), d_out = normal<float>(size), k = normal<float>(kv_size), v = normal<float>(kv_size);
-    Column out(q.size()), log_sum(static_cast<std::size_t>(tokens * c.heads)), dq(q.size()), dk(k.size()), dv(v.size());
+    const auto q = normal<float>(size), d_out = normal<float>(size);
+    const auto k = normal<float>(kv_size), v = normal<float>(kv_size);
+    Column out(q.size()), dq(q.size()), dk(k.size()), dv(v.size());
+    Column log_sum(static_cast<std::size_t>(tokens * c.heads));
     const rlhf::Attention a{rows_of(q.data(), c.heads, c.head_dim),
                             rows_of(k.data(), c.kv_heads, c.head_dim),
                             rows_of(v.data(), c.kv_heads, c.head_dim),
@@ -132,13 +140,13 @@ void check_bf16_attention(rlhf::Level level, const AttentionCase& c) {
     const std::vector<std::uint16_t> k(static_cast<std::size_t>(tokens * c.kv_heads * c.head_dim), one);
     std::vector<std::uint16_t> out(q.size()), dq(q.size()), dk(k.size()), dv(k.size());
     Column log_sum(static_cast<std::size_t>(tokens * c.heads));
-    const rlhf::Heads queries = rows_of(q.data(), c.heads, c.head_dim), keys = rows_of(k.data(), c.kv_heads, c.head_dim);
+    const rlhf::Heads queries = rows_of(q.data(), c.heads, c.head_dim);
+    const rlhf::Heads keys = rows_of(k.data(), c.kv_heads, c.head_dim);
     const rlhf::Attention a{queries, keys, keys, c.heads, c.kv_heads, c.head_dim, tokens, 0.01f, c.window};
     const rlhf::LayerCompute compute{level, rlhf::Element::kBFloat16, 2};
     rlhf::attention({a, out.data(), log_sum.data()}, c.offsets, compute);
-    rlhf::attention_backward({a, rows_of(out.data(), c.heads, c.head_dim), queries, log_sum.data(), dq.data(), dk.data(),
-                              dv.data()},
-                             c.offsets, compute);
+    const rlhf::Heads outs = rows_of(out.data(), c.heads, c.head_dim);
+    rlhf::attention_backward({a, outs, queries, log_sum.data(), dq.data(), dk.data(), dv.data()}, c.offsets, compute);
     for (const std::uint16_t entry : out) expect_near<float>("bf16 attention", rlhf::to_float(entry), 1, 1, 65536);
     double sum = 0;  // each query hands its gradient of ones out to the values that it sees
     for (const std::uint16_t entry : dv) sum += rlhf::to_float(entry);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def plain_rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], window: int | None) -> Tensor:
     out = []
-    for start, stop in zip(offsets, offsets[1:], strict=False):
+    for start, stop in pairwise(offsets):
         distance = torch.arange(stop - start)[:, None] - torch.arange(stop - start)
         mask = (distance >= 0) & (distance < (window or stop + 1))
         groups = q.shape[1] // k.shape[1]
@@ -75,7 +76,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], window:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(7, 37), (3, 2, 64), (1, 3), (2, 576)])
+@pytest.mark.parametrize("shape", [(7, 37), (3, 2, 64), (4, 3), (2, 576)])
 def test_rms_norm(backend, dtype, shape):
     x, weight = draw(shape, shape[-1:], dtype=dtype)
     exact = outputs_and_gradients(lambda x: plain_norm(x, weight.double()), [x.double()])
