@@ -53,7 +53,7 @@ struct Heads {
     std::int64_t token_stride, head_stride;
 };
 
-// Causal attention within sequences that lie side by side. Query head h reads key and value head h / (heads / kv_heads).
+// Causal attention within sequences that lie side by side. Query head h reads key head h / (heads / kv_heads).
 struct Attention {
     Heads q, k, v;
     std::int64_t heads, kv_heads, head_dim, tokens;
