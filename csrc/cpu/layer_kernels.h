@@ -37,8 +37,8 @@ struct SwigluBackward {
     void *d_gate, *d_up;
 };
 
-// Each pair (x[d], x[d + head_dim / 2]) of each head turns by the angle whose cosine and sine (tokens, head_dim / 2) are
-// given; `direction` -1 turns back. x (tokens, heads, head_dim): heads and head_dim contiguous up to the strides.
+// Each pair (x[d], x[d + head_dim / 2]) of each head turns by the angle whose cosine and sine (tokens, head_dim / 2)
+// are given; `direction` -1 turns back. x (tokens, heads, head_dim), head_dim contiguous.
 struct Rotary {
     const void *x, *cos, *sin;
     void* y;  // contiguous
@@ -53,7 +53,7 @@ struct Heads {
     std::int64_t token_stride, head_stride;
 };
 
-// Causal attention within sequences that lie side by side. Query head h reads key and value head h / (heads / kv_heads).
+// Causal attention within sequences that lie side by side. Query head h reads key head h / (heads / kv_heads).
 struct Attention {
     Heads q, k, v;
     std::int64_t heads, kv_heads, head_dim, tokens;

@@ -49,3 +49,4 @@ void check_ppo_loss();
 void check_linear_logprobs();
 void check_decode();
 void check_sample();
+void check_layers();

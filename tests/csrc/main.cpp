@@ -9,5 +9,6 @@ int main() {
     check_linear_logprobs();
     check_decode();
     check_sample();
+    check_layers();
     std::puts("all kernels agree");
 }

@@ -1,5 +1,5 @@
-// What forward and backward of attention share. Scores are kept transposed, keys in rows and a block of queries in the
-// lanes, so that every reduction over keys is a vector operation and no product has a remainder: rows are padded with 0.
+// What forward and backward of attention share. Scores are kept transposed, keys in rows and a block of queries in
+// the lanes, so that every reduction over keys is a vector operation. Rows are padded with 0: products have no rest.
 #pragma once
 
 #include <algorithm>

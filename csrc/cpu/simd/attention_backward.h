@@ -74,7 +74,7 @@ RLHF_TARGET void differentiate(const BackwardScratch<P>& s, const QueryBlock<P>&
         const bool cuts = block.cuts(key);
         for (int r = 0; r < Isa::kRows; ++r) {
             for (int g = 0; g < Isa::kGroups; ++g) {
-                auto z = Isa::fma(share[r][g], Isa::set1(scale), Isa::set1(0.0f) - Isa::load(log_sum + g * Isa::kLanes));
+                auto z = share[r][g] * Isa::set1(scale) - Isa::load(log_sum + g * Isa::kLanes);
                 if (cuts) z = z + block.penalty(key + r, g);
                 share[r][g] = exp<Isa>(floored<Isa>(z));
                 store_row<Isa>(s.shares + out + r * kQueries + g * Isa::kLanes, share[r][g]);
