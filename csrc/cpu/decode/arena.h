@@ -1,4 +1,4 @@
-// Memory for packed weights, in large chunks that the system may map with huge pages: a decode step reads all of it once,
+// Memory for packed weights, in large chunks that the system may map with huge pages: a decode step reads all of it,
 // and with small pages it waits for address translation.
 #pragma once
 
