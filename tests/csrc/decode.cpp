@@ -139,7 +139,8 @@ Row attention(const Layer& l, const Angles& angles, const Row& x, const Values& 
         const Row own = angles.rotated(k.data() + kv * kDim, l.k_norm, position);
         Row mixed(kDim);
         double total = 0;
-        for (std::int64_t p = l.window > 0 ? std::max<std::int64_t>(0, position + 1 - l.window) : 0; p <= position; ++p) {
+        const std::int64_t first = l.window > 0 ? std::max<std::int64_t>(0, position + 1 - l.window) : 0;
+        for (std::int64_t p = first; p <= position; ++p) {
             const auto entry = [&](const Values& cache, const double* mine, std::size_t d) {
                 return p == position ? mine[d] : cache.at(begin + p * kDim + static_cast<std::int64_t>(d));
             };
@@ -213,7 +214,9 @@ void check_decode() {
     for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16}) {
         if (!rlhf::level_available(level)) continue;
         for (const auto element : {Element::kFloat32, Element::kBFloat16}) {
-            for (const std::int64_t rows : {1, 3, 9, 16}) check(rows, level, element, rows > 1, rows % 3 == 0, rows - 1);
+            for (const std::int64_t rows : {1, 3, 9, 16}) {
+                check(rows, level, element, rows > 1, rows % 3 == 0, rows - 1);
+            }
         }
     }
 }

@@ -1,5 +1,5 @@
 // Attention of one new token: the query heads of one key-value head side by side in the lanes of a register, so that
-// each key is read once for all of them; then the values, a register of head_dim at a time.
+// each key is read once for all of them; then the values, each read once for some heads.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +11,13 @@
 namespace rlhf {
 namespace {
 
-constexpr int kKeys = 8;  // keys that meet the queries together
+constexpr int kKeys = 8;   // keys that meet the queries together
+constexpr int kHeads = 4;  // heads for which a value is read once
 
-// Queries [step][lane], scores [position][lane] and one head's output, in float units
+// Queries [step][lane], scores [position][lane] and some heads' outputs, in float units
 template <class D>
 std::int64_t attention_scratch(std::int64_t head_dim, std::int64_t positions) {
-    return (steps_of<D>(head_dim) + positions) * D::Isa::kLanes + head_dim;
+    return (steps_of<D>(head_dim) + positions) * D::Isa::kLanes + kHeads * head_dim;
 }
 
 template <class D, int K>
@@ -50,35 +51,54 @@ RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions) {
     return sum;
 }
 
-// out[d] = sum over positions of weight * value for V registers of one head
-template <class D, int V>
+// out[h][d] = sum over positions of weights[.][h] * value[d] for H heads and V registers of each
+template <class D, int H, int V>
 RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
                             std::int64_t positions, float* out) {
     using Isa = typename D::Isa;
-    typename D::F sum[V];
+    typename D::F sum[H][V];
     RLHF_UNROLL
-    for (int v = 0; v < V; ++v) sum[v] = Isa::set1(0.0f);
-    for (std::int64_t p = 0; p < positions; ++p) {
-        const auto w = Isa::set1(weights[p * Isa::kLanes]);
+    for (int h = 0; h < H; ++h) {
         RLHF_UNROLL
-        for (int v = 0; v < V; ++v) {
-            sum[v] = Isa::fma(w, load_wide<Isa>(values + p * head_dim + v * Isa::kLanes), sum[v]);
+        for (int v = 0; v < V; ++v) sum[h][v] = Isa::set1(0.0f);
+    }
+    for (std::int64_t p = 0; p < positions; ++p, values += head_dim, weights += Isa::kLanes) {
+        typename D::F value[V];
+        RLHF_UNROLL
+        for (int v = 0; v < V; ++v) value[v] = load_wide<Isa>(values + v * Isa::kLanes);
+        RLHF_UNROLL
+        for (int h = 0; h < H; ++h) {
+            const auto w = Isa::set1(weights[h]);
+            RLHF_UNROLL
+            for (int v = 0; v < V; ++v) sum[h][v] = Isa::fma(w, value[v], sum[h][v]);
         }
     }
     RLHF_UNROLL
-    for (int v = 0; v < V; ++v) Isa::store(out + v * Isa::kLanes, sum[v]);
+    for (int h = 0; h < H; ++h) {
+        RLHF_UNROLL
+        for (int v = 0; v < V; ++v) Isa::store(out + h * head_dim + v * Isa::kLanes, sum[h][v]);
+    }
 }
 
-template <class D>
-RLHF_TARGET void mix_head(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
-                          std::int64_t positions, float* out) {
+// out (H, head_dim)
+template <class D, int H>
+RLHF_TARGET void mix_heads(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
+                           std::int64_t positions, float* out) {
     constexpr std::int64_t lanes = D::Isa::kLanes;
+    constexpr int V = lanes == 16 ? 4 : 2;  // H V sums, V values and a weight fit the registers
     std::int64_t d = 0;
-    for (; d + 4 * lanes <= head_dim; d += 4 * lanes) mix_values<D, 4>(values + d, head_dim, weights, positions, out + d);
-    for (; d + lanes <= head_dim; d += lanes) mix_values<D, 1>(values + d, head_dim, weights, positions, out + d);
+    for (; d + V * lanes <= head_dim; d += V * lanes) {
+        mix_values<D, H, V>(values + d, head_dim, weights, positions, out + d);
+    }
+    for (; d + lanes <= head_dim; d += lanes) mix_values<D, H, 1>(values + d, head_dim, weights, positions, out + d);
     for (; d < head_dim; ++d) {
-        out[d] = 0;
-        for (std::int64_t p = 0; p < positions; ++p) out[d] += weights[p * lanes] * to_float(values[p * head_dim + d]);
+        for (int h = 0; h < H; ++h) {
+            float sum = 0;
+            for (std::int64_t p = 0; p < positions; ++p) {
+                sum += weights[p * lanes + h] * to_float(values[p * head_dim + d]);
+            }
+            out[h * head_dim + d] = sum;
+        }
     }
 }
 
@@ -110,11 +130,18 @@ RLHF_TARGET void attend(const AttentionTask& task) {
         }
         float sums[lanes];
         Isa::store(sums, weigh<Isa>(scores, positions));
-        for (std::int64_t h = 0; h < present; ++h) {
-            mix_head<D>(values, task.head_dim, scores + h, positions, mixed);
-            for (std::int64_t d = 0; d < task.head_dim; ++d) mixed[d] /= sums[h];
+        for (std::int64_t h = 0; h < present; h += kHeads) {
+            const std::int64_t heads = std::min<std::int64_t>(kHeads, present - h);
+            const auto mix = heads == 4 ? mix_heads<D, 4> : heads == 3 ? mix_heads<D, 3> : heads == 2 ? mix_heads<D, 2>
+                                                                                                   : mix_heads<D, 1>;
+            mix(values, task.head_dim, scores + h, positions, mixed);
             auto* out = static_cast<typename D::Activation*>(task.out) + (head + h) * task.head_dim;
-            for (std::int64_t d = 0; d < task.head_dim; ++d) store_element(out + d, mixed[d]);
+            for (std::int64_t i = 0; i < heads; ++i) {
+                const float share = 1 / sums[h + i];
+                for (std::int64_t d = i * task.head_dim; d < (i + 1) * task.head_dim; ++d) {
+                    store_element(out + d, mixed[d] * share);
+                }
+            }
         }
     }
 }

@@ -75,7 +75,9 @@ Decoder::Decoder(const DecoderShape& shape, const float* final_norm, Level level
       final_norm_(copied(final_norm, shape.hidden_size)) {}
 
 void Decoder::add_layer(const LayerSource& source) {
-    const auto pack = [&](const std::vector<LinearSource>& linear) { return PackedLinear(linear, element_, kernels_); };
+    const auto pack = [&](const std::vector<LinearSource>& linear) {
+        return PackedLinear(linear, element_, kernels_, arena_);
+    };
     layers_.push_back({pack(source.qkv), pack(source.o), pack(source.gate_up), pack(source.down),
                        copied(source.attention_norm, shape_.hidden_size), copied(source.mlp_norm, shape_.hidden_size),
                        copied(source.q_norm, shape_.head_dim), copied(source.k_norm, shape_.head_dim), source.window});

@@ -71,6 +71,7 @@ class Decoder {
     const DecodeKernels& kernels_;
     Element element_;
     std::vector<float> final_norm_;
+    Arena arena_;
     std::vector<Layer> layers_;
 };
 

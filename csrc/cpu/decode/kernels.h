@@ -51,7 +51,8 @@ struct DecodeKernels {
                       std::int64_t outputs, float* y);
     // out = x / sqrt(mean x^2 + eps) * weight (Zhang and Sennrich 2019)
     void (*norm)(const float* x, const float* weight, std::int64_t count, float eps, float* out);
-    void (*swiglu)(const float* gate, const float* up, std::int64_t count, float* out);  // silu(gate) * up, Shazeer 2020
+    // silu(gate) * up (Shazeer 2020)
+    void (*swiglu)(const float* gate, const float* up, std::int64_t count, float* out);
     void (*round)(const float* x, std::int64_t count, void* activation);
     std::int64_t (*attention_scratch)(std::int64_t head_dim, std::int64_t positions);
     void (*attend)(const AttentionTask& task);

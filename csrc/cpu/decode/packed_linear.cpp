@@ -27,7 +27,8 @@ Buffer<char> transposed(const LinearSource& source, Element element) {
 
 }  // namespace
 
-PackedLinear::PackedLinear(const std::vector<LinearSource>& sources, Element element, const DecodeKernels& kernels)
+PackedLinear::PackedLinear(const std::vector<LinearSource>& sources, Element element, const DecodeKernels& kernels,
+                           Arena& arena)
     : kernels_(&kernels), inputs_(sources.front().inputs), block_bytes_(kernels.block_bytes(inputs_)) {
     std::vector<WeightRow> rows;
     const std::int64_t element_bytes = element == Element::kBFloat16 ? 2 : 4;
@@ -49,12 +50,12 @@ PackedLinear::PackedLinear(const std::vector<LinearSource>& sources, Element ele
     const auto count = static_cast<std::int64_t>(rows.size());
     blocks_ = (count + kernels.block_outputs - 1) / kernels.block_outputs;
     bias_.resize(static_cast<std::size_t>(outputs()), 0.0f);
-    memory_ = Buffer<char>(bytes());
+    memory_ = arena.take(bytes());
 #pragma omp parallel for
     for (std::int64_t b = 0; b < blocks_; ++b) {
         const std::int64_t first = b * kernels.block_outputs;
         kernels.pack(rows.data() + first, std::min(kernels.block_outputs, count - first), inputs_,
-                     memory_.data() + b * block_bytes_);
+                     memory_ + b * block_bytes_);
     }
 }
 
@@ -62,7 +63,7 @@ void PackedLinear::multiply(const void* x, std::int64_t rows, std::int64_t x_str
                             const PackedLinear* after, int worker, int team) const {
     ProductTask task{};
     task.x = x, task.rows = rows, task.x_stride = x_stride;
-    task.blocks = memory_.data(), task.inputs = inputs_, task.bias = bias_.data();
+    task.blocks = memory_, task.inputs = inputs_, task.bias = bias_.data();
     task.first = first_block(worker, team), task.last = first_block(worker + 1, team);
     task.y = y, task.y_stride = y_stride;
     if (after != nullptr) {

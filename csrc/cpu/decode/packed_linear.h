@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../buffer.h"
+#include "arena.h"
 #include "kernels.h"
 
 namespace rlhf {
@@ -24,7 +25,8 @@ struct LinearSource {
 
 class PackedLinear {
    public:
-    PackedLinear(const std::vector<LinearSource>& sources, Element element, const DecodeKernels& kernels);
+    // The packed weights lie in `arena`, which has to outlive this.
+    PackedLinear(const std::vector<LinearSource>& sources, Element element, const DecodeKernels& kernels, Arena& arena);
 
     // y (rows, outputs()) for a share of the outputs, that of `worker` of `team`; `after` is the layer that follows.
     void multiply(const void* x, std::int64_t rows, std::int64_t x_stride, float* y, std::int64_t y_stride,
@@ -47,11 +49,11 @@ class PackedLinear {
     };
 
     std::int64_t first_block(int worker, int team) const { return worker * blocks_ / team; }
-    const char* block(std::int64_t index) const { return memory_.data() + index * block_bytes_; }
+    const char* block(std::int64_t index) const { return memory_ + index * block_bytes_; }
 
     const DecodeKernels* kernels_;
     std::int64_t inputs_, blocks_ = 0, block_bytes_ = 0;
-    Buffer<char> memory_;
+    char* memory_ = nullptr;
     std::vector<float> bias_;
     std::vector<Part> parts_;
 };
