@@ -13,11 +13,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks import environments, vs_trl
-from benchmarks.vs_trl_jobs import RAGGED, WORKLOADS, InTurn, Iteration, Job, choose_prompts, count_tokens, nearest
-from benchmarks.vs_trl_models import make_classifier, make_tiny
-from benchmarks.vs_trl_ours import build, timed_step
-from benchmarks.vs_trl_report import QUANTITIES, Run, best_trl, gain, median, tables, write
+from benchmarks import environments
+from benchmarks.vs_trl import __main__ as vs_trl
+from benchmarks.vs_trl.jobs import RAGGED, WORKLOADS, InTurn, Iteration, Job, choose_prompts, count_tokens, nearest
+from benchmarks.vs_trl.models import make_classifier, make_tiny
+from benchmarks.vs_trl.ours import build, timed_step
+from benchmarks.vs_trl.report import QUANTITIES, Run, best_trl, gain, median, tables, write
 
 GIB = 2**30
 FULL, ADAPTER, OURS = "TRL, full", "TRL, adapter", "rlhf_fast, adapter"

@@ -28,12 +28,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import environments, vs_trl_report
+from benchmarks import environments
 from benchmarks.run import machine
-from benchmarks.vs_trl_jobs import OASST, WORKLOADS, Job, choose_prompts
-from benchmarks.vs_trl_models import make_classifier, make_tiny
-from benchmarks.vs_trl_ours import CRITICS
-from benchmarks.vs_trl_report import Run
+from benchmarks.vs_trl import report
+from benchmarks.vs_trl.jobs import OASST, WORKLOADS, Job, choose_prompts
+from benchmarks.vs_trl.models import make_classifier, make_tiny
+from benchmarks.vs_trl.ours import CRITICS
+from benchmarks.vs_trl.report import Run
 
 TRL = environments.ROOT / ".venv-trl"
 PACKAGES = ("trl==1.12.0", environments.same("transformers"), environments.same("peft"))
@@ -49,10 +50,10 @@ class Side:
 
 
 SIDES = {
-    f"TRL, {critic} critic, micro-batch {size}": Side("benchmarks.vs_trl_theirs", critic, size)
+    f"TRL, {critic} critic, micro-batch {size}": Side("benchmarks.vs_trl.theirs", critic, size)
     for critic in ("full", "adapter")
     for size in (4, 16)
-} | {f"rlhf_fast, {critic} critic": Side("benchmarks.vs_trl_ours", critic) for critic in CRITICS}
+} | {f"rlhf_fast, {critic} critic": Side("benchmarks.vs_trl.ours", critic) for critic in CRITICS}
 
 
 def main() -> None:
@@ -72,8 +73,8 @@ def main() -> None:
             for round_ in range(given.rounds)
             for side in given.sides
         ]
-        vs_trl_report.write(runs, folder, f"{name}: {conditions}; load afterwards {os.getloadavg()[0]:.1f}")
-        for table in vs_trl_report.tables(runs, name):
+        report.write(runs, folder, f"{name}: {conditions}; load afterwards {os.getloadavg()[0]:.1f}")
+        for table in report.tables(runs, name):
             console.print(table)
 
 

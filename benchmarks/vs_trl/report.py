@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.timing import median_ratio
-from benchmarks.vs_trl_jobs import PHASES, Iteration
+from benchmarks.vs_trl.jobs import PHASES, Iteration
 
 
 @dataclass(frozen=True)

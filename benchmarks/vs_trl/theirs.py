@@ -1,4 +1,4 @@
-"""A job in TRL, in a process of its own: `python -m benchmarks.vs_trl_theirs job.json result.json`.
+"""A job in TRL, in a process of its own: `python -m benchmarks.vs_trl.theirs job.json result.json`.
 
 Its trainer runs as released. The phases are told apart from outside: `batch_generation` is the rollout, the update
 begins with the first forward of policy and critic together and ends with the step, scoring is what lies between.
@@ -25,7 +25,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer  # type: ignore[import-not-found]
 
-from benchmarks.vs_trl_jobs import LORA_ALPHA, LORA_R, InTurn, Iteration, Job, count_tokens, report
+from benchmarks.vs_trl.jobs import LORA_ALPHA, LORA_R, InTurn, Iteration, Job, count_tokens, report
 
 
 class Phases(TrainerCallback):

@@ -1,4 +1,4 @@
-"""A job in rlhf_fast, in a process of its own: `python -m benchmarks.vs_trl_ours job.json result.json`."""
+"""A job in rlhf_fast, in a process of its own: `python -m benchmarks.vs_trl.ours job.json result.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.vs_trl_jobs import LORA_ALPHA, LORA_R, Iteration, Job, report
+from benchmarks.vs_trl.jobs import LORA_ALPHA, LORA_R, Iteration, Job, report
 from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.train.ppo import PPO
@@ -20,7 +20,7 @@ from rlhf_fast.train.ppo_config import PPOConfig
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import build_roles
 
-CRITICS: dict[str, dict[str, Any]] = {"adapter": {}}
+CRITICS: dict[str, dict[str, Any]] = {name: {"critic": name} for name in ("adapter", "policy_head", "reference_mlp")}
 """What a critic's row sets in the config."""
 
 
