@@ -24,7 +24,7 @@ class Size:
     normalise_samples: int
 
 
-FULL = Size(sft_epochs=1, reward_epochs=1, episodes=160, heldout=None, normalise_samples=64)
+FULL = Size(sft_epochs=1, reward_epochs=1, episodes=224, heldout=None, normalise_samples=64)
 QUICK = Size(sft_epochs=0.4, reward_epochs=0.5, episodes=64, heldout=36, normalise_samples=24)
 
 
