@@ -71,4 +71,5 @@ EVALUATE = _SAMPLING | {
 GENERATE = _SAMPLING | {
     "prompts": Change(["w1 w2"], {"dataset_name": None, "prompts": ["w3"]}), "top_k": Change(1), "top_p": Change(0.1),
     "num_responses": Change(2),
+    "dtype": Change("bfloat16", {"dtype": "float32", "response_length": 40, "num_responses": 8}),
 }  # fmt: skip
