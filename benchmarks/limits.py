@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.timing import Variant
+from rlhf_fast.profiling.rates import SIDE, Rates
 
-SIDE = 2048  # of the product of two square bfloat16 matrices
 COPIED = 1 << 26  # floats
 
 
@@ -30,4 +30,4 @@ def variants(device: str = "cpu") -> dict[str, Variant]:
 
 def least_seconds(work: Work, product: float, copy: float) -> float:
     """The time that `work` takes at the rates of a product and a copy that took so many seconds."""
-    return max(work.flops * product / (2 * SIDE**3), work.bytes * copy / (2 * 4 * COPIED))
+    return Rates(2 * SIDE**3 / product, 2 * 4 * COPIED / copy).least_seconds(work.flops, work.bytes)

@@ -16,7 +16,7 @@ from rlhf_kernels.packing import pack, unpack
 from rlhf_kernels.ppo_loss import PPOLoss, ppo_loss
 from rlhf_kernels.rms_norm import rms_norm
 from rlhf_kernels.rotary import rotary
-from rlhf_kernels.sample import Sampled, sample
+from rlhf_kernels.sample import Sampled, sample, sample_is_native
 from rlhf_kernels.shaping import shape_rewards_
 from rlhf_kernels.swiglu import swiglu
 from rlhf_kernels.whiten import whiten_
@@ -41,6 +41,7 @@ __all__ = [
     "rms_norm",
     "rotary",
     "sample",
+    "sample_is_native",
     "shape_rewards_",
     "swiglu",
     "unpack",

@@ -66,6 +66,17 @@ def run(op: str, backend: str | None, **args: Any) -> Any:
     return select(op, backend, args)(**args)
 
 
+def is_native(op: str, args: Arguments) -> bool:
+    """Whether `op` would run in C++ for these arguments, where no backend is given."""
+    return native_refused() is None and _backends[op]["native"].supports(args) is None
+
+
+def native_refused() -> str | None:
+    """That the environment chooses a backend other than C++, or None."""
+    chosen = os.environ.get(VARIABLE)
+    return None if chosen in (None, "", "native") else f"{VARIABLE} is {chosen!r}"
+
+
 def _explicit(op: str, name: str, origin: str, args: Arguments) -> Backend:
     available = _backends[op]
     if name not in available:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from rlhf_fast.model.attention import DecodeStep
 from rlhf_fast.model.lora import LoRALinear
 from rlhf_fast.model.shared import SharedModel
-from rlhf_kernels.extension import MISSING, native
+from rlhf_kernels.backends import native_refused
+from rlhf_kernels.extension import LEVEL, MISSING, native
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # angles that do not depend on the length of the sequences
-LEVEL = "" if MISSING else native.levels()[-1]
 
 Decode = Callable[[Tensor, DecodeStep], Tensor]
 
@@ -44,8 +44,8 @@ def decoder(model: SharedModel, adapter: str | None, length: int) -> Decode:
 def unserved(model: SharedModel) -> str | None:
     """Why the packed decoder cannot serve this model, or None."""
     config = model.base.config
-    if MISSING is not None:
-        return MISSING
+    if (reason := MISSING or native_refused()) is not None:
+        return reason
     if LEVEL == "portable":
         return "this processor has neither AVX2 nor AVX-512 with bf16"
     if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float32):

@@ -20,7 +20,7 @@ from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.sampling import Sampling, choose
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_kernels import sample
+from rlhf_kernels import sample, sample_is_native
 
 
 @dataclass
@@ -73,9 +73,10 @@ class _Engine:
         self.live: list[_Live] = []
         self.decode = decoder(policy.model, policy.adapter, self.cache.length)
         weight, bias = policy.model.lm_head
-        if sampling.restricted or weight.device.type != "cpu":  # read by torch, which then multiplies in fp32
+        bias = None if bias is None else bias.float()
+        if sampling.restricted or not sample_is_native(weight, bias):  # torch multiplies in fp32: converted once
             weight = weight.float()
-        self.weight, self.bias = weight, None if bias is None else bias.float()
+        self.weight, self.bias = weight, bias
 
     def run(self) -> None:
         while self.waiting or self.live:

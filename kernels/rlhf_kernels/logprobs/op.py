@@ -12,7 +12,8 @@ from rlhf_kernels import backends
 from rlhf_kernels.checks import check_values
 from rlhf_kernels.library import Arguments, define, define_gradient
 from rlhf_kernels.logprobs import native, reference, triton
-from rlhf_kernels.logprobs.reference import IGNORED, accumulation_dtype
+from rlhf_kernels.logprobs.reference import IGNORED
+from rlhf_kernels.precision import accumulation_dtype
 
 SUPPORTS = {
     "linear_logprobs": native.supports_forward,

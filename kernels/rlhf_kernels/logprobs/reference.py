@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from rlhf_kernels.precision import accumulation_dtype
+
 IGNORED = -100  # the label of a row that is not scored
 CHUNK_ROWS = 256
 
@@ -122,11 +124,6 @@ def policy_reference_logprobs(
         if exact_kl:
             kl[rows] = (policy.exp() * (policy - ref)).sum(1)
     return logprobs, ref_logprobs, kl
-
-
-def accumulation_dtype(*operands: Tensor) -> torch.dtype:
-    """float64 where an operand is, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in operands) else torch.float32
 
 
 class Projection:

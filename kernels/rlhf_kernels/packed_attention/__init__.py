@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from rlhf_kernels import backends
 from rlhf_kernels.checks import check_same_dtype, check_shape
-from rlhf_kernels.packed_attention import native, op
+from rlhf_kernels.packed_attention import op
 
 __all__ = ["attention_is_native", "packed_attention"]
 
@@ -52,5 +53,5 @@ def packed_attention(
 
 
 def attention_is_native(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the C++ backend takes these tensors, so that `packed_attention` holds no scores."""
-    return native.supports({"q": q, "k": k, "v": v}) is None
+    """Whether `packed_attention` of these tensors runs in C++, so that it holds no scores."""
+    return backends.is_native("packed_attention", {"q": q, "k": k, "v": v})

@@ -8,14 +8,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+from rlhf_kernels.precision import wide
 
 
 def _heads(x: Tensor, groups: int = 1) -> Tensor:
     """(L, heads, D) -> (heads * groups, L, D)"""
-    return _wide(x).transpose(0, 1).repeat_interleave(groups, 0)
+    return wide(x).transpose(0, 1).repeat_interleave(groups, 0)
 
 
 def _scores(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tensor:
@@ -34,7 +32,7 @@ def packed_attention(
 ) -> tuple[Tensor, Tensor]:
     """The specification of `rlhf_kernels.packed_attention`, and each query's log sum e^score (heads, T)."""
     out, groups = torch.empty(q.shape, dtype=q.dtype, device=q.device), q.shape[1] // k.shape[1]
-    log_sum = _wide(q).new_empty(q.shape[1], q.shape[0])
+    log_sum = wide(q).new_empty(q.shape[1], q.shape[0])
     for rows in _sequences(offsets):
         scores = _scores(_heads(q[rows]), _heads(k[rows], groups), scale, window)
         log_sum[:, rows] = scores.logsumexp(-1)

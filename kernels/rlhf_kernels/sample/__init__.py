@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlhf_kernels import backends
 from rlhf_kernels.checks import check_shape
 from rlhf_kernels.sample import op
 
-__all__ = ["Sampled", "sample"]
+__all__ = ["Sampled", "sample", "sample_is_native"]
 
 
 class Sampled(NamedTuple):
@@ -66,3 +67,8 @@ def sample(
         raise ValueError(f"softcap is {softcap}, expected a positive number, or None for none")
     operands = (None if x is None else x.detach() for x in (hidden, weight, bias))
     return Sampled(*op.sample(*operands, softcap, float(temperature), seeds, steps, backend))
+
+
+def sample_is_native(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `sample` with this weight and hidden states of its dtype runs in C++, which converts no weight."""
+    return backends.is_native("sample", {"hidden": weight[:0], "weight": weight, "bias": bias})

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rlhf_kernels import backends
 from rlhf_kernels.library import Arguments, define
-from rlhf_kernels.logprobs.reference import accumulation_dtype
+from rlhf_kernels.precision import accumulation_dtype
 from rlhf_kernels.sample import native, reference
 
 backends.register("sample", "native", native.sample, native.supports)

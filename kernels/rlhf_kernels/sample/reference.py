@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_kernels.logprobs.reference import Projection, accumulation_dtype
+from rlhf_kernels.logprobs.reference import Projection
+from rlhf_kernels.precision import accumulation_dtype
 
 
 def sample(

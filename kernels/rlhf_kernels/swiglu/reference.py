@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+from rlhf_kernels.precision import wide
 
 
 def swiglu(*, gate: Tensor, up: Tensor) -> Tensor:
