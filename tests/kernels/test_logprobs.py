@@ -1,4 +1,4 @@
-"""What `linear_logprobs` and `policy_reference_logprobs` promise, against float64 computed row by row."""
+"""What `linear_logprobs` promises, against float64 computed row by row."""
 
 from __future__ import annotations
 
@@ -10,27 +10,7 @@ import torch
 
 from rlhf_kernels import linear_logprobs, policy_reference_logprobs
 from rlhf_kernels.logprobs import reference
-
-
-def log_softmax_rows(hidden, weight, *, bias=None, temperature=1.0, softcap=None):
-    """All log-probs (N, V) in float64, one row at a time."""
-    rows = []
-    for h in hidden.detach().double().numpy():
-        z = weight.detach().double().numpy() @ h
-        if bias is not None:
-            z = z + bias.detach().double().numpy()
-        if softcap is not None:
-            z = softcap * np.tanh(z / softcap)
-        z = z / temperature
-        rows.append(z - z.max() - np.log(np.exp(z - z.max()).sum()))
-    return np.array(rows).reshape(len(hidden), len(weight))
-
-
-def example(rows=7, hidden_size=12, vocabulary=37, *, dtype=torch.float32, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(rows, hidden_size, generator=g).to(dtype)
-    weight = torch.randn(vocabulary, hidden_size, generator=g).to(dtype)
-    return hidden, weight, torch.randint(vocabulary, (rows,), generator=g)
+from tests.kernels.float64_logprobs import example, log_softmax_rows
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 31, 64, 257])
@@ -238,43 +218,6 @@ def test_a_frozen_weight_gets_no_gradient():
     hidden, weight, labels = example()
     linear_logprobs(hidden.requires_grad_(), weight, labels).logprobs.sum().backward()
     assert weight.grad is None and hidden.grad is not None
-
-
-def test_policy_and_reference_are_scored_as_each_alone():
-    hidden, weight, labels = example()
-    ref_hidden, ref_weight, _ = example(seed=1)
-    labels[4] = -100
-    out = policy_reference_logprobs(
-        hidden, ref_hidden, weight, labels, ref_weight=ref_weight, temperature=0.9, exact_kl=True
-    )
-    p = log_softmax_rows(hidden, weight, temperature=0.9)
-    r = log_softmax_rows(ref_hidden, ref_weight, temperature=0.9)
-    scored = (labels != -100).numpy()
-    picked = labels.clamp(min=0)
-    np.testing.assert_allclose(out.logprobs, np.where(scored, p[range(7), picked], 0), atol=5e-6)
-    np.testing.assert_allclose(out.ref_logprobs, np.where(scored, r[range(7), picked], 0), atol=5e-6)
-    np.testing.assert_allclose(out.kl, np.where(scored, (np.exp(p) * (p - r)).sum(1), 0), atol=5e-5)
-
-
-def test_the_reference_shares_the_policys_weight_unless_it_has_its_own():
-    hidden, weight, labels = example()
-    ref_hidden, _, _ = example(seed=1)
-    out = policy_reference_logprobs(hidden, ref_hidden, weight, labels)
-    np.testing.assert_allclose(out.ref_logprobs, log_softmax_rows(ref_hidden, weight)[range(7), labels], atol=5e-6)
-    assert out.kl is None
-
-
-def test_kl_of_equal_models_is_exactly_zero():
-    hidden, weight, labels = example()
-    out = policy_reference_logprobs(hidden, hidden.clone(), weight, labels, exact_kl=True)
-    assert torch.equal(out.logprobs, out.ref_logprobs)
-    assert not out.kl.any()
-
-
-def test_scoring_both_models_records_no_gradient():
-    hidden, weight, labels = example()
-    out = policy_reference_logprobs(hidden.requires_grad_(), hidden, weight.requires_grad_(), labels)
-    assert not out.logprobs.requires_grad and not out.ref_logprobs.requires_grad
 
 
 @pytest.mark.parametrize(

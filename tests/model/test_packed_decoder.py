@@ -139,3 +139,11 @@ def test_what_is_not_served_decodes_through_the_modules_and_says_why_once(archit
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_served_architectures_are_served(architecture):
     assert unserved(SharedModel(tiny_model(architecture))) is None
+
+
+@needs_extension
+def test_another_backend_in_the_environment_turns_it_off(monkeypatch):
+    shared = adapted("llama")
+    assert unserved(shared) is None
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "reference")
+    assert unserved(shared) == "RLHF_FAST_BACKEND is 'reference'"
