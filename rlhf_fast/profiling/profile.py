@@ -91,9 +91,11 @@ def profiled(folder: Path, dtype: torch.dtype, device: torch.device) -> Iterator
     The floor of a phase is the time of its products at the rates of a large product and a large copy, measured first.
     """
     result = Profile(measure_rates(dtype, device))
-    with phases.listen(result):
-        yield result
-    result.stop()
+    try:
+        with phases.listen(result):
+            yield result
+    finally:
+        result.stop()
     Console().print(result.table())
     facts = {"rates": asdict(result.rates), "phases": {name: asdict(total) for name, total in result.totals.items()}}
     (folder / PROFILE_FILE).write_text(json.dumps(facts, indent=2) + "\n")

@@ -27,9 +27,11 @@ def phase(name: str) -> Iterator[None]:
     """Mark what runs inside as the phase `name`."""
     for listener in _listeners:
         listener.started(name)
-    yield
-    for listener in _listeners:
-        listener.ended(name)
+    try:
+        yield
+    finally:
+        for listener in _listeners:
+            listener.ended(name)
 
 
 def works(flops: float, read: float) -> None:
