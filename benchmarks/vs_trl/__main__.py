@@ -26,6 +26,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from benchmarks import environments
@@ -66,7 +67,7 @@ def main() -> None:
         folder = given.output_dir / name
         folder.mkdir(exist_ok=True)
         jobs = make_jobs(given, name, model, classifier)
-        conditions = machine(threads())
+        conditions = machine(torch.get_num_threads(), "cpu")
         print(conditions)
         runs = [
             run(side, SIDES[side], jobs[side], round_, folder, python)
@@ -135,12 +136,6 @@ def run(name: str, side: Side, job: Job, round_: int, folder: Path, trl: Path) -
     if done.returncode:
         raise RuntimeError(f"{name} ended with {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}")
     return Run.read(result, name, round_)
-
-
-def threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ namespace {
 
 const std::vector<std::pair<std::string, rlhf::Level>> kLevels = {{"portable", rlhf::Level::kPortable},
                                                                   {"avx2", rlhf::Level::kAvx2},
-                                                                  {"avx512bf16", rlhf::Level::kAvx512Bf16}};
+                                                                  {"avx512bf16", rlhf::Level::kAvx512Bf16},
+                                                                  {"amx", rlhf::Level::kAmx}};
 
 }  // namespace
 

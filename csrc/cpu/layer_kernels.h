@@ -105,5 +105,10 @@ namespace avx512bf16 {
 const LayerKernels& layer_kernels(Element element);
 }
 #endif
+#if RLHF_AMX
+namespace amx {
+const LayerKernels& layer_kernels(Element element);
+}
+#endif
 
 }  // namespace rlhf

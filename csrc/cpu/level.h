@@ -7,9 +7,15 @@
 #define RLHF_X86 0
 #endif
 
+#if RLHF_X86 && defined(__x86_64__) && defined(__linux__)
+#define RLHF_AMX 1
+#else
+#define RLHF_AMX 0
+#endif
+
 namespace rlhf {
 
-enum class Level { kPortable, kAvx2, kAvx512Bf16 };
+enum class Level { kPortable, kAvx2, kAvx512Bf16, kAmx };  // each contains those before it
 
 bool level_available(Level level);
 

@@ -67,7 +67,7 @@ PPOSums sums(const PPOPass<double>& pass, std::int64_t first, std::int64_t last,
 
 PPOSums sums(const PPOPass<float>& pass, std::int64_t first, std::int64_t last, [[maybe_unused]] Level level) {
 #if RLHF_X86
-    if (level == Level::kAvx512Bf16) return avx512bf16::ppo_sums(pass, first, last);
+    if (level >= Level::kAvx512Bf16) return avx512bf16::ppo_sums(pass, first, last);
     if (level == Level::kAvx2) return avx2::ppo_sums(pass, first, last);
 #endif
     return portable::ppo_sums(pass, first, last);

@@ -111,5 +111,10 @@ namespace avx512bf16 {
 const RowKernels& row_kernels(Element element);
 }
 #endif
+#if RLHF_AMX
+namespace amx {
+const RowKernels& row_kernels(Element element);
+}
+#endif
 
 }  // namespace rlhf

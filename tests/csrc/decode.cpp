@@ -211,7 +211,8 @@ void check(std::int64_t rows, rlhf::Level level, Element element, bool adapted, 
 }  // namespace
 
 void check_decode() {
-    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16}) {
+    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
+                             rlhf::Level::kAmx}) {
         if (!rlhf::level_available(level)) continue;
         for (const auto element : {Element::kFloat32, Element::kBFloat16}) {
             for (const std::int64_t rows : {1, 3, 9, 16}) {

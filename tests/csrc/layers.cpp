@@ -160,7 +160,8 @@ void check_layers() {
                                    {3, 3, 5, 7, {0, 61}},
                                    {4, 2, 33, 0, {0, 17, 48}},
                                    {1, 1, 64, 49, {0, 100}}};
-    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16}) {
+    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
+                             rlhf::Level::kAmx}) {
         if (!rlhf::level_available(level)) continue;
         for (const std::int64_t width : {1, 7, 16, 37}) check_rows(level, 5, width);
         for (const std::int64_t head_dim : {2, 10, 32, 64}) check_rotary(level, 3, 2, head_dim);

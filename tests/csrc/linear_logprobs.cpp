@@ -158,7 +158,8 @@ void check_linear_logprobs() {
                                        {2, 3, 7, 1, 0.7f, 0, true}, {5, 19, 33, 0, 1, 2, false},
                                        {17, 33, 16, 3, 1.3f, 4, true}, {67, 131, 31, 0, 1, 0, true},
                                        {9, 1100, 5, 2, 1, 0, false}};
-    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16}) {
+    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
+                             rlhf::Level::kAmx}) {
         if (!rlhf::level_available(level)) continue;
         for (const auto element : {Element::kFloat32, Element::kBFloat16}) {
             for (const Shape& shape : shapes) check(shape, level, element);

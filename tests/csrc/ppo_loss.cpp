@@ -72,7 +72,8 @@ void check_ppo_loss(std::int64_t slots, bool optional, rlhf::Level level) {
 void check_ppo_loss() {
     for (const std::int64_t slots : {0, 1, 2, 7, 33, 4097, 9001}) {
         for (const bool optional : {false, true}) {
-            for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16}) {
+            for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
+                             rlhf::Level::kAmx}) {
                 if (rlhf::level_available(level)) check_ppo_loss<float>(slots, optional, level);
             }
             check_ppo_loss<double>(slots, optional, rlhf::Level::kPortable);

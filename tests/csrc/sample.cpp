@@ -41,7 +41,8 @@ void check(std::int64_t rows, std::int64_t vocabulary, rlhf::Level level) {
 }  // namespace
 
 void check_sample() {
-    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16}) {
+    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
+                             rlhf::Level::kAmx}) {
         if (!rlhf::level_available(level)) continue;
         for (const std::int64_t rows : {0, 1, 5, 50}) {
             for (const std::int64_t vocabulary : {1, 7, 129, 1100}) check(rows, vocabulary, level);

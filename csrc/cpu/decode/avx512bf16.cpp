@@ -1,33 +1,14 @@
 #include "kernels.h"
 
 #if RLHF_X86
-#include "../simd/isa_avx512bf16.h"
+#include "pair_decode.h"
 #include "tables.h"
 
-namespace rlhf {
-namespace {
-
-// bf16 activations times bf16 weights, two at a time, summed in float
-struct PairDecode : PairProduct {
-    using Activation = std::uint16_t;
-    using QueryCell = std::uint32_t;
-
-    RLHF_INLINE static Operand load_query(const QueryCell* cells) { return load(cells); }
-    RLHF_INLINE static QueryCell query_cell(const float* query) {
-        return to_bfloat16(query[0]) | static_cast<std::uint32_t>(to_bfloat16(query[1])) << 16;
-    }
-    RLHF_INLINE static Operand broadcast_stored(const Stored* pair) { return broadcast(pair); }
-    RLHF_INLINE static Cell cell(const Stored* pair) { return PairProduct::cell(pair, 2); }
-};
-
-}  // namespace
-
-namespace avx512bf16 {
+namespace rlhf::avx512bf16 {
 const DecodeKernels& decode_kernels(Element element) {
     static constexpr DecodeKernels bf16 = decode_kernels_of<PairDecode>;
     static constexpr DecodeKernels fp32 = decode_kernels_of<WideDecode<Avx512, float>>;
     return element == Element::kBFloat16 ? bf16 : fp32;
 }
-}  // namespace avx512bf16
-}  // namespace rlhf
+}  // namespace rlhf::avx512bf16
 #endif

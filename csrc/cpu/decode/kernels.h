@@ -71,5 +71,10 @@ namespace avx512bf16 {
 const DecodeKernels& decode_kernels(Element element);
 }
 #endif
+#if RLHF_AMX
+namespace amx {
+const DecodeKernels& decode_kernels(Element element);
+}
+#endif
 
 }  // namespace rlhf

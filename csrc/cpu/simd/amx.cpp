@@ -1,0 +1,13 @@
+#include "../row_kernels.h"
+
+#if RLHF_AMX
+#include "isa_amx.h"
+#include "tasks.h"
+
+namespace rlhf::amx {
+const RowKernels& row_kernels(Element element) {
+    static constexpr RowKernels bf16 = kernels_of<TileProduct, std::uint16_t>;
+    return element == Element::kBFloat16 ? bf16 : avx512bf16::row_kernels(element);
+}
+}  // namespace rlhf::amx
+#endif
