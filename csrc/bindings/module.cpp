@@ -12,6 +12,7 @@ PYBIND11_MODULE(_native, m) {
     define_gae(m);
     define_layers(m);
     define_linear_logprobs(m);
+    define_lora_linear(m);
     define_moments(m);
     define_ppo_loss(m);
     define_sample(m);

@@ -314,3 +314,32 @@ def sample(
     logprobs: int,
     threads: int,
 ) -> None: ...
+
+class LoraAdapter:
+    def __init__(self, *, a: int, b: int, scaled_a: int, rounded_b: int, rank: int, scale: float) -> None: ...
+
+class LoraGroup:
+    def __init__(self, slot: int, first: int, last: int) -> None: ...
+
+class LoraGradients:
+    def __init__(self, da: int, db: int) -> None: ...
+
+class LoraLayer:
+    def __init__(
+        self,
+        *,
+        weight: int,
+        outputs: int,
+        inputs: int,
+        output_stride: int,
+        input_stride: int,
+        adapters: list[LoraAdapter],
+        groups: list[LoraGroup],
+        inner_stride: int,
+        threads: int,
+    ) -> None: ...
+
+def lora_linear(layer: LoraLayer, x: int, bias: int, inner: int, y: int) -> None: ...
+def lora_linear_backward(
+    layer: LoraLayer, x: int, inner: int, dy: int, dx: int, gradients: list[LoraGradients]
+) -> None: ...

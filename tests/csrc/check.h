@@ -50,3 +50,4 @@ void check_linear_logprobs();
 void check_decode();
 void check_sample();
 void check_layers();
+void check_lora_linear();

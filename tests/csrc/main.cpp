@@ -10,5 +10,6 @@ int main() {
     check_decode();
     check_sample();
     check_layers();
+    check_lora_linear();
     std::puts("all kernels agree");
 }

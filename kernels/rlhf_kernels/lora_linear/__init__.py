@@ -37,7 +37,8 @@ def lora_linear(
     view; it and `bias` share x's dtype.
 
     Differentiable once in x, weight, bias, A and B; what needs no gradient costs none. Nothing is mutated. Without an
-    adapter this is one `F.linear`. The products are torch's on every device, so there is one backend. Raises
+    adapter this is one `F.linear`. Backends: "native" (C++, bf16 on a CPU with AMX and a frozen weight) and
+    "reference", whose products are torch's. Raises
     ValueError for shapes, slots or offsets that do not fit.
     """
     if x.dim() != 2:

@@ -10,13 +10,13 @@ from torch.autograd.function import once_differentiable
 
 from rlhf_kernels import backends
 from rlhf_kernels.library import Arguments, define
-from rlhf_kernels.lora_linear import reference
+from rlhf_kernels.lora_linear import native, reference
 from rlhf_kernels.lora_linear.reference import groups
 
-BACKEND = "reference"  # the only one: its products are torch's on every device
 Settings = tuple[list[float], list[int], list[int]]  # scale, slots, rows
 
 for _name in ("lora_linear", "lora_linear_backward"):
+    backends.register(_name, "native", getattr(native, _name), native.supports)
     backends.register(_name, "reference", getattr(reference, _name))
 
 
@@ -65,7 +65,7 @@ class Layer(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, *adapters: Tensor
     ) -> Tensor:
         lora_a, lora_b = adapters[: len(adapters) // 2], adapters[len(adapters) // 2 :]
-        y, inner, factors = lora_linear(x, weight, bias, lora_a, lora_b, *settings, BACKEND)
+        y, inner, factors = lora_linear(x, weight, bias, lora_a, lora_b, *settings, None)
         ctx.save_for_backward(x, weight, inner, factors, *adapters)
         ctx.settings = settings
         return y
@@ -78,7 +78,7 @@ class Layer(torch.autograd.Function):
         x_gradient, weight_gradient, bias_gradient, _, *of_adapters = ctx.needs_input_grad
         dx, d_weight, d_bias, da, db = lora_linear_backward(
             x, weight, inner, factors, lora_a, lora_b, *ctx.settings, dy,
-            x_gradient, weight_gradient, bias_gradient, any(of_adapters), BACKEND,
+            x_gradient, weight_gradient, bias_gradient, any(of_adapters), None,
         )  # fmt: skip
         return (
             dx if x_gradient else None,
