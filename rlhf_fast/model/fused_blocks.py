@@ -38,6 +38,11 @@ def fuse_blocks(model: nn.Module, routing: Routing) -> None:
             module.forward = partial(_forward, routing, fused, module, module.forward)  # type: ignore[method-assign]
 
 
+def is_served(model: nn.Module) -> bool:
+    """Whether the attention of `model` is one that this module serves."""
+    return any(type(module) in ATTENTIONS for module in model.modules())
+
+
 def _forward(routing: Routing, fused: Plain, module: Any, plain: Plain, hidden_states: Tensor, **kwargs: Any) -> Any:
     served = routing.current is not None and hidden_states.is_cpu
     return (partial(fused, module) if served else plain)(hidden_states, **kwargs)

@@ -18,8 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_fast.model.fused_blocks import is_served
 from rlhf_fast.model.load import refuse_missing
-from rlhf_fast.model.shared import context_length
+from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.shared import SharedModel, context_length
 from rlhf_fast.rewards.source import Conversation, RewardBatch
 from rlhf_fast.runtime.errors import UsageError
 
@@ -34,16 +36,20 @@ class ClassifierReward:
     joined with blank lines. A plain-text prompt is followed by its response. Of a text that is longer than the
     classifier's context the end is kept, and a warning says so once.
 
-    Batches are of texts of similar length, padded on the right, so that the pad token's id does not matter: an encoder
-    gets its attention mask; of a decoder-only classifier, which would look for the pad id to find the last token, the
-    hidden states are read here, where the text ends.
+    A decoder-only classifier, which would look for the pad id to find the last token, is read here where the text ends;
+    texts go side by side without padding through the families that `fused_blocks` serves. Else batches are of texts of
+    similar length, padded on the right, so that the pad token's id does not matter: an encoder gets its attention mask.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     batch_size: int = 16
+    max_tokens: int = 2048  # of texts side by side
     warned: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.packed = SharedModel(self.model) if is_served(self.model) and hasattr(self.model, "score") else None
 
     @classmethod
     def load(cls, name: str, path: str, *, dtype: torch.dtype, device: torch.device) -> ClassifierReward:
@@ -73,6 +79,8 @@ class ClassifierReward:
     @torch.no_grad()
     def score(self, batch: RewardBatch) -> Tensor:
         encoded = [self._encode(batch, i) for i in range(len(batch))]
+        if self.packed is not None:
+            return self._score_packed(self.packed, [text["input_ids"] for text in encoded])
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
         decoder = hasattr(self.model, "score")
         size = 1 if not decoder and self.tokenizer.pad_token is None else self.batch_size
@@ -96,6 +104,14 @@ class ClassifierReward:
         last = torch.tensor([len(text) - 1 for text in ids], device=hidden.device)
         rows = torch.arange(len(ids), device=hidden.device)
         return cast(nn.Module, self.model.score)(hidden[rows, last])[:, 0]
+
+    def _score_packed(self, model: SharedModel, texts: list[list[int]]) -> Tensor:
+        scores = []
+        for group in cut_by_tokens([len(text) for text in texts], self.max_tokens):
+            packed = Packed.from_sequences([texts[i] for i in group], device=model.device)
+            hidden = model.hidden(packed.tokens, packed.cu_seqlens, None)[packed.rows]
+            scores.append(cast(nn.Module, self.model.score)(hidden)[:, 0].float().cpu())
+        return torch.cat(scores) if scores else torch.empty(0)
 
     @property
     def max_length(self) -> int | None:

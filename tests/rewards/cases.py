@@ -7,6 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
     PreTrainedModel,
@@ -39,11 +41,16 @@ def encoder(seed: int = 0) -> PreTrainedModel:
     return BertForSequenceClassification(config).eval()
 
 
-def decoder(seed: int = 0) -> PreTrainedModel:
+def decoder(family: str = "llama") -> PreTrainedModel:
     """Its config says that the pad id is the EOS id: transformers' own forward would read before the first EOS."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
+    common = {"vocab_size": 97, "num_labels": 1, "pad_token_id": 2, "eos_token_id": 2, "initializer_range": 0.4}
+    if family == "gpt2":
+        return GPT2ForSequenceClassification(
+            GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=4, **common)
+        ).eval()
     config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=64, num_labels=1, pad_token_id=2, eos_token_id=2, initializer_range=0.4,
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
+        **common,
     )  # fmt: skip
     return LlamaForSequenceClassification(config).eval()

@@ -31,7 +31,7 @@ def encoder_score(model, words: str) -> float:
 
 @torch.no_grad()
 def decoder_score(model, ids: list[int]) -> float:
-    hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    hidden = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
     return float(hidden @ model.score.weight[0])
 
 
@@ -51,10 +51,13 @@ def test_padding_goes_to_the_right_whatever_the_tokenizer_was_saved_with():
     assert reward.score(batch(*pairs)).tolist() == wanted
 
 
-def test_a_decoder_is_read_at_its_last_token_though_pad_is_eos_and_the_text_holds_it():
-    reward = ClassifierReward("r", decoder(), tiny_tokenizer())
+@pytest.mark.parametrize("max_tokens", [2048, 6])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # packed, and padded
+def test_a_decoder_is_read_at_its_last_token_though_pad_is_eos_and_the_text_holds_it(family, max_tokens):
+    reward = ClassifierReward("r", decoder(family), tiny_tokenizer(), max_tokens=max_tokens)
+    assert (reward.packed is not None) == (family == "llama")
     scores = reward.score(batch(("w1 <|im_end|> ", "w2 w3 <|im_end|>"), ("w4 ", "w5 w6")))
-    wanted = [decoder_score(reward.model, ids) for ids in ([7, 2, 8, 9, 2], [10, 11, 12])]
+    wanted = [decoder_score(decoder(family), ids) for ids in ([7, 2, 8, 9, 2], [10, 11, 12])]
     assert scores.tolist() == pytest.approx(wanted, abs=1e-5)
 
 
