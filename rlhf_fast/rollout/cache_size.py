@@ -16,8 +16,8 @@ SHARE = 0.5  # of the free memory, where no number of bytes is given
 def rows_that_fit(model: SharedModel, length: int, wanted: int, max_gb: float | None = None) -> int:
     """Rows of a `KVCache` for sequences of up to `length` tokens: `wanted`, or as many as fit, which is logged once.
 
-    A row takes `length * bytes_per_token(model)`. All rows together take at most `max_gb` GB, or where that is None half
-    of the memory that is free now. Raises `UsageError` where not even one fits.
+    A row takes `length * bytes_per_token(model)`. All rows together take at most `max_gb` GB, or where that is None
+    half of the memory that is free now. Raises `UsageError` where not even one fits.
     """
     row = length * bytes_per_token(model)
     allowed = SHARE * free_bytes(model.device) if max_gb is None else max_gb * GB

@@ -116,10 +116,10 @@ class Engine:
             self.cache.copy(source, target, len(self.prompts[request]))
             self.ends[target] = self.ends[source]
             self.requests.append(request)
-        admitted = new + sharing
-        rows = [[self.request_seeds[i] for i in admitted], [0] * len(admitted), [len(self.prompts[i]) for i in admitted]]
-        self.columns[:, first : len(self.requests)] = torch.tensor([*rows, [0] * len(admitted)])
-        self._sample(self.ends[first : len(self.requests)], first)
+        rows = slice(first, len(self.requests))
+        values = [(self.request_seeds[request], 0, len(self.prompts[request]), 0) for request in self.requests[rows]]
+        self.columns[:, rows] = torch.tensor(values).t()
+        self._sample(self.ends[rows], first)
 
     def _next(self) -> tuple[list[int], list[int]]:
         """Waiting requests for the free rows: those to prefill, within the token budget (at least one), and those
