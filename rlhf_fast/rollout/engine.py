@@ -22,7 +22,6 @@ from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.cache_size import rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling, choose
-from rlhf_fast.runtime.errors import UsageError
 from rlhf_kernels import sample, sample_is_native
 
 
@@ -76,8 +75,7 @@ class Engine:
     ) -> None:  # fmt: skip
         model = policy.model
         self.policy, self.prompts, self.sampling, self.max_tokens = policy, prompts, sampling, max_tokens
-        self.limits = sampling.limits(len(prompts))
-        check(prompts, self.limits, model.max_length)
+        self.limits = sampling.limits(prompts, model.max_length)
         self.request_seeds, self.responses = seeds, [Response() for _ in prompts]
         length = max(len(prompt) + limit for prompt, limit in zip(prompts, self.limits, strict=True))
         self.capacity = rows_that_fit(model, length, min(max_batch, len(prompts)), max_kv_cache_gb)
@@ -203,15 +201,3 @@ class Engine:
             self.cache.copy(last, row, self._cached(request))
             self.columns[:, row], self.ends[row] = self.columns[:, last], self.ends[last]
             self.requests[row] = request
-
-
-def check(prompts: list[list[int]], limits: list[int], context: int | None) -> None:
-    """Raise `UsageError` for a prompt that is empty, or too long for the model's context beside its response."""
-    for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-        if not prompt:
-            raise UsageError(f"prompt {index} is empty; a response needs at least one token to follow. Remove the row.")
-        if context is not None and len(prompt) + limit > context:
-            raise UsageError(
-                f"prompt {index} has {len(prompt)} tokens and the response up to {limit}; the model's context is "
-                f"{context}. Shorten the prompt or lower response_length."
-            )

@@ -46,16 +46,32 @@ class Sampling:
         """Whether some tokens are excluded, which takes all logits of a row; else `rlhf_kernels.sample` chooses."""
         return self.top_k > 0 or self.top_p < 1
 
-    def limits(self, requests: int) -> list[int]:
-        """`max_new_tokens` of each request. Raises `UsageError` if there is one each, but not for as many."""
-        if isinstance(self.max_new_tokens, int):
-            return [self.max_new_tokens] * requests
-        if len(self.max_new_tokens) != requests:
+    def limits(self, prompts: list[list[int]], context: int | None) -> list[int]:
+        """`max_new_tokens` of each prompt's response.
+
+        Raises `UsageError` if there is one each, but not for as many prompts, and for a prompt that is empty or that
+        leaves no room for its response in the model's context.
+        """
+        given = self.max_new_tokens
+        limits = [given] * len(prompts) if isinstance(given, int) else list(given)
+        if len(limits) != len(prompts):
             raise UsageError(
-                f"max_new_tokens has {len(self.max_new_tokens)} numbers for {requests} prompts; give one a prompt, or "
-                "one number for all."
+                f"max_new_tokens has {len(limits)} numbers for {len(prompts)} prompts; give one a prompt, or one "
+                "number for all."
             )
-        return list(self.max_new_tokens)
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            _check_room(index, len(prompt), limit, context)
+        return limits
+
+
+def _check_room(index: int, length: int, limit: int, context: int | None) -> None:
+    if length == 0:
+        raise UsageError(f"prompt {index} is empty; a response needs at least one token to follow. Remove the row.")
+    if context is not None and length + limit > context:
+        raise UsageError(
+            f"prompt {index} has {length} tokens and the response up to {limit}; the model's context is {context}. "
+            "Shorten the prompt or lower response_length."
+        )
 
 
 def stop_ids(
