@@ -27,10 +27,10 @@ def test_the_file_has_responses_up_to_the_word_that_completes_a_stop_string(mode
         )  # fmt: skip
         return [json.loads(line) for line in run_generate(config).read_text().splitlines()]
 
-    free, stopped = responses(), responses(stop=["7", "w6"])
+    free, stopped = responses(), responses(stop=["w5", "w62"])
     for whole, row in zip(free, stopped, strict=True):
         words = whole["response"].split()
-        end = next((i for i, word in enumerate(words) if "7" in word or "w6" in word), None)
+        end = next((i for i, word in enumerate(words) if "w5" in word or "w62" in word), None)
         assert row["response"].split() == (words if end is None else words[: end + 1])
         assert row["finished"] == (whole["finished"] or end is not None)
     assert sum(row["finished"] for row in free) + 2 < sum(row["finished"] for row in stopped) < 12
