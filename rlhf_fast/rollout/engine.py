@@ -78,6 +78,7 @@ class Engine:
         self.limits = sampling.limits(prompts, model.max_length)
         self.request_seeds, self.responses = seeds, [Response() for _ in prompts]
         length = max(len(prompt) + limit for prompt, limit in zip(prompts, self.limits, strict=True))
+        self.decode = decoder(model, policy.adapter, length)
         self.capacity = rows_that_fit(model, length, min(max_batch, len(prompts)), max_kv_cache_gb)
         self.cache = KVCache(self.capacity, length)
         firsts: dict[tuple[int, ...], int] = {}
@@ -86,7 +87,6 @@ class Engine:
         self.requests: list[int] = []
         self.columns = torch.zeros(4, self.capacity, dtype=torch.int64, device=model.device)
         self.seeds, self.tokens, self.lengths, self.steps = self.columns
-        self.decode = decoder(model, policy.adapter, length)
         self.softcap, (weight, bias) = model.softcap, model.lm_head
         self.ends = torch.empty(self.capacity, weight.shape[1], dtype=model.dtype, device=model.device)
         bias = None if bias is None else bias.float()
