@@ -15,6 +15,9 @@ class Change:
 ELSEWHERE = {"output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row"}
 """Where the results go is seen in every test that reads them; the others have tests of their own in test_fields.py."""
 
+ONE_ROW = 4e-6
+"""GB that fit one sequence of these small models, and not two."""
+
 _TRAINING = {
     "per_device_train_batch_size": Change(2), "gradient_accumulation_steps": Change(2),
     "learning_rate": Change(2e-2), "lr_scheduler_type": Change("constant"),
@@ -45,7 +48,8 @@ PPO = _TRAINING | {
     "reward_model_path": Change("reward"), "dataset_name": Change("more.jsonl"), "preset": Change("trl"),
     "critic": Change("reference_mlp"), "profile": Change(True),
     "total_episodes": Change(4), "response_length": Change(3), "stop_token": Change("none"),
-    "stop_token_id": Change(11), "temperature": Change(0.5), "max_rollout_batch": Change(2),
+    "stop_token_id": Change(11), "stop": Change(["1"]), "max_kv_cache_gb": Change(ONE_ROW),
+    "temperature": Change(0.5), "max_rollout_batch": Change(2),
     "num_ppo_epochs": Change(1), "num_mini_batches": Change(2), "kl_coef": Change(0.5), "kl_estimator": Change("k3"),
     "kl_target": Change(1.0), "kl_horizon": Change(20, {"kl_target": 1.0}),
     "target_kl": Change(1e-9, {"num_ppo_epochs": 3}),
@@ -59,7 +63,8 @@ PPO = _TRAINING | {
 _SAMPLING = {
     "dataset_name": Change("more.jsonl"), "dataset_format": Change("oasst"), "max_prompts": Change(3),
     "chat_template_path": Change("template.jinja"), "response_length": Change(2), "temperature": Change(0.0),
-    "seed": Change(5), "max_rollout_batch": Change(2), "max_tokens_per_micro_batch": Change(15),
+    "seed": Change(5), "stop": Change(["1"]), "max_rollout_batch": Change(2),
+    "max_kv_cache_gb": Change(ONE_ROW), "max_tokens_per_micro_batch": Change(15),
     "dtype": Change("bfloat16"), "model_path": Change("other"),
 }  # fmt: skip
 

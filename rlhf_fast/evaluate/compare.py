@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,19 +79,19 @@ def compare(
     first: Policy, second: Policy, prompts: HeldOut, rewards: Sequence[RewardSource],
     tokenizer: PreTrainedTokenizerBase, sampling: Sampling, *,
     names: tuple[str, str] = ("before", "after"), seed: int = 0, max_batch: int = 32, max_tokens: int = 2048,
+    max_kv_cache_gb: float | None = None,
 ) -> Comparison:  # fmt: skip
     """One response of each policy to each prompt (prompt i has the same seed for both), scored by every reward.
 
-    first, second share a vocabulary; they may share a base. max_batch, max_tokens: memory and speed only.
+    first, second share a vocabulary; they may share a base. max_batch, max_tokens, max_kv_cache_gb: memory and
+    speed only, as in `generate`.
     Raises `UsageError` without rewards, or if a reward gives a score that is not finite.
     """
     if not rewards or len({reward.name for reward in rewards}) != len(rewards):
         raise UsageError(f"rewards are named {[r.name for r in rewards]}; expected one or more, with different names.")
     seeds = [(seed << 32) + i for i in range(len(prompts))]
-    sampled = [
-        generate(policy, prompts.ids, sampling, seeds=seeds, max_batch=max_batch, max_tokens=max_tokens)
-        for policy in (first, second)
-    ]
+    limits: dict[str, Any] = {"max_batch": max_batch, "max_tokens": max_tokens, "max_kv_cache_gb": max_kv_cache_gb}
+    sampled = [generate(policy, prompts.ids, sampling, seeds=seeds, **limits) for policy in (first, second)]
     texts = [tokenizer.batch_decode([r.tokens for r in part], skip_special_tokens=True) for part in sampled]
     batches = [_reward_batch(prompts, *part) for part in zip(texts, sampled, strict=True)]
     sequences = [sequence for batch in batches for sequence in batch.sequences]

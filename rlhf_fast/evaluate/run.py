@@ -15,6 +15,7 @@ from rlhf_fast.evaluate.sections import examples, summary
 from rlhf_fast.report.page import Report
 from rlhf_fast.report.sections import training
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
+from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
@@ -62,10 +63,12 @@ def build_report(comparison: Comparison, model_path: str) -> Report:
 
 def _compare(config: EvaluateConfig, models: Models, prompts: HeldOut) -> Comparison:
     stop = stop_ids(models.tokenizer, model_eos=models.policy.model.eos_ids)
+    strings = stop_strings(models.tokenizer, config.stop)
     return compare(
         models.baseline, models.policy, prompts, models.rewards, models.tokenizer,
-        Sampling(config.response_length, stop, config.temperature), names=models.names,
+        Sampling(config.response_length, stop, config.temperature, stop_strings=strings), names=models.names,
         seed=config.seed, max_batch=config.max_rollout_batch, max_tokens=config.max_tokens_per_micro_batch,
+        max_kv_cache_gb=config.max_kv_cache_gb,
     )  # fmt: skip
 
 

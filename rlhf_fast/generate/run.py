@@ -16,6 +16,7 @@ from rlhf_fast.model.load import context_of, load_shared, load_tokenizer
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
+from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
@@ -38,9 +39,13 @@ def run_generate(config: GenerateConfig) -> Path:
     stop = stop_ids(tokenizer, model_eos=shared.eos_ids)
     responses = generate(
         Policy(shared, adapter), [ids for _, ids in fitting for _ in range(copies)],
-        Sampling(config.response_length, stop, config.temperature, config.top_k, config.top_p),
+        Sampling(
+            config.response_length, stop, config.temperature, config.top_k, config.top_p,
+            stop_strings(tokenizer, config.stop),
+        ),
         seeds=[(config.seed << 32) + i for i in range(copies * len(prompts))],
         max_batch=config.max_rollout_batch, max_tokens=config.max_tokens_per_micro_batch,
+        max_kv_cache_gb=config.max_kv_cache_gb,
     )  # fmt: skip
     texts = tokenizer.batch_decode([r.tokens for r in responses], skip_special_tokens=True)
     rows = [

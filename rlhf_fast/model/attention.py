@@ -26,7 +26,7 @@ class KVCache:
     """Keys and values of up to `capacity` sequences of up to `length` tokens, a pair of tensors for each layer.
 
     Layer tensors are (capacity, kv_heads, length, head_dim), allocated when the layer first writes. The sequences that
-    are alive are always rows 0..B-1: `move` fills the place of one that has finished.
+    are alive are always rows 0..B-1: `copy` fills the place of one that has finished, and shares a prompt.
     """
 
     def __init__(self, capacity: int, length: int) -> None:
@@ -54,10 +54,11 @@ class KVCache:
         values[rows, :, lengths] = value[:, :, 0]
         return keys[: len(lengths)], values[: len(lengths)]
 
-    def move(self, source: int, target: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give row `target` the first `length` positions of row `source`."""
         for tensors in (self.keys, self.values):
             for tensor in tensors.values():
-                tensor[target] = tensor[source]
+                tensor[target, :, :length] = tensor[source, :, :length]
 
     def nbytes(self) -> int:
         return sum(t.nbytes for tensors in (self.keys, self.values) for t in tensors.values())

@@ -30,7 +30,7 @@ class Rollout:
     slot_rows: Tensor  # (T,) int64, index into tokens whose hidden state the slot reads
     labels: Tensor  # (T,) int64, the response token of the slot; -100 in an eos+1 slot
     score_index: Tensor  # (B,) int64, slot that receives the score; -1 without slots
-    finished: Tensor  # (B,) bool, ended by a stop token
+    finished: Tensor  # (B,) bool, ended by a stop token or a stop string
     truncated: Tensor  # (B,) bool, ran out of budget
     prompt_rows: Tensor  # (B,) int64, row of the dataset
     seeds: Tensor  # (B,) int64, sampling seed
@@ -52,7 +52,7 @@ class Rollout:
         logprobs: list[list[float]] | None = None,
         device: torch.device | str = "cpu",
     ) -> Rollout:
-        """Pack prompts and responses (ids; a finished response ends with its stop token).
+        """Pack prompts and responses (ids; a finished response ends with the token that stopped it).
 
         A sequence that is not finished counts as truncated. Raises `UsageError` if the lists differ in length or a
         response is longer than `budget`.

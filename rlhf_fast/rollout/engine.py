@@ -1,7 +1,8 @@
 """Generation in the training process with the training weights: continuous batching over a key-value cache.
 
 Prompts are prefilled packed, within a token budget; each step decodes one token for every live sequence. A finished
-sequence leaves at once, the last live one moves into its row, and waiting prompts are prefilled into the free rows.
+sequence leaves at once, the last live one moves into its row, and waiting requests are admitted to the free rows. A
+prompt that a live row holds already is not prefilled again: its keys and values are copied.
 Decoding reads a packed copy of the weights where the model has one (see `rlhf_fast.model.packed_decoder`), made here
 and gone with the rollout.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -18,24 +20,21 @@ from rlhf_fast.model.attention import DecodeStep, KVCache, PackedSequences
 from rlhf_fast.model.packed_decoder import decoder
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.work import tell_head
+from rlhf_fast.rollout.cache_size import rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling, choose
-from rlhf_fast.runtime.errors import UsageError
 from rlhf_kernels import sample, sample_is_native
 
 
 @dataclass
 class Response:
-    """Sampled tokens (the stop token included when `finished`), their log-probs at sampling, and how it ended."""
+    """Sampled tokens, their log-probs at sampling, and how it ended.
+
+    finished: by its last token, a stop token or one that completes a stop string. Else it ran to its limit.
+    """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False
-
-
-@dataclass
-class _Live:
-    index: int  # into prompts
-    length: int  # tokens in the cache
 
 
 @torch.no_grad()
@@ -47,113 +46,158 @@ def generate(
     seeds: list[int],
     max_batch: int = 32,
     max_tokens: int = 2048,
+    max_kv_cache_gb: float | None = None,
 ) -> list[Response]:
     """One response for each prompt; response i depends on its prompt, seeds[i] and the weights, not on the others.
 
-    max_batch: sequences decoded together; max_tokens: prompt tokens prefilled in one forward.
-    Raises `UsageError` for an empty prompt, and for one that leaves no room in the model's context.
+    max_batch: sequences decoded together, or fewer where the key-value cache would exceed `max_kv_cache_gb` (None: half
+    of the free memory); max_tokens: prompt tokens prefilled in one forward. Equal prompts are prefilled together.
+    Raises `UsageError` for an empty prompt, for one that leaves no room in the model's context, and for a cache that
+    is not allowed one row.
     """
-    _check(policy, prompts, sampling)
-    responses = [Response() for _ in prompts]
-    if prompts:
-        _Engine(policy, prompts, sampling, seeds, responses, max_batch, max_tokens).run()
-    return responses
+    if not prompts:
+        return []
+    engine = Engine(policy, prompts, sampling, seeds, max_batch, max_tokens, max_kv_cache_gb)
+    engine.run()
+    return engine.responses
 
 
-class _Engine:
+class Engine:
+    """A rollout's state: rows 0..B-1 of the cache and of its columns are the live requests, `requests` says which.
+
+    columns (4, capacity) int64: each row's seed, last token, tokens in the cache, and tokens sampled.
+    ends (capacity, H): the state of the prompt's last token, from which every response to that prompt starts.
+    """
+
     def __init__(
         self, policy: Policy, prompts: list[list[int]], sampling: Sampling, seeds: list[int],
-        responses: list[Response], max_batch: int, max_tokens: int,
+        max_batch: int, max_tokens: int, max_kv_cache_gb: float | None = None,
     ) -> None:  # fmt: skip
-        self.policy, self.prompts, self.sampling, self.seeds = policy, prompts, sampling, seeds
-        self.responses, self.max_tokens = responses, max_tokens
-        self.capacity = min(max_batch, len(prompts))
-        self.cache = KVCache(self.capacity, max(map(len, prompts)) + sampling.max_new_tokens)
+        model = policy.model
+        self.policy, self.prompts, self.sampling, self.max_tokens = policy, prompts, sampling, max_tokens
+        self.limits = sampling.limits(prompts, model.max_length)
+        self.request_seeds, self.responses = seeds, [Response() for _ in prompts]
+        length = max(len(prompt) + limit for prompt, limit in zip(prompts, self.limits, strict=True))
+        self.decode = decoder(model, policy.adapter, length)
+        self.capacity = rows_that_fit(model, length, min(max_batch, len(prompts)), max_kv_cache_gb)
+        self.cache = KVCache(self.capacity, length)
+        firsts: dict[tuple[int, ...], int] = {}
+        self.same = [firsts.setdefault(tuple(prompt), i) for i, prompt in enumerate(prompts)]  # first equal prompt
         self.waiting = deque(range(len(prompts)))
-        self.live: list[_Live] = []
-        self.decode = decoder(policy.model, policy.adapter, self.cache.length)
-        weight, bias = policy.model.lm_head
+        self.requests: list[int] = []
+        self.columns = torch.zeros(4, self.capacity, dtype=torch.int64, device=model.device)
+        self.seeds, self.tokens, self.lengths, self.steps = self.columns
+        self.softcap, (weight, bias) = model.softcap, model.lm_head
+        self.ends = torch.empty(self.capacity, weight.shape[1], dtype=model.dtype, device=model.device)
         bias = None if bias is None else bias.float()
         if sampling.restricted or not sample_is_native(weight, bias):  # torch multiplies in fp32: converted once
             weight = weight.float()
         self.weight, self.bias = weight, bias
 
     def run(self) -> None:
-        while self.waiting or self.live:
-            while self.waiting and len(self.live) < self.capacity:
+        while self.waiting or self.requests:
+            while self.waiting and len(self.requests) < self.capacity:
                 self._admit()
-            if self.live:
-                self._decode()
+            if self.requests:
+                self._step()
 
     def _admit(self) -> None:
-        """Prefill waiting prompts into the free rows, as many as the token budget takes (at least one)."""
-        first_row, used, cu = len(self.live), 0, [0]
-        admitted: list[int] = []
-        while self.waiting and len(self.live) + len(admitted) < self.capacity:
-            length = len(self.prompts[self.waiting[0]])
-            if admitted and used + length > self.max_tokens:
+        """Give free rows to waiting requests and sample their first tokens."""
+        first = len(self.requests)
+        new, sharing = self._next()
+        if new:
+            self.ends[first : first + len(new)] = self.prefill(new, first)
+        self.requests += new
+        row_of = {self.same[request]: row for row, request in enumerate(self.requests)}
+        for request in sharing:
+            source, target = row_of[self.same[request]], len(self.requests)
+            self.cache.copy(source, target, len(self.prompts[request]))
+            self.ends[target] = self.ends[source]
+            self.requests.append(request)
+        rows = slice(first, len(self.requests))
+        values = [(self.request_seeds[request], 0, len(self.prompts[request]), 0) for request in self.requests[rows]]
+        self.columns[:, rows] = torch.tensor(values).t()
+        self._sample(self.ends[rows], first)
+
+    def _next(self) -> tuple[list[int], list[int]]:
+        """Waiting requests for the free rows: those to prefill, within the token budget (at least one), and those
+        whose prompt a live row holds or one of the former will."""
+        held = {self.same[request] for request in self.requests}
+        new: list[int] = []
+        sharing: list[int] = []
+        used = 0
+        while self.waiting and len(self.requests) + len(new) + len(sharing) < self.capacity:
+            request = self.waiting[0]
+            length = len(self.prompts[request])
+            if self.same[request] in held:
+                sharing.append(request)
+            elif new and used + length > self.max_tokens:
                 break
-            admitted.append(self.waiting.popleft())
-            used += length
-            cu.append(used)
-        tokens = torch.tensor([t for i in admitted for t in self.prompts[i]], device=self.policy.model.device)
+            else:
+                new.append(request)
+                held.add(self.same[request])
+                used += length
+            self.waiting.popleft()
+        return new, sharing
+
+    def prefill(self, requests: list[int], first_row: int) -> Tensor:
+        """Write the requests' prompts to the cache from `first_row` on; returns the states (B, H) of their ends."""
+        prompts = [self.prompts[request] for request in requests]
+        cu = [0, *accumulate(map(len, prompts))]
+        tokens = torch.tensor([*chain.from_iterable(prompts)], device=self.columns.device)
         sequences = PackedSequences(cu, self.cache, first_row)
         hidden = self.policy.model.prefill(tokens, sequences, self.policy.adapter)
-        self.live += [_Live(i, len(self.prompts[i])) for i in admitted]
-        self._sample(hidden[torch.tensor(cu[1:], device=tokens.device) - 1], first_row)
+        return hidden[torch.tensor(cu[1:], device=tokens.device) - 1]
 
-    def _decode(self) -> None:
-        device = self.policy.model.device
-        tokens = torch.tensor([self.responses[live.index].tokens[-1] for live in self.live], device=device)
-        lengths = torch.tensor([live.length for live in self.live], device=device)
-        step = DecodeStep(self.cache, lengths, max(live.length for live in self.live))
-        hidden = self.decode(tokens, step)
-        for live in self.live:
-            live.length += 1
+    def _step(self) -> None:
+        live = len(self.requests)
+        step = DecodeStep(self.cache, self.lengths[:live], max(map(self._cached, self.requests)))
+        hidden = self.decode(self.tokens[:live], step)
+        self.lengths[:live] += 1
         self._sample(hidden, 0)
 
-    def _sample(self, hidden: Tensor, first_row: int) -> None:
-        """Sample a token for each live row from `first_row` on, record it, and let finished sequences leave."""
-        rows = self.live[first_row:]
-        steps = [len(self.responses[live.index].tokens) for live in rows]
-        seeds = [self.seeds[live.index] for live in rows]
-        tokens, logprobs = self._choose(hidden.to(self.weight.dtype), seeds, steps)
-        for live, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            response = self.responses[live.index]
-            response.tokens.append(token)
-            response.logprobs.append(logprob)
-            response.finished = token in self.sampling.stop_ids
-        for row in reversed(range(first_row, len(self.live))):
-            response = self.responses[self.live[row].index]
-            if response.finished or len(response.tokens) >= self.sampling.max_new_tokens:
-                self._leave(row)
+    def _cached(self, request: int) -> int:
+        """Tokens in the cache: all but the one sampled last."""
+        return len(self.prompts[request]) + len(self.responses[request].tokens) - 1
 
-    def _leave(self, row: int) -> None:
-        last = self.live.pop()
-        if row < len(self.live):
-            self.cache.move(len(self.live), row)
-            self.live[row] = last
+    def _sample(self, hidden: Tensor, first: int) -> None:
+        """Sample a token for each live row from `first` on, record it, and let finished sequences leave."""
+        rows = slice(first, len(self.requests))
+        tokens, logprobs = self.choose(hidden, self.seeds[rows], self.steps[rows])
+        self.tokens[rows] = tokens
+        self.steps[rows] += 1
+        sampled = zip(self.requests[rows], tokens.tolist(), logprobs.tolist(), strict=True)
+        ended = [row for row, one in enumerate(sampled, first) if self._record(*one)]
+        for row in reversed(ended):
+            self._leave(row)
 
-    def _choose(self, hidden: Tensor, seeds: list[int], steps: list[int]) -> tuple[Tensor, Tensor]:
+    def choose(self, hidden: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """The next tokens (B,) int64 of rows with these states (B, H), and their log-probs (B,) f32."""
+        hidden, cap = hidden.to(self.weight.dtype), self.softcap
         tell_head(len(hidden), self.weight)
-        cap = self.policy.model.softcap
         if not self.sampling.restricted:
             return sample(
                 hidden, self.weight, bias=self.bias, softcap=cap, temperature=self.sampling.temperature,
-                seeds=torch.tensor(seeds, device=hidden.device), steps=torch.tensor(steps, device=hidden.device),
+                seeds=seeds, steps=steps,
             )  # fmt: skip
         logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-        return choose(logits if cap is None else torch.tanh(logits / cap) * cap, self.sampling, seeds, steps)
+        capped = logits if cap is None else torch.tanh(logits / cap) * cap
+        return choose(capped, self.sampling, seeds.tolist(), steps.tolist())
 
+    def _record(self, request: int, token: int, logprob: float) -> bool:
+        """Add a token to a response; whether that ends it."""
+        response, strings = self.responses[request], self.sampling.stop_strings
+        response.tokens.append(token)
+        response.logprobs.append(logprob)
+        response.finished = token in self.sampling.stop_ids or (
+            strings is not None and strings.completed_by_last(response.tokens)
+        )
+        return response.finished or len(response.tokens) == self.limits[request]
 
-def _check(policy: Policy, prompts: list[list[int]], sampling: Sampling) -> None:
-    context = policy.model.max_length
-    for index, prompt in enumerate(prompts):
-        if not prompt:
-            raise UsageError(f"prompt {index} is empty; a response needs at least one token to follow. Remove the row.")
-        if context is not None and len(prompt) + sampling.max_new_tokens > context:
-            raise UsageError(
-                f"prompt {index} has {len(prompt)} tokens and the response up to "
-                f"{sampling.max_new_tokens}; the model's "
-                f"context is {context}. Shorten the prompt or lower response_length."
-            )
+    def _leave(self, row: int) -> None:
+        """Free `row`: the last live request moves there."""
+        request, last = self.requests.pop(), len(self.requests)
+        if row < last:
+            self.cache.copy(last, row, self._cached(request))
+            self.columns[:, row], self.ends[row] = self.columns[:, last], self.ends[last]
+            self.requests[row] = request

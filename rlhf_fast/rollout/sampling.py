@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.rollout.stop_strings import StopStrings
 from rlhf_fast.runtime.errors import UsageError
 
 _MASK = (1 << 64) - 1
@@ -16,17 +18,22 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: temperature 0 is greedy; top_k 0 and top_p 1 are off (as PPO's mathematics needs)."""
+    """How to sample: temperature 0 is greedy; top_k 0 and top_p 1 are off (as PPO's mathematics needs).
 
-    max_new_tokens: int
+    max_new_tokens: most tokens of a response, one number for all requests or one for each.
+    """
+
+    max_new_tokens: int | Sequence[int]
     stop_ids: tuple[int, ...]
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    stop_strings: StopStrings | None = None
 
     def __post_init__(self) -> None:
+        limits = [self.max_new_tokens] if isinstance(self.max_new_tokens, int) else self.max_new_tokens
         for name, ok, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1: a response needs room for a token"),
+            ("max_new_tokens", all(n >= 1 for n in limits), "at least 1: a response needs room for a token"),
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -38,6 +45,33 @@ class Sampling:
     def restricted(self) -> bool:
         """Whether some tokens are excluded, which takes all logits of a row; else `rlhf_kernels.sample` chooses."""
         return self.top_k > 0 or self.top_p < 1
+
+    def limits(self, prompts: list[list[int]], context: int | None) -> list[int]:
+        """`max_new_tokens` of each prompt's response.
+
+        Raises `UsageError` if there is one each, but not for as many prompts, and for a prompt that is empty or that
+        leaves no room for its response in the model's context.
+        """
+        given = self.max_new_tokens
+        limits = [given] * len(prompts) if isinstance(given, int) else list(given)
+        if len(limits) != len(prompts):
+            raise UsageError(
+                f"max_new_tokens has {len(limits)} numbers for {len(prompts)} prompts; give one a prompt, or one "
+                "number for all."
+            )
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            _check_room(index, len(prompt), limit, context)
+        return limits
+
+
+def _check_room(index: int, length: int, limit: int, context: int | None) -> None:
+    if length == 0:
+        raise UsageError(f"prompt {index} is empty; a response needs at least one token to follow. Remove the row.")
+    if context is not None and length + limit > context:
+        raise UsageError(
+            f"prompt {index} has {length} tokens and the response up to {limit}; the model's context is {context}. "
+            "Shorten the prompt or lower response_length."
+        )
 
 
 def stop_ids(

@@ -27,9 +27,17 @@ class InferenceConfig:
     )
     max_prompts: int | None = field(default=None, metadata={"help": "Use only the first so many prompts."})
     response_length: int = field(default=128, metadata={"help": "Most tokens of a response."})
+    stop: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Strings that end a response, which keeps the token that completes one; as well as EOS."},
+    )
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature; 0 is greedy."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling; prompt i has a seed of its own."})
     max_rollout_batch: int = field(default=32, metadata={"help": "Sequences decoded together. Memory and speed only."})
+    max_kv_cache_gb: float | None = field(
+        default=None,
+        metadata={"help": "Most GB of keys and values; more sequences wait. Default: half of the free memory."},
+    )
     max_tokens_per_micro_batch: int = field(
         default=2048, metadata={"help": "Tokens in one forward. Memory and speed only."}
     )
@@ -44,6 +52,9 @@ class InferenceConfig:
             self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(self.max_prompts is None or self.max_prompts >= 1, "max_prompts", "at least 1, or nothing")
         self.require(self.temperature >= 0, "temperature", "0 (greedy) or more")
+        self.require(all(self.stop), "stop", "strings of one character or more")
+        cache = self.max_kv_cache_gb
+        self.require(cache is None or cache > 0, "max_kv_cache_gb", "a number above 0, or nothing")
 
     def require(self, condition: bool, name: str, expected: str) -> None:
         """Raise `UsageError` naming the field, its value and what was expected, unless `condition`."""

@@ -25,6 +25,7 @@ from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import micro_batches, score_rollout
+from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.phases import phase
 from rlhf_fast.train import invariants, ppo_metrics
@@ -57,7 +58,8 @@ class PPO:
         trained = chain(self.policy.named_parameters(), self.critic.named_parameters())
         self.optimiser = Optimiser.build(c, trained, self.iterations * c.num_ppo_epochs * c.num_mini_batches)
         stop = stop_ids(self.tokenizer, c.stop_token, c.stop_token_id, model_eos=self.policy.model.eos_ids)
-        self.sampling = Sampling(c.response_length, stop, c.logit_temperature)
+        strings = stop_strings(self.tokenizer, c.stop)
+        self.sampling = Sampling(c.response_length, stop, c.logit_temperature, stop_strings=strings)
 
     def step(self) -> dict[str, float]:
         """One iteration: a rollout and its update. Returns the metrics."""
@@ -85,7 +87,7 @@ class PPO:
         prompts = [self.prompts.ids[row] for row in rows]
         responses = generate(
             self.policy, prompts, self.sampling, seeds=seeds,
-            max_batch=c.max_rollout_batch, max_tokens=c.max_tokens_per_micro_batch,
+            max_batch=c.max_rollout_batch, max_tokens=c.max_tokens_per_micro_batch, max_kv_cache_gb=c.max_kv_cache_gb,
         )  # fmt: skip
         return Rollout.from_responses(
             prompts, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=c.response_length,

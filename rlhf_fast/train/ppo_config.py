@@ -47,8 +47,18 @@ class PPOConfig(StageConfig):
     stop_token_id: int | None = field(
         default=None, metadata={"help": "A token id that ends a response, instead of EOS."}
     )
+    stop: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Strings that end a response, which keeps the token that completes one; beside the stop token."
+        },
+    )
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature, in rollout and update alike."})
     max_rollout_batch: int = field(default=32, metadata={"help": "Sequences decoded together. Memory and speed only."})
+    max_kv_cache_gb: float | None = field(
+        default=None,
+        metadata={"help": "Most GB of keys and values; more sequences wait. Default: half of the free memory."},
+    )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimiser steps in each PPO epoch."})
     kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in the reward (beta)."})
@@ -131,7 +141,9 @@ class PPOConfig(StageConfig):
             self.require(getattr(self, name) > 0, name, "above 0")
         for name in ("kl_coef", "vf_coef", "entropy_coef"):
             self.require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("missing_eos_penalty", "kl_target", "target_kl", "log_ratio_clamp", "total_episodes"):
+        self.require(all(self.stop), "stop", "strings of one character or more")
+        above_zero = ("missing_eos_penalty", "kl_target", "target_kl", "log_ratio_clamp", "total_episodes")
+        for name in (*above_zero, "max_kv_cache_gb"):
             self.require(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0, or nothing")
         self.require(self.dual_clip is None or self.dual_clip > 1, "dual_clip", "a number above 1, or nothing")
         self.require(

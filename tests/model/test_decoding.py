@@ -46,10 +46,10 @@ def test_decoded_hidden_states_equal_a_full_forward_when_a_sequence_leaves_and_a
 
     step([(0, 5), (1, 1), (2, 8)])
     step([(0, 6), (1, 2), (2, 9)])
-    cache.move(2, 0)  # the first leaves, the third takes its row
+    cache.copy(2, 0, 10)  # the first leaves, the third takes its row
     shared.prefill(torch.tensor(first[:7]), PackedSequences([0, 7], cache, first_row=2), None)
     step([(2, 9), (1, 3), (0, 7)])
-    cache.move(2, 0)  # the third leaves
+    cache.copy(2, 0, 8)  # the third leaves
     for n in range(4):
         step([(0, 8 + n), (1, 4 + n)] if n < 3 else [(0, 8 + n)])
 

@@ -10,7 +10,7 @@ import torch
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.arena import Rollout
-from rlhf_fast.rollout.engine import Response, _Engine, generate
+from rlhf_fast.rollout.engine import Engine, generate
 from rlhf_fast.rollout.sampling import Sampling, choose, uniform
 from rlhf_fast.rollout.scoring import k1, k2, k3
 from rlhf_fast.runtime.errors import UsageError
@@ -106,7 +106,7 @@ def test_kl_estimators_by_hand():
 def test_where_torch_samples_the_head_is_widened_once_for_the_rollout(monkeypatch):
     monkeypatch.setenv("RLHF_FAST_BACKEND", "reference")
     policy = Policy(SharedModel(tiny_model().to(torch.bfloat16)), None)
-    engine = _Engine(policy, tokens(3), Sampling(2, ()), [0], [Response()], 1, 100)
+    engine = Engine(policy, tokens(3), Sampling(2, ()), [0], 1, 100)
     assert engine.weight.dtype == torch.float32
     engine.run()
     assert len(engine.responses[0].tokens) == 2

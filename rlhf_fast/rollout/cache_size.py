@@ -1,0 +1,49 @@
+"""How many sequences are decoded together: as many as their keys and values have memory for."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.memory import free_bytes
+
+GB = 10**9
+SHARE = 0.5  # of the free memory, where no number of bytes is given
+
+
+def rows_that_fit(model: SharedModel, length: int, wanted: int, max_gb: float | None = None) -> int:
+    """Rows of a `KVCache` for sequences of up to `length` tokens: `wanted`, or as many as fit, which is logged once.
+
+    A row takes `length * bytes_per_token(model)`. All rows together take at most `max_gb` GB, or where that is None
+    half of the memory that is free now. Raises `UsageError` where not even one fits.
+    """
+    row = length * bytes_per_token(model)
+    allowed = SHARE * free_bytes(model.device) if max_gb is None else max_gb * GB
+    by = "half of the free memory" if max_gb is None else f"max_kv_cache_gb={max_gb:g}"
+    fitting = int(allowed // row)
+    if fitting == 0:
+        raise UsageError(
+            f"keys and values of one sequence of up to {length} tokens take {row / GB:.3g} GB, and {by} allows "
+            f"{allowed / GB:.3g} GB. Lower response_length, leave out the longest prompts, or raise max_kv_cache_gb."
+        )
+    if fitting < wanted:
+        _announce(fitting, wanted, by)
+    return min(fitting, wanted)
+
+
+def bytes_per_token(model: SharedModel) -> int:
+    """Keys and values of one token in all layers: 2 * layers * key-value heads * head_dim numbers."""
+    config = model.base.config.get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * kv_heads * head_dim * model.dtype.itemsize
+
+
+@cache
+def _announce(fitting: int, wanted: int, by: str) -> None:
+    logging.getLogger(__name__).warning(
+        "%d sequences are decoded together instead of %d: the keys and values of more exceed %s. The responses are the "
+        "same; lower max_rollout_batch or response_length, or raise max_kv_cache_gb.", fitting, wanted, by,
+    )  # fmt: skip

@@ -1,0 +1,33 @@
+"""How much memory is free for more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+CGROUP = Path("/sys/fs/cgroup")  # of a container, as it sees it
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device` without swapping: for a CPU, also within the container's limit."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for its next use
+        return torch.cuda.mem_get_info(device)[0] + kept
+    available = psutil.virtual_memory().available
+    limited = container_room(CGROUP)
+    return available if limited is None else min(available, limited)
+
+
+def container_room(cgroup: Path) -> int | None:
+    """Bytes that the memory limit of a cgroup (version 2) leaves, file cache not counted; None where there is none."""
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        used = int((cgroup / "memory.current").read_text())
+        cached = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    return max(0, int(limit) - used + int(cached["inactive_file"]))
