@@ -3,6 +3,7 @@
     python -m benchmarks.vs_trl                                # the uniform workload; makes .venv-trl the first time
     python -m benchmarks.vs_trl --workload ragged --iterations 1
     python -m benchmarks.vs_trl --smoke                        # tiny random models: does it run?
+    python -m benchmarks.vs_trl.learning                       # what both learn
 
 Each side runs in a process of its own, one at a time, in turn, on the CPU, with as many threads as OMP_NUM_THREADS or
 torch chooses. Both have bfloat16 weights, a LoRA policy of rank 16 on every linear layer, whose bare base is the
@@ -21,9 +22,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,27 +32,7 @@ from benchmarks.run import machine
 from benchmarks.vs_trl import report
 from benchmarks.vs_trl.jobs import OASST, WORKLOADS, Job, choose_prompts
 from benchmarks.vs_trl.models import make_classifier, make_tiny
-from benchmarks.vs_trl.ours import CRITICS
-from benchmarks.vs_trl.report import Run
-
-TRL = environments.ROOT / ".venv-trl"
-PACKAGES = ("trl==1.12.0", environments.same("transformers"), environments.same("peft"))
-
-
-@dataclass(frozen=True)
-class Side:
-    """A row: the module that runs a job, and what it takes for it. `micro_batch` None: its default."""
-
-    module: str
-    critic: str
-    micro_batch: int | None = None
-
-
-SIDES = {
-    f"TRL, {critic} critic, micro-batch {size}": Side("benchmarks.vs_trl.theirs", critic, size)
-    for critic in ("full", "adapter")
-    for size in (4, 16)
-} | {f"rlhf_fast, {critic} critic": Side("benchmarks.vs_trl.ours", critic) for critic in CRITICS}
+from benchmarks.vs_trl.sides import PACKAGES, SIDES, TRL, run
 
 
 def main() -> None:
@@ -120,22 +98,6 @@ def make_jobs(given: argparse.Namespace, workload: str, model: Path, classifier:
         )
         for name in given.sides
     }  # fmt: skip
-
-
-def run(name: str, side: Side, job: Job, round_: int, folder: Path, trl: Path) -> Run:
-    """One process. What it prints goes to a log beside its result; `RuntimeError` names that if the process fails."""
-    stem = f"{name.replace(', ', '-').replace(' ', '-')}-{round_}"
-    asked, result, log = (folder / f"{stem}.{end}" for end in ("job.json", "result.json", "log"))
-    job.write(asked)
-    python = str(trl) if side.module.endswith("theirs") else sys.executable
-    environment = os.environ | {"PYTHONPATH": environments.PATH, "HF_HUB_OFFLINE": "1"}
-    with log.open("w") as out:
-        done = subprocess.run(
-            [python, "-m", side.module, str(asked), str(result)], env=environment, stdout=out, stderr=subprocess.STDOUT
-        )
-    if done.returncode:
-        raise RuntimeError(f"{name} ended with {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}")
-    return Run.read(result, name, round_)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,9 @@ class Job:
     iterations: int
     critic: str
     micro_batch: int | None  # sequences in a forward and backward; None: the side's default
+    dtype: str = "bfloat16"
+    learning_rate: float = 3e-6
+    seed: int = 0
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
@@ -61,13 +64,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Iteration:
-    """Seconds of the phases, which add up to the iteration's; of them all on every core; response tokens sampled."""
+    """Seconds of the phases, which add up to the iteration's; of them all on every core; response tokens sampled; the
+    mean score of the responses and their mean KL to the reference in nats."""
 
     rollout: float
     scoring: float
     update: float
     cpu: float
     tokens: int
+    score: float
+    kl: float
 
     @property
     def seconds(self) -> float:

@@ -38,11 +38,13 @@ def make_tiny(folder: Path) -> Path:
         tie_word_embeddings=True,
     )  # fmt: skip
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    word_tokenizer(pad="<eos>").save_pretrained(folder)  # pad equals EOS, as in the real one
+    return folder
+
+
+def word_tokenizer(pad: str) -> PreTrainedTokenizerFast:
+    """<unk>, <eos>, w2, w3 ..."""
     words = {word: i for i, word in enumerate(["<unk>", "<eos>", *(f"w{i}" for i in range(2, VOCABULARY))])}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>"
-    )  # pad equals EOS, as in the real one
-    tokenizer.save_pretrained(folder)
-    return folder
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<eos>", pad_token=pad)

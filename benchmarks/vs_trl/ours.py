@@ -33,14 +33,17 @@ def main() -> None:
 
 def build(job: Job) -> PPO:
     config = PPOConfig(
-        sft_model_path=job.model, use_cpu=True, dtype="bfloat16", lora_r=LORA_R, lora_alpha=LORA_ALPHA,
+        sft_model_path=job.model, use_cpu=True, dtype=job.dtype, lora_r=LORA_R, lora_alpha=LORA_ALPHA,
         per_device_train_batch_size=len(job.prompts), gradient_accumulation_steps=1, num_ppo_epochs=job.ppo_epochs,
         num_mini_batches=1, total_episodes=len(job.prompts) * (job.warmup + job.iterations),
-        response_length=job.response_length, stop_token="eos" if job.stop else "none", **CRITICS[job.critic],
+        response_length=job.response_length, stop_token="eos" if job.stop else "none",
+        learning_rate=job.learning_rate, seed=job.seed, **CRITICS[job.critic],
     )  # fmt: skip
     roles = build_roles(config)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
-    reward = ClassifierReward.load("classifier", job.classifier, dtype=torch.bfloat16, device=torch.device("cpu"))
+    reward = ClassifierReward.load(
+        "classifier", job.classifier, dtype=getattr(torch, job.dtype), device=torch.device("cpu")
+    )
     prompts = Prompts(job.prompts, tokenizer.batch_decode(job.prompts))
     rewards = WeightedRewards([(reward, 1.0)])
     return PPO(config, roles.policy, roles.reference, roles.critic, rewards, tokenizer, prompts)
@@ -51,12 +54,13 @@ def timed_step(ppo: PPO) -> Iteration:
     collect, update, whole = Timed(ppo.collect), Timed(ppo.update), Timed(ppo.step)
     vars(ppo).update(collect=collect, update=update)
     cpu_began = time.process_time()
-    whole()
+    metrics = whole()
     cpu = time.process_time() - cpu_began
     del vars(ppo)["collect"], vars(ppo)["update"]  # the class's own again
     tokens = sum(map(len, collect.result.responses()))
     scoring = whole.seconds - collect.seconds - update.seconds
-    return Iteration(collect.seconds, scoring, update.seconds, cpu, tokens)
+    score, kl = metrics["objective/scores"], metrics["objective/kl"]
+    return Iteration(collect.seconds, scoring, update.seconds, cpu, tokens, score, kl)
 
 
 class Timed:

@@ -48,11 +48,15 @@ class Phases(TrainerCallback):
         if self.update_began is None:
             self.update_began = time.perf_counter()
 
+    def on_log(self, *_: Any, **given: Any) -> None:
+        if "objective/kl" in (logs := given["logs"]):
+            self.score, self.kl = logs["objective/scores"], logs["objective/kl"]
+
     def on_step_end(self, *_: Any, **__: Any) -> None:
         assert self.update_began is not None
         rollout, scoring = self.rolled_out - self.began, self.update_began - self.rolled_out
         update, cpu = time.perf_counter() - self.update_began, time.process_time() - self.cpu_began
-        self.iterations.append(Iteration(rollout, scoring, update, cpu, self.tokens))
+        self.iterations.append(Iteration(rollout, scoring, update, cpu, self.tokens, self.score, self.kl))
         self.update_began = None
 
 
@@ -66,12 +70,12 @@ def main() -> None:
 
 def build(job: Job, scratch: str) -> tuple[PPOTrainer, Phases]:
     tokenizer = load_tokenizer(job.model)
-    policy = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16)
+    policy = AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype))
     policy.generation_config.pad_token_id = tokenizer.pad_token_id  # what follows EOS must be masked
     phases = Phases(tokenizer.eos_token_id if job.stop else None)
     trainer = PPOTrainer(
         args=configure(job, scratch), processing_class=tokenizer, model=policy, ref_model=None,
-        reward_model=load_classifier(job.classifier), value_model=CRITICS[job.critic](load_classifier(job.classifier)),
+        reward_model=load_classifier(job), value_model=CRITICS[job.critic](load_classifier(job)),
         train_dataset=InTurn(job.prompts, job.warmup + job.iterations + 2),  # the last batch steps out of turn
         eval_dataset=InTurn(job.prompts, 1), callbacks=[phases],
         peft_config=lora("CAUSAL_LM"),
@@ -89,7 +93,7 @@ def configure(job: Job, scratch: str) -> PPOConfig:
         per_device_train_batch_size=micro_batch, gradient_accumulation_steps=batch // micro_batch,
         local_rollout_forward_batch_size=batch, num_ppo_epochs=job.ppo_epochs, num_mini_batches=1,
         response_length=job.response_length, stop_token="eos" if job.stop else None,
-        gradient_checkpointing=False,
+        gradient_checkpointing=False, learning_rate=job.learning_rate, seed=job.seed,
     )  # fmt: skip
 
 
@@ -105,8 +109,8 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(folder: str) -> PreTrainedModel:
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
+def load_classifier(job: Job) -> PreTrainedModel:
+    return AutoModelForSequenceClassification.from_pretrained(job.classifier, dtype=getattr(torch, job.dtype))
 
 
 def adapt(model: PreTrainedModel) -> PreTrainedModel:

@@ -55,19 +55,33 @@ class PolicyHeadCritic:
 
 
 class ReferenceCritic:
-    """Two layers with SiLU in float32 on the reference's last hidden states; starts at 0, as every scalar head here."""
+    """Two layers with SiLU in float32 on the reference's last hidden states; starts at 0, as every scalar head here.
+
+    It reads the state of a slot and the mean of the response's states so far: what matters for the next token is in the
+    first, what has been said until now in the second.
+    """
 
     reads_reference: ClassVar[bool] = True
     models: ClassVar[tuple[SharedModel, ...]] = ()
 
     def __init__(self, hidden_size: int, device: torch.device | str | None = None) -> None:
-        self.inner = nn.Linear(hidden_size, hidden_size, device=device, dtype=torch.float32)
+        self.inner = nn.Linear(2 * hidden_size, hidden_size, device=device, dtype=torch.float32)
         self.head = ScalarHead(hidden_size, device)
 
     def values(self, packed: Packed) -> Tensor:
         assert packed.ref_hidden is not None
-        return self.head(nn.functional.silu(self.inner(packed.ref_hidden.float())))
+        hidden = packed.ref_hidden.float()
+        read = torch.cat([hidden, running_mean(hidden, packed.sequence_of_rows())], 1)
+        return self.head(nn.functional.silu(self.inner(read)))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.inner.named_parameters(prefix="value_inner")
         yield from self.head.named_parameters(prefix="value_head")
+
+
+def running_mean(x: Tensor, sequence: Tensor) -> Tensor:
+    """(R, H): the mean of x's rows up to each, among those of its own sequence (R,), which never falls."""
+    count = torch.arange(1, len(x) + 1, device=x.device)
+    before = torch.searchsorted(sequence, sequence)  # rows of earlier sequences
+    total = torch.cat([x.new_zeros(1, x.shape[1]), x.cumsum(0)])
+    return (total[count] - total[before]) / (count - before)[:, None]

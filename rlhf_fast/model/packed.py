@@ -50,6 +50,11 @@ class Packed:
         tokens = [token for sequence in sequences for token in sequence]
         return cls(_int64(tokens, device), cu, _int64(rows, device), _int64(targets, device))
 
+    def sequence_of_rows(self) -> Tensor:
+        """(R,) int64: which sequence each of `rows` belongs to."""
+        starts = torch.tensor(self.cu_seqlens[1:], device=self.rows.device)
+        return torch.searchsorted(starts, self.rows, right=True)
+
     def trunk_of(self, model: object) -> TrunkStates | None:
         """The trunk's states if they are those of `model`."""
         return self.trunk if self.trunk is not None and self.trunk.model is model else None

@@ -25,7 +25,7 @@ FULL, ADAPTER, OURS = "TRL, full", "TRL, adapter", "rlhf_fast, adapter"
 
 
 def a_run(side: str, *iterations: tuple[float, float, float, float, int], round_: int = 0, gib: float = 1.0) -> Run:
-    return Run(side, round_, [Iteration(*i) for i in iterations], int(gib * GIB), {})
+    return Run(side, round_, [Iteration(*i, score=0.0, kl=0.0) for i in iterations], int(gib * GIB), {})
 
 
 def two_rounds() -> list[Run]:
@@ -143,6 +143,7 @@ class Scripted:
         self.now += 2
         self.update("rollout")
         self.now += 4
+        return {"objective/scores": 1.5, "objective/kl": 0.25}
 
     def collect(self):
         self.now += 8
@@ -160,7 +161,9 @@ def test_what_is_neither_rollout_nor_update_is_scoring(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: ppo.now)
     monkeypatch.setattr(time, "process_time", lambda: 2 * ppo.now)
     for _ in range(2):
-        assert timed_step(ppo) == Iteration(rollout=8, scoring=1 + 2 + 4, update=16, cpu=62, tokens=5)
+        assert timed_step(ppo) == Iteration(
+            rollout=8, scoring=1 + 2 + 4, update=16, cpu=62, tokens=5, score=1.5, kl=0.25
+        )
 
 
 def test_our_side_trains_and_every_response_fills_its_budget(tiny, tmp_path):

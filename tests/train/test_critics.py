@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic
+from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic, running_mean
 from rlhf_fast.model.head import ScalarHead
+from rlhf_fast.model.packed import Packed
 from rlhf_fast.runtime.errors import UsageError
 from tests.model_cases import tiny_model
 from tests.train.cases import estimated, ppo_config, run
@@ -85,3 +86,16 @@ def test_bootstrapping_needs_the_adapter(tmp_path):
         UsageError, match="bootstrap_truncated=True cannot be used: expected false unless critic=adapter"
     ):
         ppo_config(tmp_path, critic="policy_head", bootstrap_truncated=True)
+
+
+def test_a_running_mean_starts_anew_with_each_sequence():
+    x = torch.tensor([[1.0, 2.0], [3.0, 6.0], [8.0, 4.0], [5.0, 5.0]])
+    expected = [[1.0, 2.0], [2.0, 4.0], [4.0, 4.0], [5.0, 5.0]]
+    assert running_mean(x, torch.tensor([0, 0, 0, 2])).tolist() == expected
+    assert running_mean(x[:0], torch.tensor([], dtype=torch.int64)).shape == (0, 2)
+
+
+def test_rows_know_their_sequence():
+    packed = Packed.from_sequences([[7, 8, 9], [5, 6], [4, 4, 4, 4]], [[-100, 8, 9], [-100, 6], [-100, -100, 4, -100]])
+    assert packed.rows.tolist() == [0, 1, 3, 6]
+    assert packed.sequence_of_rows().tolist() == [0, 0, 1, 2]
