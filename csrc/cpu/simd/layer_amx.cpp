@@ -2,11 +2,17 @@
 
 #if RLHF_AMX
 #include "isa_amx.h"
-#include "layer_tables.h"
+#include "rows.h"
+#include "tile_attention_backward.h"
+#include "tile_attention_forward.h"
 
 namespace rlhf::amx {
 const LayerKernels& layer_kernels(Element element) {
-    static constexpr LayerKernels bf16 = layer_kernels_of<TileProduct, std::uint16_t>;
+    using Bf16 = std::uint16_t;
+    static constexpr LayerKernels bf16 = {
+        rms_norm<Avx512, Bf16>, rms_norm_backward<Avx512, Bf16>, swiglu<Avx512, Bf16>, swiglu_backward<Avx512, Bf16>,
+        rotary<Avx512, Bf16>,   tile_forward_bytes,              tile_attention_forward, tile_backward_bytes,
+        tile_attention_backward};
     return element == Element::kBFloat16 ? bf16 : avx512bf16::layer_kernels(element);
 }
 }  // namespace rlhf::amx
