@@ -67,7 +67,10 @@ RLHF_TARGET inline void load_queries(const AttentionBackward& backward, const Ti
     const float* const log_sum = backward.log_sum + head * a.tokens + token;
     for (std::int64_t i = 0; i < kBlock; ++i) {
         __m512 dot = Avx512::set1(0.0f);
-        for (std::int64_t d = 0; d < s.depth; d += kBlock) dot = PairProduct::step(dot, out.part(i, d), d_out.part(i, d));
+        for (std::int64_t d = 0; d < s.depth; d += kBlock) {
+            const __mmask32 there = out.columns(d);
+            dot = PairProduct::step(dot, out.part(i, d, there), d_out.part(i, d, there));
+        }
         s.dots[slot * kBlock + i] = _mm512_reduce_add_ps(dot);
         s.log_sums[slot * kBlock + i] = i < block.count ? log_sum[i] * kLog2E : 1e30f;  // no share beyond the last
     }
@@ -128,19 +131,21 @@ RLHF_TARGET inline void add_keys(const TileBackwardScratch& s, const TileQueries
 // dq of the head in `slot`: (depth, queries) = keys times d_scores, transposed
 RLHF_TARGET inline void write_query_gradient(const TileBackwardScratch& s, const TileQueries& block, const Attention& a,
                                              std::int64_t slot, std::uint16_t* dq) {
+    const __m512 scale = Avx512::set1(a.scale);
     const std::uint32_t* const d_scores = s.d_scores_zipped + (slot * s.keys + block.first_key) / 2 * kBlock;
     for (std::int64_t d = 0; d < a.head_dim; d += kBlock) {
         multiply_tiles<false>(s.key_columns + d * s.stride() + block.first_key, s.stride(), d_scores, kBlock,
                               (block.last_key - block.first_key) / kBlock, s.scores, kBlock);
-        for (std::int64_t column = 0; column < kBlock && d + column < a.head_dim; column += kLanes) {
-            for (std::int64_t query = 0; query < block.count; query += kLanes) {
-                __m512i x[16];
-                for (int i = 0; i < 16; ++i) x[i] = _mm512_loadu_si512(s.scores + (column + i) * kBlock + query);
-                transpose(x);
-                std::uint16_t* to = dq + query * a.heads * a.head_dim + d + column;
-                for (std::int64_t i = 0; i < std::min(kLanes, block.count - query); ++i, to += a.heads * a.head_dim) {
-                    narrow_some(to, _mm512_castsi512_ps(x[i]) * Avx512::set1(a.scale), a.head_dim - d - column);
-                }
+        for (std::int64_t query = 0; query < block.count; query += kLanes) {
+            __m512i low[16], high[16];
+            for (int i = 0; i < 16; ++i) {
+                low[i] = _mm512_loadu_si512(s.scores + i * kBlock + query);
+                high[i] = _mm512_loadu_si512(s.scores + (16 + i) * kBlock + query);
+            }
+            transpose(low), transpose(high);
+            for (std::int64_t i = 0; i < std::min(kLanes, block.count - query); ++i) {
+                narrow_some(dq + (query + i) * a.heads * a.head_dim + d, _mm512_castsi512_ps(low[i]) * scale,
+                            _mm512_castsi512_ps(high[i]) * scale, a.head_dim - d);
             }
         }
     }
@@ -150,8 +155,9 @@ RLHF_TARGET inline void write_query_gradient(const TileBackwardScratch& s, const
 RLHF_TARGET inline void write_key_gradient(const float* sums, std::int64_t depth, const Attention& a, std::int64_t count,
                                            float scale, std::uint16_t* out) {
     for (std::int64_t i = 0; i < count; ++i, sums += depth, out += a.kv_heads * a.head_dim) {
-        for (std::int64_t d = 0; d < a.head_dim; d += kLanes) {
-            narrow_some(out + d, Avx512::load(sums + d) * Avx512::set1(scale), a.head_dim - d);
+        for (std::int64_t d = 0; d < a.head_dim; d += kBlock) {
+            const __m512 low = Avx512::load(sums + d), high = Avx512::load(sums + d + kLanes);
+            narrow_some(out + d, low * Avx512::set1(scale), high * Avx512::set1(scale), a.head_dim - d);
         }
     }
 }

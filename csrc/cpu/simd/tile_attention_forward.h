@@ -37,38 +37,62 @@ inline std::int64_t tile_forward_bytes(std::int64_t length, std::int64_t head_di
     return scratch.used();
 }
 
-// Scores of a query to the shares of the keys [first, last) that it sees, 0 for the other of the keys [begin, end), not yet
-// divided by their sum. Returns the sum; 2^most is what they were divided by.
-RLHF_TARGET inline float exponentiate(float* scores, float scale, std::int64_t first, std::int64_t last,
-                                      std::int64_t begin, std::int64_t end, std::uint16_t* shares, float& most) {
-    const std::int64_t from = first / kLanes * kLanes, to = round_up(last, kLanes);
-    const __m512 lowest = Avx512::set1(kLowest);
-    __m512 highest = lowest, sum = Avx512::set1(0.0f);
-    for (std::int64_t key = from; key < to; key += kLanes) {
-        const auto seen = static_cast<__mmask16>(lanes_below(last - key) & ~lanes_below(first - key));
-        const __m512 z = _mm512_mask_mul_ps(lowest, seen, Avx512::load(scores + key), Avx512::set1(scale));
-        highest = Avx512::max(highest, z);
-        Avx512::store(scores + key, z);
-    }
-    most = _mm512_reduce_max_ps(highest);
-    std::fill(shares + begin, shares + from, std::uint16_t{0});
-    for (std::int64_t key = from; key < to; key += kLanes) {
-        const __m512 share = power_of_2(Avx512::load(scores + key) - Avx512::set1(most));
-        sum = sum + share;
-        Avx512::narrow(shares + key, share);
-    }
-    std::fill(shares + to, shares + end, std::uint16_t{0});
-    return _mm512_reduce_add_ps(sum);
+// 16 scores times `scale`, those of keys that are not seen as low as can be
+RLHF_INLINE __m512 scale_scores(float* scores, float scale, std::uint32_t seen) {
+    const __m512 z = _mm512_mask_mul_ps(Avx512::set1(kLowest), static_cast<__mmask16>(seen), Avx512::load(scores),
+                                        Avx512::set1(scale));
+    Avx512::store(scores, z);
+    return z;
 }
 
-// out (32, 32) of the columns from d on, over the sums of the rows
-RLHF_TARGET inline void write_rows(const float* out, const float* sums, std::int64_t count, std::int64_t columns,
-                                   std::uint16_t* to, std::int64_t stride) {
-    for (std::int64_t i = 0; i < count; ++i, out += kBlock, to += stride) {
-        const __m512 factor = Avx512::set1(1.0f / sums[i]);
-        for (std::int64_t d = 0; d < kBlock && d < columns; d += kLanes) {
-            narrow_some(to + d, Avx512::load(out + d) * factor, columns - d);
-        }
+// Scores of a query, scaled, and their maximum: as low as can be for those of the keys [0, keys) outside [first, last)
+RLHF_TARGET inline float mask_scores(float* scores, float scale, std::int64_t first, std::int64_t last,
+                                     std::int64_t keys) {
+    __m512 even = Avx512::set1(kLowest), odd = even;  // two maxima: one would wait for itself
+    std::int64_t key = 0;
+    for (; key < first; key += kLanes) {
+        const std::uint32_t seen = lanes_below(last - key) & ~lanes_below(first - key);
+        even = Avx512::max(even, scale_scores(scores + key, scale, seen));
+    }
+    for (; key + kBlock <= last; key += kBlock) {
+        even = Avx512::max(even, scale_scores(scores + key, scale, ~0u));
+        odd = Avx512::max(odd, scale_scores(scores + key + kLanes, scale, ~0u));
+    }
+    for (; key < keys; key += kLanes) {
+        odd = Avx512::max(odd, scale_scores(scores + key, scale, lanes_below(last - key)));
+    }
+    return _mm512_reduce_max_ps(Avx512::max(even, odd));
+}
+
+// shares = 2^(score - most). Returns their sum.
+RLHF_TARGET inline float exponentiate(const float* scores, float most, std::int64_t keys, std::uint16_t* shares) {
+    const __m512 highest = Avx512::set1(most);
+    __m512 even = Avx512::set1(0.0f), odd = even;
+    for (std::int64_t key = 0; key < keys; key += kBlock) {
+        const __m512 low = power_of_2(Avx512::load(scores + key) - highest);
+        const __m512 high = power_of_2(Avx512::load(scores + key + kLanes) - highest);
+        even = even + low, odd = odd + high;
+        _mm512_storeu_si512(shares + key, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+    return _mm512_reduce_add_ps(even + odd);
+}
+
+// Shares of the block, not yet divided by their sums; factors (32,) are 1 / sum.
+RLHF_TARGET inline void softmax(const TileForwardScratch& s, const TileQueries& block, float scale, float* log_sum,
+                                float* factors) {
+    const std::int64_t keys = block.last_key - block.first_key;
+    float most[kBlock] = {}, sums[kBlock] = {};
+    for (std::int64_t i = 0; i < block.count; ++i) {
+        float* const scores = s.scores + i * s.stride();
+        const std::int64_t query = block.first + i, first = block.first_seen(query) - block.first_key;
+        most[i] = mask_scores(scores, scale * kLog2E, first, query + 1 - block.first_key, keys);
+        sums[i] = exponentiate(scores, most[i], keys, s.shares + i * s.stride());
+    }
+    for (std::int64_t i = 0; i < block.count; i += kLanes) {
+        const __m512 sum = Avx512::load(sums + i);
+        const __m512 log_sums = Avx512::fma(Avx512::load(most + i), Avx512::set1(kLn2), log<Avx512>(sum));
+        _mm512_mask_storeu_ps(log_sum + i, static_cast<__mmask16>(lanes_below(block.count - i)), log_sums);
+        Avx512::store(factors + i, Avx512::set1(1.0f) / sum);
     }
 }
 
@@ -78,26 +102,21 @@ RLHF_TARGET inline void tile_forward_block(const AttentionForward& forward, cons
     const std::int64_t token = task.first + block.first, steps = s.depth / kBlock;
     copy_rows({head_rows<std::uint16_t>(a.q, token, head), block.count, a.head_dim}, kBlock, s.depth, s.queries);
     for (std::int64_t key = block.first_key; key < block.last_key; key += kBlock) {
-        multiply_tiles<false>(s.queries, s.depth, s.packed_keys + key * s.depth / 2, kBlock, steps, s.scores + key,
-                              s.stride());
+        multiply_tiles<false>(s.queries, s.depth, s.packed_keys + key * s.depth / 2, kBlock, steps,
+                              s.scores + key - block.first_key, s.stride());
     }
-    float most[kBlock] = {}, sums[kBlock];
-    std::fill_n(sums, kBlock, 1.0f);
-    for (std::int64_t i = 0; i < block.count; ++i) {
-        const std::int64_t query = block.first + i;
-        sums[i] = exponentiate(s.scores + i * s.stride(), a.scale * kLog2E, block.first_seen(query), query + 1,
-                               block.first_key, block.last_key, s.shares + i * s.stride(), most[i]);
-    }
-    for (std::int64_t i = 0; i < block.count; i += kLanes) {
-        const __m512 log_sum = Avx512::fma(Avx512::load(most + i), Avx512::set1(kLn2), log<Avx512>(Avx512::load(sums + i)));
-        _mm512_mask_storeu_ps(forward.log_sum + head * a.tokens + token + i,
-                              static_cast<__mmask16>(lanes_below(block.count - i)), log_sum);
-    }
+    float factors[kBlock];
+    softmax(s, block, a.scale, forward.log_sum + head * a.tokens + token, factors);
     auto* const out = static_cast<std::uint16_t*>(forward.out) + (token * a.heads + head) * a.head_dim;
     for (std::int64_t d = 0; d < a.head_dim; d += kBlock) {
-        multiply_tiles<false>(s.shares + block.first_key, s.stride(), s.values + block.first_key / 2 * s.depth + d,
-                              s.depth, (block.last_key - block.first_key) / kBlock, s.out, kBlock);
-        write_rows(s.out, sums, block.count, a.head_dim - d, out + d, a.heads * a.head_dim);
+        multiply_tiles<false>(s.shares, s.stride(), s.values + block.first_key / 2 * s.depth + d, s.depth,
+                              (block.last_key - block.first_key) / kBlock, s.out, kBlock);
+        for (std::int64_t i = 0; i < block.count; ++i) {
+            const float* const row = s.out + i * kBlock;
+            const __m512 factor = Avx512::set1(factors[i]);
+            narrow_some(out + i * a.heads * a.head_dim + d, Avx512::load(row) * factor,
+                        Avx512::load(row + kLanes) * factor, a.head_dim - d);
+        }
     }
 }
 
@@ -113,9 +132,10 @@ RLHF_TARGET inline void tile_attention_forward(const AttentionForward& forward, 
     }
     zip_rows(values, s.keys, s.depth, s.values);
     const Tiles tiles;
-    for (std::int64_t head = task.kv_head * group; head < (task.kv_head + 1) * group; ++head) {
-        for (std::int64_t q = 0; q < length; q += kBlock) {
-            tile_forward_block(forward, task, s, TileQueries(q, length, a.window), head);
+    for (std::int64_t q = 0; q < length; q += kBlock) {
+        const TileQueries block(q, length, a.window);
+        for (std::int64_t head = task.kv_head * group; head < (task.kv_head + 1) * group; ++head) {
+            tile_forward_block(forward, task, s, block, head);
         }
     }
 }
