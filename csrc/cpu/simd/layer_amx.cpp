@@ -2,6 +2,7 @@
 
 #if RLHF_AMX
 #include "isa_amx.h"
+#include "isa_avx512bf16_pairs.h"
 #include "rows.h"
 #include "tile_attention_backward.h"
 #include "tile_attention_forward.h"
@@ -10,8 +11,8 @@ namespace rlhf::amx {
 const LayerKernels& layer_kernels(Element element) {
     using Bf16 = std::uint16_t;
     static constexpr LayerKernels bf16 = {
-        rms_norm<Avx512, Bf16>, rms_norm_backward<Avx512, Bf16>, swiglu<Avx512, Bf16>, swiglu_backward<Avx512, Bf16>,
-        rotary<Avx512, Bf16>,   tile_forward_bytes,              tile_attention_forward, tile_backward_bytes,
+        rms_norm<Avx512Pairs, Bf16>, rms_norm_backward<Avx512Pairs, Bf16>, swiglu<Avx512Pairs, Bf16>, swiglu_backward<Avx512Pairs, Bf16>,
+        rotary<Avx512Pairs, Bf16>,   tile_forward_bytes,              tile_attention_forward, tile_backward_bytes,
         tile_attention_backward};
     return element == Element::kBFloat16 ? bf16 : avx512bf16::layer_kernels(element);
 }
