@@ -1,7 +1,8 @@
-// AVX-512 two vectors at a time, for what is done to each bf16 entry alone: 32 entries are the even ones and the odd ones,
-// in which order they come out of their cells and go back at half the cost of 16 in a row.
+// AVX-512 two vectors at a time, for what is done to each bf16 entry alone: 32 entries are the even ones and the odd
+// ones, in which order they come out of their cells and go back at half the cost of 16 in a row.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "elements.h"
@@ -9,6 +10,19 @@
 
 namespace rlhf {
 namespace {
+
+// The lanes i < count of up to 32
+inline std::uint32_t lanes_below(std::int64_t count) {
+    return static_cast<std::uint32_t>((std::uint64_t{1} << std::clamp<std::int64_t>(count, 0, 32)) - 1);
+}
+
+// 16 elements and the 16 after them to pairs of one of each
+RLHF_INLINE __m512i zip_halves(__m512i elements) {
+    alignas(64) static constexpr std::uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), elements);
+}
 
 // 1 / x of a normal number: a Newton step from 14 bits
 RLHF_INLINE __m512 reciprocal(__m512 x) {
@@ -44,25 +58,18 @@ struct Avx512Pairs {
                 _mm512_castsi512_ps(_mm512_and_si512(cells, _mm512_set1_epi32(-65536)))};
     }
     RLHF_INLINE static __m512i to_cells(F x) {
-        alignas(64) static constexpr std::uint16_t kZip[32] = {
-            0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-        return _mm512_permutexvar_epi16(_mm512_load_si512(kZip), (__m512i)_mm512_cvtne2ps_pbh(x.odd, x.even));
+        return zip_halves((__m512i)_mm512_cvtne2ps_pbh(x.odd, x.even));
     }
 };
 
-RLHF_INLINE __mmask32 entries_below(std::int64_t count) {
-    return count >= Avx512Pairs::kLanes ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
-}
-
 template <>
 RLHF_INLINE Avx512Pairs::F load_some<Avx512Pairs>(const std::uint16_t* p, std::int64_t count) {
-    return Avx512Pairs::from_cells(_mm512_maskz_loadu_epi16(entries_below(count), p));
+    return Avx512Pairs::from_cells(_mm512_maskz_loadu_epi16(lanes_below(count), p));
 }
 
 template <>
 RLHF_INLINE void store_some<Avx512Pairs>(std::uint16_t* p, Avx512Pairs::F x, std::int64_t count) {
-    _mm512_mask_storeu_epi16(p, entries_below(count), Avx512Pairs::to_cells(x));
+    _mm512_mask_storeu_epi16(p, lanes_below(count), Avx512Pairs::to_cells(x));
 }
 
 template <>

@@ -9,11 +9,11 @@
 
 namespace rlhf::amx {
 const LayerKernels& layer_kernels(Element element) {
-    using Bf16 = std::uint16_t;
+    using Isa = Avx512Pairs;
+    using T = std::uint16_t;
     static constexpr LayerKernels bf16 = {
-        rms_norm<Avx512Pairs, Bf16>, rms_norm_backward<Avx512Pairs, Bf16>, swiglu<Avx512Pairs, Bf16>, swiglu_backward<Avx512Pairs, Bf16>,
-        rotary<Avx512Pairs, Bf16>,   tile_forward_bytes,              tile_attention_forward, tile_backward_bytes,
-        tile_attention_backward};
+        rms_norm<Isa, T>,   rms_norm_backward<Isa, T>, swiglu<Isa, T>,      swiglu_backward<Isa, T>, rotary<Isa, T>,
+        tile_forward_bytes, tile_attention_forward,    tile_backward_bytes, tile_attention_backward};
     return element == Element::kBFloat16 ? bf16 : avx512bf16::layer_kernels(element);
 }
 }  // namespace rlhf::amx

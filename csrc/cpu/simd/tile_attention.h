@@ -1,5 +1,5 @@
-// What forward and backward of attention in tiles share: blocks of 32 queries against blocks of 32 keys, bf16 products with
-// float sums. Rows of a head are padded with 0 to `depth`, a multiple of 32.
+// What forward and backward of attention in tiles share: blocks of 32 queries against blocks of 32 keys, bf16 products
+// with float sums. Rows of a head are padded with 0 to `depth`, a multiple of 32.
 #pragma once
 
 #include <algorithm>
@@ -64,8 +64,8 @@ RLHF_TARGET inline void multiply_tiles(const std::uint16_t* a, std::int64_t a_st
     tile_store<2>(lower, c_bytes), tile_store<3>(lower + 16, c_bytes);
 }
 
-// 2^x, exactly 1 at 0 and 0 for -inf; relative error 3e-6, of which rounding to bf16 leaves nothing. 2^f = 1 + f p(f) for
-// |f| <= 1/2, p fitted for the least error of 2^f.
+// 2^x, exactly 1 at 0 and 0 for -inf; relative error 3e-6, a thousandth of what rounding to bf16 takes.
+// 2^f = 1 + f p(f) for |f| <= 1/2, p fitted for the least error of 2^f.
 RLHF_INLINE __m512 power_of_2(__m512 x) {
     const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);  // x less a whole number
     __m512 p = Avx512::fma(Avx512::set1(9.58285e-3f), f, Avx512::set1(5.590643e-2f));

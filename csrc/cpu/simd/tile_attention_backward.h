@@ -1,6 +1,6 @@
-// Backward in tiles: for a block of queries of some heads that read the same keys, the shares of all keys again, from the
-// log-sums that the forward kept, and with them the gradients of queries, keys and values (Dao 2023, "FlashAttention-2").
-// Shares lie with keys in rows and queries in the lanes, as the gradients of keys and values take them.
+// Backward in tiles: for a block of queries of some heads that read the same keys, the shares of all keys again, from
+// the log-sums that the forward kept, and with them the gradients of queries, keys and values (Dao 2023,
+// "FlashAttention-2"). Shares lie with keys in rows and queries in the lanes, as those of keys and values take them.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@ struct TileBackwardScratch {
     float *log_sums, *dots;                         // [head][32]
     float *dk, *dv;                                 // (keys, depth)
 
-    // Between key_columns: not a multiple of 4 KiB, at which rows compete for the same lines of cache
+    // Between rows of key_columns, no multiple of 4 KiB: at those, rows compete for the same lines of the cache
     std::int64_t stride() const { return keys + kBlock; }
 
     static TileBackwardScratch from(Scratch& scratch, std::int64_t length, std::int64_t head_dim) {
@@ -84,9 +84,6 @@ RLHF_INLINE void store_halves(__m512i x, std::uint16_t* low, std::uint16_t* high
 // Scores and slopes of 32 keys from `key` on to shares and d_scores of the head in `slot`
 RLHF_TARGET inline void differentiate(const TileBackwardScratch& s, const TileQueries& block, float scale,
                                       std::int64_t key, std::int64_t slot) {
-    alignas(64) static constexpr std::uint16_t kZip[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i zip = _mm512_load_si512(kZip);
     const __m512 factor = Avx512::set1(scale * kLog2E);
     const bool cuts = block.cuts(key);
     std::uint32_t* const zipped = s.d_scores_zipped + (slot * s.keys + key) / 2 * kBlock;
@@ -107,7 +104,7 @@ RLHF_TARGET inline void differentiate(const TileBackwardScratch& s, const TileQu
             const std::int64_t out = row * kHeads * kBlock + slot * kBlock + query, next = out + kHeads * kBlock;
             store_halves(shares, s.shares + out, s.shares + next);
             store_halves(d_scores, s.d_scores + out, s.d_scores + next);
-            _mm512_storeu_si512(zipped + row / 2 * kBlock + query, _mm512_permutexvar_epi16(zip, d_scores));
+            _mm512_storeu_si512(zipped + row / 2 * kBlock + query, zip_halves(d_scores));
         }
     }
 }
@@ -123,8 +120,9 @@ RLHF_TARGET inline void add_keys(const TileBackwardScratch& s, const TileQueries
         differentiate(s, block, scale, key, slot);
     }
     for (std::int64_t d = 0; d < s.depth; d += kBlock) {
-        multiply_tiles<true>(s.shares, kHeads * kBlock, s.d_out_zipped + d, s.depth, heads, s.dv + rows + d, s.depth);
-        multiply_tiles<true>(s.d_scores, kHeads * kBlock, s.queries_zipped + d, s.depth, heads, s.dk + rows + d, s.depth);
+        float *const dk = s.dk + rows + d, *const dv = s.dv + rows + d;
+        multiply_tiles<true>(s.shares, kHeads * kBlock, s.d_out_zipped + d, s.depth, heads, dv, s.depth);
+        multiply_tiles<true>(s.d_scores, kHeads * kBlock, s.queries_zipped + d, s.depth, heads, dk, s.depth);
     }
 }
 
@@ -152,8 +150,8 @@ RLHF_TARGET inline void write_query_gradient(const TileBackwardScratch& s, const
 }
 
 // The first rows of sums (keys, depth), times `scale`
-RLHF_TARGET inline void write_key_gradient(const float* sums, std::int64_t depth, const Attention& a, std::int64_t count,
-                                           float scale, std::uint16_t* out) {
+RLHF_TARGET inline void write_key_gradient(const float* sums, std::int64_t depth, const Attention& a,
+                                           std::int64_t count, float scale, std::uint16_t* out) {
     for (std::int64_t i = 0; i < count; ++i, sums += depth, out += a.kv_heads * a.head_dim) {
         for (std::int64_t d = 0; d < a.head_dim; d += kBlock) {
             const __m512 low = Avx512::load(sums + d), high = Avx512::load(sums + d + kLanes);

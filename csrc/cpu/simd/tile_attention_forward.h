@@ -10,12 +10,12 @@ namespace rlhf {
 namespace {
 
 struct TileForwardScratch {
-    std::int64_t keys, depth;            // padded
+    std::int64_t keys, depth;             // padded
     std::uint32_t *packed_keys, *values;  // [block of keys][depth / 2][32], [keys / 2][depth]
     std::uint16_t *queries, *shares;      // (32, depth), (32, stride)
     float *scores, *out;                  // (32, stride), (32, 32)
 
-    // Between the rows of a block of queries: not a multiple of 4 KiB, at which rows compete for the same lines of cache
+    // Between rows, no multiple of 4 KiB: at those, rows compete for the same lines of the cache
     std::int64_t stride() const { return keys + kBlock; }
 
     static TileForwardScratch from(Scratch& scratch, std::int64_t length, std::int64_t head_dim) {

@@ -2,22 +2,17 @@
 // operand is padded with 0 to whole blocks.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
-#include "attention.h"
+#include "head_rows.h"
 #include "isa_amx.h"
+#include "isa_avx512bf16_pairs.h"
 
 namespace rlhf {
 namespace {
 
 constexpr std::int64_t kBlock = 32;  // rows and lanes of a product; elements in a row of a tile
 constexpr std::int64_t kLanes = Avx512::kLanes;
-
-// The lanes i < count
-inline std::uint32_t lanes_below(std::int64_t count) {
-    return static_cast<std::uint32_t>((std::uint64_t{1} << std::clamp<std::int64_t>(count, 0, 32)) - 1);
-}
 
 // The elements of both in the halves of a cell
 RLHF_INLINE __m512i zip(__m256i even, __m256i odd) {
