@@ -83,10 +83,11 @@ RLHF_TARGET inline void softmax(const TileForwardScratch& s, const TileQueries& 
     const std::int64_t keys = block.last_key - block.first_key;
     float most[kBlock] = {}, sums[kBlock] = {};
     for (std::int64_t i = 0; i < block.count; ++i) {
-        float* const scores = s.scores + i * s.stride();
         const std::int64_t query = block.first + i, first = block.first_seen(query) - block.first_key;
-        most[i] = mask_scores(scores, scale * kLog2E, first, query + 1 - block.first_key, keys);
-        sums[i] = exponentiate(scores, most[i], keys, s.shares + i * s.stride());
+        most[i] = mask_scores(s.scores + i * s.stride(), scale * kLog2E, first, query + 1 - block.first_key, keys);
+    }
+    for (std::int64_t i = 0; i < block.count; ++i) {  // of its own: a row would wait for its maximum
+        sums[i] = exponentiate(s.scores + i * s.stride(), most[i], keys, s.shares + i * s.stride());
     }
     for (std::int64_t i = 0; i < block.count; i += kLanes) {
         const __m512 sum = Avx512::load(sums + i);
