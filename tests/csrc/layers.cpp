@@ -159,7 +159,8 @@ void check_layers() {
     const AttentionCase cases[] = {{2, 1, 8, 0, {0, 1, 1, 50}},
                                    {3, 3, 5, 7, {0, 61}},
                                    {4, 2, 33, 0, {0, 17, 48}},
-                                   {1, 1, 64, 49, {0, 100}}};
+                                   {1, 1, 64, 49, {0, 100}},
+                                   {6, 1, 40, 33, {0, 35, 99}}};
     for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
                              rlhf::Level::kAmx}) {
         if (!rlhf::level_available(level)) continue;

@@ -68,15 +68,16 @@ RLHF_TARGET void differentiate(const BackwardScratch<P>& s, const QueryBlock<P>&
     constexpr int kQueries = AttentionShape<P>::kQueries;
     const std::int64_t steps = shape.depth() / P::kDepth;
     typename P::F share[Isa::kRows][Isa::kGroups], slope[Isa::kRows][Isa::kGroups];
+    const auto zero = Isa::set1(0.0f);
     std::int64_t out = 0;
     for (std::int64_t key = block.first_key; key < block.last_key; key += Isa::kRows) {
         tile<P, Isa::kGroups>(s.keys + key * shape.depth(), shape.depth(), s.queries, kQueries, steps, share);
         const bool cuts = block.cuts(key);
         for (int r = 0; r < Isa::kRows; ++r) {
             for (int g = 0; g < Isa::kGroups; ++g) {
-                auto z = share[r][g] * Isa::set1(scale) - Isa::load(log_sum + g * Isa::kLanes);
-                if (cuts) z = z + block.penalty(key + r, g);
-                share[r][g] = exp<Isa>(floored<Isa>(z));
+                // rounded as in the forward, so that the only key that a query sees has a share of exactly 1
+                const auto score = Isa::fma(share[r][g], Isa::set1(scale), cuts ? block.penalty(key + r, g) : zero);
+                share[r][g] = exp<Isa>(floored<Isa>(score - Isa::load(log_sum + g * Isa::kLanes)));
                 store_row<Isa>(s.shares + out + r * kQueries + g * Isa::kLanes, share[r][g]);
             }
         }

@@ -2,11 +2,18 @@
 
 #if RLHF_AMX
 #include "isa_amx.h"
-#include "layer_tables.h"
+#include "isa_avx512bf16_pairs.h"
+#include "rows.h"
+#include "tile_attention_backward.h"
+#include "tile_attention_forward.h"
 
 namespace rlhf::amx {
 const LayerKernels& layer_kernels(Element element) {
-    static constexpr LayerKernels bf16 = layer_kernels_of<TileProduct, std::uint16_t>;
+    using Isa = Avx512Pairs;
+    using T = std::uint16_t;
+    static constexpr LayerKernels bf16 = {
+        rms_norm<Isa, T>,   rms_norm_backward<Isa, T>, swiglu<Isa, T>,      swiglu_backward<Isa, T>, rotary<Isa, T>,
+        tile_forward_bytes, tile_attention_forward,    tile_backward_bytes, tile_attention_backward};
     return element == Element::kBFloat16 ? bf16 : avx512bf16::layer_kernels(element);
 }
 }  // namespace rlhf::amx
