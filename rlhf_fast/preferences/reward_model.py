@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from rlhf_fast.preferences.page import build_report
 from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_history, read_result
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.identity import fingerprint
+from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.resume import Start, choose_start
@@ -64,7 +64,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
     split = read_split(config, tokenizer)
     device = choose_device(config.use_cpu)
     dtype = choose_dtype(config.dtype, device)
-    start = choose_start(config, {"contents of the data": fingerprint(_rows(split))})
+    start = choose_start(config, _inputs(config, split))
     if start.finished:
         return read_result(output)
     shared, sft = load_shared(config.model_name_or_path, dtype=dtype, device=device)
@@ -109,8 +109,13 @@ def _save(shared: SharedModel, tokenizer: PreTrainedTokenizerBase, base: str, fo
     tokenizer.save_pretrained(folder)
 
 
-def _rows(split: Split) -> Iterator[Any]:
-    return ((c.sequences, c.row.ranks, c.row.probability) for c in (*split.train, *split.heldout))
+def _inputs(config: RewardConfig, split: Split) -> dict[str, Any]:
+    """What the result depends on beside the config."""
+    source, rows = resolve_source(str(config.model_name_or_path)), (*split.train, *split.heldout)
+    return {
+        "contents of the data": fingerprint((c.sequences, c.row.ranks, c.row.probability) for c in rows),
+        "contents of the model": weights_fingerprint((source.base, source.adapter)),
+    }
 
 
 def read_split(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Split:

@@ -24,6 +24,8 @@ ROUNDING = frozenset({
 LENGTH = frozenset({"num_train_epochs", "total_episodes"})
 """Fields that say how long the run is: one may go on for longer. Its learning rates are those of the new length."""
 
+_SAMPLE = 1 << 20  # bytes
+
 
 def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the result depends on, as JSON gives it back: fields of the config, and `inputs` beside them."""
@@ -54,3 +56,22 @@ def fingerprint(rows: Iterable[Any]) -> str:
     for row in rows:
         digest.update(json.dumps(row, default=str).encode() + b"\n")
     return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(folders: Iterable[str | None]) -> str:
+    """A digest of the weight files in model and adapter folders: their names, sizes, and a MiB at the start, in the
+    middle and at the end of each. A hub name stands for itself."""
+    rows: list[Any] = []
+    for folder in folders:
+        files = sorted(Path(folder).glob("*.safetensors")) if folder else []
+        rows += [[path.name, path.stat().st_size, _sample(path)] for path in files] or [folder]
+    return fingerprint(rows)
+
+
+def _sample(path: Path) -> str:
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as file:
+        for place in (0, size // 2, max(0, size - _SAMPLE)):
+            file.seek(place)
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.load import context_of, load_tokenizer
+from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.profiling.profile import profiled
 from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.classifier import ClassifierReward
@@ -24,7 +24,7 @@ from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.identity import fingerprint
+from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
@@ -59,7 +59,7 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
             source.check_signature(prompts.columns)
     if notice := difference_from_trl(config):
         logging.getLogger(NOTICES).warning(notice)
-    start = choose_start(config, _inputs(prompts, rewards))
+    start = choose_start(config, _inputs(config, prompts, rewards))
     if start.finished:
         return output
     roles = build_roles(config)
@@ -101,10 +101,14 @@ def save_policy(ppo: PPO, roles: Roles, tokenizer: PreTrainedTokenizerBase, outp
     (output / "ppo.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _inputs(prompts: Prompts, rewards: Sequence[tuple[RewardSource, float]]) -> dict[str, Any]:
+def _inputs(config: PPOConfig, prompts: Prompts, rewards: Sequence[tuple[RewardSource, float]]) -> dict[str, Any]:
     """What the result depends on beside the config."""
-    rows = fingerprint((prompts.ids, prompts.texts, prompts.columns))
-    return {"contents of the data": rows, "rewards": [[source.name, weight] for source, weight in rewards]}
+    sft = resolve_source(str(config.sft_model_path))
+    return {
+        "contents of the data": fingerprint((prompts.ids, prompts.texts, prompts.columns)),
+        "contents of the models": weights_fingerprint((sft.base, sft.adapter, config.reward_model_path)),
+        "rewards": [[source.name, weight] for source, weight in rewards],
+    }
 
 
 def _model_reward(roles: Roles, config: PPOConfig) -> list[tuple[RewardSource, float]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.identity import fingerprint
+from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
@@ -91,7 +92,7 @@ def run_sft(config: SFTConfig) -> Path:
     context = context_of(config.model_name_or_path)
     rows = _encode(config, config.dataset_name, tokenizer, context)
     heldout = _encode(config, config.eval_dataset_name, tokenizer, context) if config.eval_dataset_name else []
-    start = choose_start(config, {"contents of the data": fingerprint((r.input_ids, r.labels) for r in rows + heldout)})
+    start = choose_start(config, _inputs(config, rows + heldout))
     if start.finished:
         return output
     policy = _policy(config)
@@ -111,6 +112,15 @@ def run_sft(config: SFTConfig) -> Path:
     save(output)
     checkpoints.finish()
     return output
+
+
+def _inputs(config: SFTConfig, rows: list[Encoded]) -> dict[str, Any]:
+    """What the result depends on beside the config."""
+    source = resolve_source(str(config.model_name_or_path))
+    return {
+        "contents of the data": fingerprint((row.input_ids, row.labels) for row in rows),
+        "contents of the model": weights_fingerprint((source.base, source.adapter)),
+    }
 
 
 def _save(policy: Policy, tokenizer: PreTrainedTokenizerBase, base: str, folder: Path) -> None:

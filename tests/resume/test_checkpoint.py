@@ -1,4 +1,4 @@
-"""Checkpoints on disk: a damaged one is told and passed over, an interrupted write leaves nothing, the best stay."""
+"""Checkpoints on disk: a damaged one is told and passed over, an interrupted write leaves nothing."""
 
 from __future__ import annotations
 
@@ -12,58 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_fast.model.load import load_shared
 from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.random_state import RandomState
-from rlhf_fast.runtime.resume import choose_start
-from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import State
-from rlhf_fast.runtime.tracking import Tracker
-from tests.resume.cases import prepare, run
-
-
-class Counter:
-    """A part of a run that counts its steps, in a number and in a tensor."""
-
-    def __init__(self) -> None:
-        self.count, self.vector = 0, torch.zeros(3)
-
-    def step(self) -> None:
-        self.count += 1
-        self.vector += 1
-
-    def state(self) -> State:
-        return State({"vector": self.vector}, {"count": self.count})
-
-    def load_state(self, state: State) -> None:
-        self.count = state.facts["count"]
-        self.vector = state.tensors["vector"].clone()
-
-
-def count(output, steps: int = 6, *, losses=(0.5,) * 6, until: int | None = None, **options) -> Counter:
-    """A run that only counts; `until` leaves it unfinished after that step."""
-    config = StageConfig(output_dir=str(output), use_cpu=True, save_steps=1, **options)
-    counter = Counter()
-    start = choose_start(config, {})
-    checkpoints = Checkpoints(
-        config, start, steps, {"counter": counter}, lambda folder: (folder / "model").write_text("m")
-    )
-    with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker:
-        for step in checkpoints.remaining():
-            counter.step()
-            tracker.log(step, {"loss": losses[step - 1]})
-            checkpoints.after(step, {"loss": losses[step - 1]})
-            if step == until:
-                return counter
-    checkpoints.finish()
-    return counter
-
-
-def names(output) -> list[str]:
-    return [path.name for path in list_checkpoints(output)]
+from tests.resume.counting import count
 
 
 def cut_in_half(path) -> None:
@@ -76,6 +31,7 @@ def change_a_byte(path) -> None:
     path.write_bytes(bytes(data))
 
 
+FILES = {"state.safetensors", "state.json", "metrics.jsonl", "manifest.json", "model"}
 DAMAGES = [
     ("state.safetensors", change_a_byte, "state.safetensors is not what was written"),
     ("state.safetensors", cut_in_half, "state.safetensors is not what was written"),
@@ -129,11 +85,6 @@ def test_a_full_disk_stops_the_run_with_the_remedy_and_leaves_older_checkpoints(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            count(tmp_path, resume="auto")
-    assert names(tmp_path) == ["checkpoint-2", "checkpoint-1"]
-    with monkeypatch.context() as patch:
         fails = iter([os.fsync, os.fsync, full])  # two for metrics.jsonl, then the checkpoint's first file
         patch.setattr(os, "fsync", lambda descriptor: next(fails)(descriptor))
         with pytest.raises(UsageError, match=r"checkpoint-3': .*No space left on device\. Older checkpoints are whole"):
@@ -142,48 +93,36 @@ def test_a_full_disk_stops_the_run_with_the_remedy_and_leaves_older_checkpoints(
     assert count(tmp_path, resume="auto").count == 6
 
 
+def test_a_checkpoint_gets_its_name_once_the_disk_holds_its_files(tmp_path, monkeypatch):
+    """Every file, then their folder; then the name; then the folder that holds the name."""
+    events = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        assert not (tmp_path / "checkpoint-1").exists() or events[-1] == str(tmp_path)
+        sync(descriptor)
+
+    def replaced(source, target):
+        events.append(f"{source} -> {target}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    count(tmp_path, until=1)
+    temporary = tmp_path / ".checkpoint-1.tmp"
+    files = {str(temporary / name) for name in FILES}
+    assert set(events[: len(FILES)]) == files
+    assert events[len(FILES) :] == [str(temporary), f"{temporary} -> {tmp_path / 'checkpoint-1'}", str(tmp_path)]
+    assert {path.name for path in (tmp_path / "checkpoint-1").iterdir()} == FILES
+
+
 def test_leftovers_of_an_interrupted_write_are_cleaned(tmp_path):
     count(tmp_path, until=2)
-    (tmp_path / ".checkpoint-3.tmp").mkdir()
-    (tmp_path / ".checkpoint-3.tmp" / "state.safetensors").write_text("half")
-    count(tmp_path, until=2 + 1, resume="auto")
+    (tmp_path / ".checkpoint-9.tmp").mkdir()
+    (tmp_path / ".checkpoint-9.tmp" / "state.safetensors").write_text("half")
+    count(tmp_path, until=3, resume="auto")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3", "metrics.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("options", "kept"),
-    [
-        ({}, [6, 5]),
-        ({"save_total_limit": 1}, [6]),
-        ({"save_total_limit": None}, [6, 5, 4, 3, 2, 1]),
-        ({"metric_for_best_model": "loss"}, [6, 5, 2]),
-        ({"metric_for_best_model": "loss", "greater_is_better": True}, [6, 5, 3]),
-    ],
-)
-def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path, options, kept):
-    losses = (0.5, 0.1, 0.9, float("nan"), 0.1, 0.8)  # the earlier of equal ones is the best; NaN never is
-    count(tmp_path / "whole", losses=losses, **options)
-    assert names(tmp_path / "whole") == [f"checkpoint-{step}" for step in kept]
-    count(tmp_path / "resumed", losses=losses, until=4, **options)
-    count(tmp_path / "resumed", losses=losses, resume="auto", **options)
-    assert names(tmp_path / "resumed") == names(tmp_path / "whole")
-
-
-def test_a_metric_that_no_step_has_is_named_at_the_first_step(tmp_path):
-    with pytest.raises(UsageError, match="metric_for_best_model='accuracy' is no metric of a step; there are: loss"):
-        count(tmp_path, metric_for_best_model="accuracy")
-
-
-def test_checkpoints_come_every_save_steps_and_at_the_end(tmp_path):
-    run("sft", prepare(tmp_path), tmp_path / "a", save_steps=4, save_total_limit=None)
-    assert names(tmp_path / "a") == ["checkpoint-6", "checkpoint-4"]
-    run("sft", tmp_path, tmp_path / "b", save_steps=0.4, save_total_limit=None)  # of 6 steps: every 3
-    assert names(tmp_path / "b") == ["checkpoint-6", "checkpoint-3"]
-    run("sft", tmp_path, tmp_path / "c", save_strategy="no")
-    assert names(tmp_path / "c") == []
-    shared, adapter = load_shared(str(tmp_path / "a" / "checkpoint-4"), dtype=torch.float32)  # opens as a model
-    assert adapter == "sft" and any(bool(p.any()) for k, p in shared.named_parameters("sft") if "lora_B" in k)
-    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pkl"))
 
 
 def test_the_random_generators_go_on_where_they_were():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
 import pytest
 
 from rlhf_fast.runtime.checkpoint import list_checkpoints
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.saving import Checkpoints
+from rlhf_fast.train.collapse import CollapseWatch
 from tests.resume.cases import STAGES, STEPS, outcome, prepare, run
 
 
@@ -114,6 +116,17 @@ def test_a_checkpoint_of_other_data_or_rewards_is_refused(folder, tmp_path, monk
         run("sft", folder, tmp_path / "run", dataset_name=str(data), resume="auto")
 
 
+def test_a_checkpoint_of_models_that_were_trained_anew_is_refused(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "sft_adapter", tmp_path / "sft")
+    cut_off(monkeypatch, 2, "ppo", folder, tmp_path / "run", sft_model_path=str(tmp_path / "sft"))
+    weights = tmp_path / "sft" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(UsageError, match="contents of the models was"):
+        run("ppo", folder, tmp_path / "run", sft_model_path=str(tmp_path / "sft"), resume="auto")
+
+
 def test_another_stages_checkpoint_is_refused(folder, tmp_path, monkeypatch):
     cut_off(monkeypatch, 2, "sft", folder, tmp_path)
     with pytest.raises(UsageError, match="stage was 'SFTConfig' and is 'PPOConfig'"):
@@ -164,6 +177,15 @@ def test_a_path_names_the_checkpoint_and_later_ones_are_written_anew(folder, tmp
 def test_a_path_that_holds_no_whole_checkpoint_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match=r"resume='.*nowhere' cannot be used: it has no manifest\.json"):
         run("sft", folder, tmp_path, resume=str(tmp_path / "nowhere"))
+
+
+def test_the_watch_for_collapse_goes_on_where_it_was(caplog):
+    first = CollapseWatch()
+    first.look({"rollout/distinct_2": 0.9, "rollout/repetition": 0.5})
+    second = CollapseWatch()
+    second.load_state(first.state())
+    second.look({"rollout/distinct_2": 0.5, "rollout/repetition": 0.5})
+    assert ["distinct-2" in record.message for record in caplog.records] == [False, True]
 
 
 def test_where_a_run_goes_on_is_said(folder, tmp_path, monkeypatch, caplog):
