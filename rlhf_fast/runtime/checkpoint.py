@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -69,13 +70,14 @@ def write_checkpoint(path: Path, state: State, fill: Callable[[Path], None]) -> 
         ) from error
 
 
-def read_checkpoint(path: Path) -> State:
-    """The state in a checkpoint, every file of which is what was written. Raises `DamagedCheckpoint`."""
-    verify(path)
-    try:
-        return State(load_file(path / TENSORS), json.loads((path / FACTS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DamagedCheckpoint(f"its state cannot be read ({error})") from error
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a checkpoint's state, joined as `State.join` does."""
+    return json.loads((path / FACTS).read_text(encoding="utf-8"))
+
+
+def read_state(path: Path) -> State:
+    """The state in a checkpoint that `verify` found whole."""
+    return State(load_file(path / TENSORS), read_facts(path))
 
 
 def verify(path: Path) -> None:

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
+from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_facts, verify
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import differences, identity, refuse_another_run
-from rlhf_fast.runtime.state import State
 
 FINISHED = "run.json"
 logger = logging.getLogger(__name__)
@@ -29,11 +28,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: from `state` of the checkpoint `path`, from the beginning (both None), or not at all."""
+    """Where a run starts: at the checkpoint `path`, which is whole, at the beginning (None), or not at all."""
 
     identity: dict[str, Any]
     path: Path | None = None
-    state: State | None = None
     finished: bool = False
 
 
@@ -48,9 +46,9 @@ def choose_start(config: StageConfig, inputs: dict[str, Any]) -> Start:
         _refuse_overwriting(output)
         return Start(own)
     if config.resume != "auto":
-        return _from_path(Path(config.resume), own)
+        return _from_path(Path(config.resume), output, own)
     if (done := _finished(output)) is not None:
-        refuse_another_run(output, done, own)
+        refuse_another_run(output / FINISHED, done, own)
         if not differences(done, own):
             logger.warning("the run in %s is finished already: there is nothing to resume", output)
             return Start(own, finished=True)
@@ -66,15 +64,17 @@ def _refuse_overwriting(output: Path) -> None:
         )
 
 
-def _from_path(path: Path, own: dict[str, Any]) -> Start:
+def _from_path(path: Path, output: Path, own: dict[str, Any]) -> Start:
     try:
-        state = read_checkpoint(path)
+        verify(path)
     except DamagedCheckpoint as error:
         raise UsageError(
             f"resume={str(path)!r} cannot be used: {error}. Give a whole checkpoint folder, or resume=auto."
         ) from error
-    refuse_another_run(path, state.part("run").facts["identity"], own)
-    return Start(own, path, state)
+    if path.resolve().parent != output.resolve():
+        _refuse_overwriting(output)
+    refuse_another_run(path, read_facts(path)["run"]["identity"], own)
+    return Start(own, path)
 
 
 def _from_newest(output: Path, own: dict[str, Any]) -> Start:
@@ -82,13 +82,13 @@ def _from_newest(output: Path, own: dict[str, Any]) -> Start:
     damaged: list[str] = []
     for path in list_checkpoints(output):
         try:
-            state = read_checkpoint(path)
+            verify(path)
         except DamagedCheckpoint as error:
             damaged.append(f"{path} is damaged: {error}")
             continue
-        refuse_another_run(path, state.part("run").facts["identity"], own)
+        refuse_another_run(path, read_facts(path)["run"]["identity"], own)
         _report(damaged, f"{path.name} is used instead")
-        return Start(own, path, state)
+        return Start(own, path)
     _report(damaged, "there is no whole one, so the run starts from the beginning")
     return Start(own)
 

@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_fast.runtime.checkpoint import clean, list_checkpoints, path_of, step_of, write_checkpoint
+from rlhf_fast.runtime.checkpoint import (
+    clean,
+    list_checkpoints,
+    path_of,
+    read_facts,
+    read_state,
+    step_of,
+    write_checkpoint,
+)
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.durable import remove_folder, write_text
 from rlhf_fast.runtime.errors import UsageError
@@ -39,10 +47,10 @@ class Checkpoints:
         self.output.mkdir(parents=True, exist_ok=True)
         self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
         self.best: dict[str, Any] | None = None
-        self.done = 0 if start.state is None else self._step_of(start.state)
+        self.done = 0 if start.path is None else self._step_of(start.path)
         self._discard_later()
-        if start.path is not None and start.state is not None:
-            self._restore(start.path, start.state)
+        if start.path is not None:
+            self._restore(start.path)
 
     def remaining(self) -> range:
         """The steps to take, counted from 1."""
@@ -68,16 +76,17 @@ class Checkpoints:
         """Say on disk that the results are saved."""
         write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
 
-    def _step_of(self, state: State) -> int:
-        step = state.part("run").facts["step"]
+    def _step_of(self, path: Path) -> int:
+        step = read_facts(path)["run"]["step"]
         if step > self.total:
             raise UsageError(
-                f"the checkpoint is of step {step} and the run has {self.total} steps in all. Raise num_train_epochs "
+                f"{path} is of step {step} and the run has {self.total} steps in all. Raise num_train_epochs "
                 "or total_episodes, or start another run in another output_dir."
             )
         return step
 
-    def _restore(self, path: Path, state: State) -> None:
+    def _restore(self, path: Path) -> None:
+        state = read_state(path)
         for name, part in self.parts.items():
             part.load_state(state.part(name))
         best = state.part("run").facts["best"]

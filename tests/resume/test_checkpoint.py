@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
+from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, verify
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, c
     count(tmp_path, until=4)
     damage(tmp_path / "checkpoint-4" / name)
     with pytest.raises(DamagedCheckpoint, match=reason):
-        read_checkpoint(tmp_path / "checkpoint-4")
+        verify(tmp_path / "checkpoint-4")
     counter = count(tmp_path, resume="auto")
     (record,) = caplog.records
     assert f"{tmp_path / 'checkpoint-4'} is damaged: {reason}" in record.message

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from rlhf_fast.cli import main
 from rlhf_fast.runtime.checkpoint import list_checkpoints
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.saving import Checkpoints
@@ -172,6 +173,24 @@ def test_a_path_names_the_checkpoint_and_later_ones_are_written_anew(folder, tmp
     assert (tmp_path / "checkpoint-4").stat().st_mtime_ns > changed
     run("sft", folder, tmp_path / "elsewhere", resume=str(tmp_path / "checkpoint-2"))
     assert outcome(tmp_path / "elsewhere") == before
+
+
+def test_a_path_elsewhere_does_not_overwrite_a_run_that_was_cut_off(folder, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        cut_off(monkeypatch, 4, "sft", folder, tmp_path / name)
+    with pytest.raises(UsageError, match=r"two holds checkpoints of a run that was cut off"):
+        run("sft", folder, tmp_path / "two", resume=str(tmp_path / "one" / "checkpoint-2"))
+    assert [path.name for path in list_checkpoints(tmp_path / "two")] == ["checkpoint-4", "checkpoint-2"]
+
+
+def test_the_command_line_takes_the_fields_of_checkpoints(folder, tmp_path, capsys):
+    words = f"sft --model_name_or_path {folder}/base --dataset_name {folder}/demonstrations.jsonl --use_cpu"
+    words += f" --output_dir {tmp_path} --disable_tqdm True --save_steps 1 --save_total_limit 1 --resume auto"
+    words += " --metric_for_best_model lr --greater_is_better True --num_train_epochs 3"
+    assert main(words.split()) == 0
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-1"]
+    assert main([*words.split(), "--learning_rate", "1"]) == 2
+    assert "run.json is of another run" in capsys.readouterr().err
 
 
 def test_a_path_that_holds_no_whole_checkpoint_is_refused(folder, tmp_path):
