@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     from rlhf_fast.runtime.parse import parse_config
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
     verb = VERBS[name]
     try:
         result = load(verb.run)(parse_config(load(verb.config), rest, prog=f"rlhf-fast {name}"))

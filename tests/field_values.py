@@ -12,8 +12,9 @@ class Change:
     beside: dict[str, Any] = field(default_factory=dict)
 
 
-ELSEWHERE = {"output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row"}
-"""Where the results go is seen in every test that reads them; the others have tests of their own in test_fields.py."""
+ELSEWHERE = {"output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume"}
+"""Where the results go is seen in every test that reads them; the others have tests of their own in test_fields.py,
+and `resume` in tests/resume."""
 
 ONE_ROW = 4e-6
 """GB that fit one sequence of these small models, and not two."""
@@ -28,6 +29,11 @@ _TRAINING = {
     "lora_alpha": Change(8.0), "lora_target_modules": Change(["q_proj"]), "lora_layers": Change([1]),
     "max_length": Change(6), "max_tokens_per_micro_batch": Change(15), "dataset_format": Change("oasst"),
     "chat_template_path": Change("template.jinja"),
+    "save_strategy": Change("no"), "save_steps": Change(1), "save_total_limit": Change(1, {"save_steps": 1}),
+    "metric_for_best_model": Change("lr", {"save_steps": 1, "save_total_limit": 1}),
+    "greater_is_better": Change(
+        True, {"save_steps": 1, "save_total_limit": 1, "metric_for_best_model": "lr", "greater_is_better": False}
+    ),
 }  # fmt: skip
 
 SFT = _TRAINING | {

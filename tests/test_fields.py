@@ -133,7 +133,7 @@ def outcome(cls: type, folder: Path, output: Path, change: dict[str, Any], monke
         return str(error)
     finally:
         monkeypatch.undo()
-    return counts, {path.name: left(path) for path in sorted(output.rglob("*")) if left(path)}
+    return counts, {str(path.relative_to(output)): left(path) for path in sorted(output.rglob("*")) if left(path)}
 
 
 def left(path: Path) -> Any:

@@ -25,7 +25,8 @@ from rlhf_fast.evaluate.config import EvaluateConfig
 from rlhf_fast.evaluate.run import RESULT_FILE, run_evaluate
 from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.preferences.fit import Evaluation
-from rlhf_fast.preferences.reward_model import REWARD_FACTS, run_reward
+from rlhf_fast.preferences.result import REWARD_FACTS
+from rlhf_fast.preferences.reward_model import run_reward
 from rlhf_fast.runtime.records import read_record
 from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.ppo_config import PPOConfig

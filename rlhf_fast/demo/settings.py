@@ -82,5 +82,5 @@ class Settings:
     def _training(self, name: str) -> dict[str, Any]:
         return {
             "output_dir": str(self.folder / name), "seed": self.config.seed, "use_cpu": self.config.use_cpu,
-            "lr_scheduler_type": "cosine",
+            "lr_scheduler_type": "cosine", "save_strategy": "no",
         }  # fmt: skip

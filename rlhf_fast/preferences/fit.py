@@ -26,7 +26,6 @@ from rlhf_fast.preferences.metrics import (
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.statistics import Interval
-from rlhf_fast.runtime.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -147,17 +146,10 @@ def total_steps(config: RewardConfig, comparisons: int) -> int:
     return max(1, round(config.num_train_epochs * comparisons / batch_size))
 
 
-def fit(
-    critic: Critic, comparisons: Sequence[EncodedComparison], config: RewardConfig, tracker: Tracker | None = None
-) -> list[dict[str, float]]:
-    """Train the parameters of `critic` in place; returns (and logs to `tracker`) the metrics of each step."""
+def fit(critic: Critic, comparisons: Sequence[EncodedComparison], config: RewardConfig) -> list[dict[str, float]]:
+    """Train the parameters of `critic` in place; returns the metrics of each step."""
     training = RewardTraining(config, critic, comparisons)
-    history = []
-    for step in range(training.steps):
-        history.append(training.step(step))
-        if tracker is not None:
-            tracker.log(step + 1, history[-1])
-    return history
+    return [training.step(step) for step in range(training.steps)]
 
 
 def evaluate(critic: Critic, comparisons: Sequence[EncodedComparison], *, max_tokens: int = 2048) -> Evaluation:

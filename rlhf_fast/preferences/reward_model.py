@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,19 @@ from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.preferences.adapter import add_reward_adapter
 from rlhf_fast.preferences.comparisons import EncodedComparison, encode_comparisons
 from rlhf_fast.preferences.config import RewardConfig
-from rlhf_fast.preferences.fit import Evaluation, evaluate, fit, total_steps
-from rlhf_fast.preferences.normalise import Normalisation, choose_prompts, normalise
+from rlhf_fast.preferences.fit import RewardTraining, evaluate
+from rlhf_fast.preferences.normalise import choose_prompts, normalise
 from rlhf_fast.preferences.page import build_report
+from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_history, read_result
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
+from rlhf_fast.runtime.resume import Start, choose_start
+from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.tracking import Tracker, activity
 
-REWARD_FACTS = "reward_model.json"
 REPORT_FILE = "report.html"
 ADAPTER = "reward"
 SHOWN = {"loss": "loss", "accuracy": "accuracy"}
@@ -42,22 +47,6 @@ class Split:
     train: list[EncodedComparison]
     heldout: list[EncodedComparison]
     skipped: int
-
-
-@dataclass(frozen=True)
-class RewardResult:
-    """What a run gave; evaluation and normalisation are None where the config turned them off."""
-
-    output: Path
-    evaluation: Evaluation | None
-    normalisation: Normalisation | None
-    history: list[dict[str, float]]
-
-    def __str__(self) -> str:
-        lines = [str(self.output)]
-        if self.evaluation:
-            lines += [f"  {name:<24} {interval}" for name, interval in self.evaluation.accuracies]
-        return "\n".join(lines)
 
 
 def run_reward(config: RewardConfig) -> RewardResult:
@@ -75,29 +64,58 @@ def run_reward(config: RewardConfig) -> RewardResult:
     split = read_split(config, tokenizer)
     device = choose_device(config.use_cpu)
     dtype = choose_dtype(config.dtype, device)
+    start = choose_start(config, _inputs(config, split))
+    if start.finished:
+        return read_result(output)
     shared, sft = load_shared(config.model_name_or_path, dtype=dtype, device=device)
     check_context(shared, split)
     prompts = choose_prompts(split.train, config, shared.max_length) if config.normalise else []
     critic = add_reward_adapter(shared, config, sft=sft, name=ADAPTER)
     if config.activation_checkpointing:
         shared.checkpoint_activations()
-    steps = total_steps(config, len(split.train))
-    with Tracker(output, "reward model", steps, SHOWN, quiet=bool(config.disable_tqdm)) as tracker:
-        history = fit(critic, split.train, config, tracker)
-    base = resolve_source(config.model_name_or_path).base
-    save_adapter(shared, ADAPTER, output, base=base)  # before anything else can fail
-    tokenizer.save_pretrained(output)
+    save = partial(_save, shared, tokenizer, resolve_source(config.model_name_or_path).base)
+    checkpoints = train(RewardTraining(config, critic, split.train), start, save)
+    save(output)  # before anything else can fail
     budget = config.max_tokens_per_micro_batch
     with activity("scoring held-out responses, then samples of the start model", quiet=bool(config.disable_tqdm)):
         evaluation = evaluate(critic, split.heldout, max_tokens=budget) if split.heldout else None
         scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
     if scale:
-        save_adapter(shared, ADAPTER, output, base=base)  # again, as the head has changed
-    result = RewardResult(output, evaluation, scale, history)
+        save(output)  # again, as the head has changed
+    result = RewardResult(output, evaluation, scale, read_history(output))
     write_record(output / REWARD_FACTS, facts(config, split, result))
     if evaluation:
         build_report(output.name, evaluation).write(output / REPORT_FILE)
+    checkpoints.finish()
     return result
+
+
+def train(training: RewardTraining, start: Start, save: Callable[[Path], None]) -> Checkpoints:
+    """Take the steps that are left from `start`, with progress, metrics and checkpoints."""
+    c = training.config
+    checkpoints = Checkpoints(c, start, training.steps, {"optimiser": training.optimiser}, save)
+    with Tracker(
+        checkpoints.output, "reward model", training.steps, SHOWN, done=checkpoints.done, quiet=bool(c.disable_tqdm)
+    ) as tracker:
+        for step in checkpoints.remaining():
+            metrics = training.step(step - 1)
+            tracker.log(step, metrics)
+            checkpoints.after(step, metrics)
+    return checkpoints
+
+
+def _save(shared: SharedModel, tokenizer: PreTrainedTokenizerBase, base: str, folder: Path) -> None:
+    save_adapter(shared, ADAPTER, folder, base=base)
+    tokenizer.save_pretrained(folder)
+
+
+def _inputs(config: RewardConfig, split: Split) -> dict[str, Any]:
+    """What the result depends on beside the config."""
+    source, rows = resolve_source(str(config.model_name_or_path)), (*split.train, *split.heldout)
+    return {
+        "contents of the data": fingerprint((c.sequences, c.row.ranks, c.row.probability) for c in rows),
+        "contents of the model": weights_fingerprint((source.base, source.adapter)),
+    }
 
 
 def read_split(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Split:

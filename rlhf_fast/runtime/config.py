@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.fields import check_kinds
@@ -19,14 +20,14 @@ SERVED = frozenset({
     "output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "max_grad_norm", "gradient_checkpointing", "activation_checkpointing", "seed", "use_cpu",
-    "disable_tqdm",
+    "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model", "greater_is_better",
 })  # fmt: skip
 _AT_LEAST_ONE = (
     "max_length", "max_tokens_per_micro_batch", "lora_r", "gradient_accumulation_steps", "per_device_train_batch_size",
 )  # fmt: skip
 _INSTEAD = {
-    "bf16": "dtype=bfloat16", "fp16": "dtype=bfloat16 or float32", "save_steps": "output_dir (the result "
-    "is saved there)",
+    "bf16": "dtype=bfloat16", "fp16": "dtype=bfloat16 or float32", "resume_from_checkpoint": "resume",
+    "load_best_model_at_end": "metric_for_best_model, which keeps the best checkpoint,",
     "report_to": "metrics.jsonl in output_dir", "max_steps": "num_train_epochs or total_episodes",
     "logging_steps": "metrics.jsonl, which holds every step", "optim": "AdamW, which is always used",
     "per_device_eval_batch_size": "max_tokens_per_micro_batch",
@@ -71,6 +72,27 @@ class StageConfig(TrainingArguments):
     chat_template_path: str | None = field(
         default=None, metadata={"help": "A Jinja chat template file, for a tokenizer that has none of its own."}
     )
+    resume: str | None = field(
+        default=None,
+        metadata={"help": "auto: go on from the newest whole checkpoint in output_dir. Or the path of a checkpoint."},
+    )
+    save_strategy: SaveStrategy | str = field(
+        default="steps",
+        metadata={"help": "steps: a checkpoint every save_steps steps and after the last. no: none."},
+    )
+    save_steps: float = field(
+        default=100, metadata={"help": "Steps from one checkpoint to the next; below 1, their share of all steps."}
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Newest checkpoints that are kept, beside the best; nothing: all."}
+    )
+    metric_for_best_model: str | None = field(
+        default=None, metadata={"help": "Keep the checkpoint at which this metric of metrics.jsonl was best, too."}
+    )
+    greater_is_better: bool | None = field(
+        default=None,
+        metadata={"help": "Whether more of that metric is better. Default: yes, unless its name ends with loss."},
+    )
 
     def __post_init__(self) -> None:
         self._refuse_unserved()
@@ -86,11 +108,23 @@ class StageConfig(TrainingArguments):
             self.require(getattr(self, name) > 0, name, "above 0")
         for name in ("weight_decay", "max_grad_norm"):
             self.require(getattr(self, name) >= 0, name, "0 (off) or more")
+        self._check_saving()
 
     def require(self, condition: bool, name: str, expected: str) -> None:
         """Raise `UsageError` naming the field, its value and what was expected, unless `condition`."""
         if not condition:
             raise UsageError(f"{name}={getattr(self, name)!r} cannot be used: expected {expected}.")
+
+    def _check_saving(self) -> None:
+        self.require(self.save_strategy in ("no", "steps"), "save_strategy", "steps or no")
+        self.require(self.save_steps > 0, "save_steps", "above 0")
+        self.require(self.save_total_limit is None or self.save_total_limit >= 1, "save_total_limit", "at least 1")
+        best = self.metric_for_best_model
+        self.require(best is None or self.save_strategy != "no", "metric_for_best_model", "nothing without checkpoints")
+        self.require(
+            best is not None or self.greater_is_better is None,
+            "greater_is_better", "nothing without metric_for_best_model",
+        )  # fmt: skip
 
     def _refuse_unserved(self) -> None:
         for f in fields(TrainingArguments):

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import SchedulerType, get_scheduler
 
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.state import State
 
 MAX_SKIPPED = 3
 
@@ -67,6 +68,48 @@ class Optimiser:
     @property
     def learning_rate(self) -> float:
         return float(self.schedule.get_last_lr()[0])
+
+    def state(self) -> State:
+        """The trained parameters and their moments by position in AdamW, the schedule's place, the skipped steps."""
+        tensors = {f"{i}/parameter": parameter.detach() for i, parameter in enumerate(self._in_order())}
+        for i, moments in self.adamw.state_dict()["state"].items():
+            tensors |= {f"{i}/{key}": value for key, value in moments.items()}
+        facts = {"scheduled": self.schedule.last_epoch, "skipped": self.skipped, "in_a_row": self.skipped_in_a_row}
+        return State(tensors, facts)
+
+    @torch.no_grad()
+    def load_state(self, state: State) -> None:
+        """Overwrite the parameters in place; the learning rate is the schedule's at the place that was saved.
+
+        Raises `UsageError` where other parameters are trained.
+        """
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.tensors.items():
+            position, _, name = key.partition("/")
+            moments.setdefault(int(position), {})[name] = value
+        parameters = self._in_order()
+        saved = [moments[i].pop("parameter") for i in sorted(moments)]
+        if [value.shape for value in saved] != [parameter.shape for parameter in parameters]:
+            raise UsageError(
+                f"the checkpoint holds {len(saved)} trained parameters and {len(parameters)} are trained here, or "
+                "their shapes differ: the model is not the one that it was written with. Give that model."
+            )
+        for parameter, value in zip(parameters, saved, strict=True):
+            parameter.copy_(value)
+        self.adamw.load_state_dict(self.adamw.state_dict() | {"state": {i: m for i, m in moments.items() if m}})
+        self._schedule_to(state.facts["scheduled"])
+        self.skipped, self.skipped_in_a_row = state.facts["skipped"], state.facts["in_a_row"]
+
+    def _in_order(self) -> list[nn.Parameter]:
+        return [parameter for group in self.adamw.param_groups for parameter in group["params"]]
+
+    def _schedule_to(self, place: int) -> None:
+        """As after `place` steps of this schedule, which may be of another length than the one that was saved."""
+        schedule = self.schedule
+        rates = [base * scale(place) for base, scale in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        for group, rate in zip(self.adamw.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule.last_epoch, schedule._step_count, schedule._last_lr = place, place + 1, rates
 
 
 def _schedule(config: StageConfig, adamw: torch.optim.AdamW, total_steps: int) -> torch.optim.lr_scheduler.LambdaLR:

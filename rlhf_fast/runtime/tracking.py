@@ -19,24 +19,26 @@ class Tracker:
     """Writes one JSON line a step to `metrics.jsonl` and shows a progress bar with the chosen metrics.
 
     Use it as a context manager; `total` is the number of steps, `shown` maps a metric to its short name in the bar.
+    After `done` steps of an earlier process, its rows are kept and its clock goes on.
     """
 
     def __init__(
-        self, folder: str | Path, stage: str, total: int, shown: dict[str, str], *, quiet: bool = False
+        self, folder: str | Path, stage: str, total: int, shown: dict[str, str], *, done: int = 0, quiet: bool = False
     ) -> None:
         self.path = Path(folder) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.shown = shown
-        self.started = time.perf_counter()
+        self.done = done
+        self.started = time.perf_counter() - (read_metrics(folder)[-1]["seconds"] if done else 0)
         self.progress = Progress(
             TextColumn("[bold]{task.description:<14}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"),
             disable=quiet,
         )  # fmt: skip
-        self.task = self.progress.add_task(stage, total=total, metrics="")
+        self.task = self.progress.add_task(stage, total=total, completed=done, metrics="")
 
     def __enter__(self) -> Tracker:
-        self.file = self.path.open("w")
+        self.file = self.path.open("a" if self.done else "w")
         self.progress.start()
         return self
 

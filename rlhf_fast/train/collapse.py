@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 
+from rlhf_fast.runtime.state import State
+
 logger = logging.getLogger(__name__)
 FLOOR = 0.6  # of the first iteration's distinct-2
 REPETITION = 0.3
@@ -25,6 +27,12 @@ class CollapseWatch:
             self._warn("distinct", f"distinct-2 of the responses fell from {self.first:.2f} to {distinct:.2f}")
         if repetition > REPETITION:
             self._warn("repetition", f"{repetition:.0%} of the 3-grams in a response repeat earlier ones")
+
+    def state(self) -> State:
+        return State(facts={"first": self.first, "warned": sorted(self.warned)})
+
+    def load_state(self, state: State) -> None:
+        self.first, self.warned = state.facts["first"], set(state.facts["warned"])
 
     def _warn(self, kind: str, what: str) -> None:
         if kind not in self.warned:

@@ -28,6 +28,7 @@ from rlhf_fast.rollout.scoring import micro_batches, score_rollout
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.phases import phase
+from rlhf_fast.runtime.state import State
 from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
 from rlhf_fast.train.ppo_config import PPOConfig
@@ -78,6 +79,13 @@ class PPO:
         self.iteration += 1
         self.controller.update(metrics["objective/kl"], len(rollout))
         return metrics | {"episode": float(self.iteration * self.config.batch_size)}
+
+    def state(self) -> State:
+        """What changes over a run beside the optimiser and what it trains."""
+        return State(facts={"iteration": self.iteration, "kl_coef": self.controller.coef})
+
+    def load_state(self, state: State) -> None:
+        self.iteration, self.controller.coef = state.facts["iteration"], state.facts["kl_coef"]
 
     def collect(self) -> Rollout:
         c = self.config

@@ -111,6 +111,9 @@ class PPOConfig(StageConfig):
         metadata={"help": "Old log-probs: by the training forward, or as the rollout sampled them."},
     )
 
+    save_steps: float = field(
+        default=10, metadata={"help": "Iterations from one checkpoint to the next; below 1, their share of all."}
+    )
     profile: bool = field(
         default=False,
         metadata={"help": "Print where the time goes by phase, beside its floor, and write profile.json and a trace."},

@@ -6,14 +6,16 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.load import context_of, load_tokenizer
+from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.profiling.profile import profiled
 from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.classifier import ClassifierReward
@@ -22,7 +24,11 @@ from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.resume import choose_start
+from rlhf_fast.runtime.saving import Checkpoints
+from rlhf_fast.runtime.state import Stateful
 from rlhf_fast.runtime.tracking import Tracker
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo import PPO
@@ -53,20 +59,28 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
             source.check_signature(prompts.columns)
     if notice := difference_from_trl(config):
         logging.getLogger(NOTICES).warning(notice)
+    start = choose_start(config, _inputs(config, prompts, rewards))
+    if start.finished:
+        return output
     roles = build_roles(config)
     sources = WeightedRewards([*_model_reward(roles, config), *rewards])
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts)
     watch = CollapseWatch()
-    model = roles.reference.model
+    save = partial(save_policy, ppo, roles, tokenizer)
+    parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch}
+    checkpoints = Checkpoints(config, start, ppo.iterations, parts, save)
+    model, quiet = roles.reference.model, bool(config.disable_tqdm)
     with (
         profiled(output, model.dtype, model.device) if config.profile else nullcontext(),
-        Tracker(output, "PPO", ppo.iterations, SHOWN, quiet=bool(config.disable_tqdm)) as tracker,
+        Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
     ):
-        for iteration in range(ppo.iterations):
+        for iteration in checkpoints.remaining():
             metrics = ppo.step()
-            tracker.log(iteration + 1, metrics)
+            tracker.log(iteration, metrics)
             watch.look(metrics)
-    save_policy(ppo, roles, tokenizer, output)
+            checkpoints.after(iteration, metrics)
+    save(output)
+    checkpoints.finish()
     return output
 
 
@@ -85,6 +99,16 @@ def save_policy(ppo: PPO, roles: Roles, tokenizer: PreTrainedTokenizerBase, outp
     tokenizer.save_pretrained(output)
     facts = {"iterations": ppo.iteration, "episodes": ppo.iteration * ppo.config.batch_size, "seed": ppo.config.seed}
     (output / "ppo.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _inputs(config: PPOConfig, prompts: Prompts, rewards: Sequence[tuple[RewardSource, float]]) -> dict[str, Any]:
+    """What the result depends on beside the config."""
+    sft = resolve_source(str(config.sft_model_path))
+    return {
+        "contents of the data": fingerprint((prompts.ids, prompts.texts, prompts.columns)),
+        "contents of the models": weights_fingerprint((sft.base, sft.adapter, config.reward_model_path)),
+        "rewards": [[source.name, weight] for source, weight in rewards],
+    }
 
 
 def _model_reward(roles: Roles, config: PPOConfig) -> list[tuple[RewardSource, float]]:

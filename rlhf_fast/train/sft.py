@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +22,11 @@ from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.resume import choose_start
+from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.tracking import Tracker
 from rlhf_fast.train.sft_config import SFTConfig
 
@@ -87,22 +92,43 @@ def run_sft(config: SFTConfig) -> Path:
     context = context_of(config.model_name_or_path)
     rows = _encode(config, config.dataset_name, tokenizer, context)
     heldout = _encode(config, config.eval_dataset_name, tokenizer, context) if config.eval_dataset_name else []
+    start = choose_start(config, _inputs(config, rows + heldout))
+    if start.finished:
+        return output
     policy = _policy(config)
     if config.activation_checkpointing:
         policy.model.checkpoint_activations()
     run = SFT(config, policy, rows, heldout)
-    shown = {"loss": "loss", "eval_loss": "held out"}
-    with Tracker(output, "SFT", run.steps, shown, quiet=bool(config.disable_tqdm)) as tracker:
-        if heldout:
+    save = partial(_save, policy, tokenizer, resolve_source(config.model_name_or_path).base)
+    checkpoints = Checkpoints(config, start, run.steps, {"optimiser": run.optimiser}, save)
+    shown, quiet = {"loss": "loss", "eval_loss": "held out"}, bool(config.disable_tqdm)
+    with Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet) as tracker:
+        if heldout and not checkpoints.done:
             tracker.log(0, run.evaluate())
-        for step in range(run.steps):
-            tracker.log(step + 1, run.step(step) | (run.evaluate() if step + 1 == run.steps else {}))
-    if policy.adapter is None:
-        policy.model.base.save_pretrained(output)
-    else:
-        save_adapter(policy.model, policy.adapter, output, base=resolve_source(config.model_name_or_path).base)
-    tokenizer.save_pretrained(output)
+        for step in checkpoints.remaining():
+            metrics = run.step(step - 1) | (run.evaluate() if step == run.steps else {})
+            tracker.log(step, metrics)
+            checkpoints.after(step, metrics)
+    save(output)
+    checkpoints.finish()
     return output
+
+
+def _inputs(config: SFTConfig, rows: list[Encoded]) -> dict[str, Any]:
+    """What the result depends on beside the config."""
+    source = resolve_source(str(config.model_name_or_path))
+    return {
+        "contents of the data": fingerprint((row.input_ids, row.labels) for row in rows),
+        "contents of the model": weights_fingerprint((source.base, source.adapter)),
+    }
+
+
+def _save(policy: Policy, tokenizer: PreTrainedTokenizerBase, base: str, folder: Path) -> None:
+    if policy.adapter is None:
+        policy.model.base.save_pretrained(folder)
+    else:
+        save_adapter(policy.model, policy.adapter, folder, base=base)
+    tokenizer.save_pretrained(folder)
 
 
 def _policy(config: SFTConfig) -> Policy:

@@ -88,6 +88,12 @@ def test_arguments_that_cannot_be_used_are_usage_errors_not_exits(arguments, mes
         (SFTConfig, {"num_train_epochs": 0.0}, "num_train_epochs=0.0"),
         (SFTConfig, {"seed": 1.5}, "seed=1.5"),
         (SFTConfig, {"warmup_steps": -1}, "warmup_steps = -1"),
+        (SFTConfig, {"save_strategy": "epoch"}, "save_strategy=.*expected steps or no"),
+        (SFTConfig, {"save_strategy": "never"}, "never"),
+        (SFTConfig, {"save_steps": 0}, "save_steps=0"),
+        (SFTConfig, {"save_total_limit": 0}, "save_total_limit=0"),
+        (SFTConfig, {"metric_for_best_model": "loss", "save_strategy": "no"}, "metric_for_best_model='loss'"),
+        (SFTConfig, {"greater_is_better": True}, "greater_is_better=True"),
         (SFTConfig, {"use_peft": False, "lora_r": 4}, "lora_r=4 cannot be used: expected its default"),
         (RewardConfig, {"lora_layers": 3}, "lora_layers=3"),
         (EvaluateConfig, {"on_bad_row": "ignore"}, "on_bad_row='ignore'"),
@@ -106,7 +112,15 @@ def test_a_config_can_be_made_from_another(config_class):
 
 @pytest.mark.parametrize("config_class", [SFTConfig, RewardConfig, PPOConfig])
 @pytest.mark.parametrize(
-    ("field", "value"), [("logging_steps", 7), ("save_steps", 7), ("bf16", True), ("max_steps", 3), ("optim", "sgd")]
+    ("field", "value"),
+    [
+        ("logging_steps", 7),
+        ("bf16", True),
+        ("max_steps", 3),
+        ("optim", "sgd"),
+        ("resume_from_checkpoint", "auto"),
+        ("load_best_model_at_end", True),
+    ],
 )
 def test_an_inherited_field_that_does_nothing_is_refused(config_class, field, value):
     with pytest.raises(UsageError, match=f"{field}=.*has no effect"):

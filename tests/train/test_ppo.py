@@ -121,7 +121,7 @@ def test_diversity_metrics_by_hand():
         ({"response_length": 0}, "response_length=0"),
         ({"temperature": 0.0}, "temperature"),
         ({"bf16": True}, "dtype=bfloat16"),
-        ({"save_steps": 7}, "output_dir"),
+        ({"logging_steps": 7}, "metrics.jsonl"),
         ({"num_mini_batches": 99}, "num_mini_batches"),
     ],
 )

@@ -1,0 +1,116 @@
+"""Checkpoints on disk: `checkpoint-STEP` folders that are whole or not there, and how a damaged one is told.
+
+    state.safetensors   trained parameters, optimiser moments, random states
+    state.json          the step, the schedule's place, counters, and what the run was told
+    metrics.jsonl       the metrics up to the step
+    manifest.json       the SHA-256 of every other file; written last
+
+Beside these lies the model as the stage saves it, so that every stage opens the folder as a model. No file is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rlhf_fast.runtime.durable import temporary_of, write_folder
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.state import State
+from rlhf_fast.runtime.tracking import METRICS_FILE
+
+TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_NAME = re.compile(r"checkpoint-\d+")
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be used; the message says what is wrong with it."""
+
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, newest step first, whole or not."""
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def write_checkpoint(path: Path, state: State, fill: Callable[[Path], None]) -> None:
+    """Write `state` and what `fill` writes into the folder that it is given. Raises `UsageError` if the disk refuses;
+    older checkpoints are then as they were."""
+
+    def write(folder: Path) -> None:
+        fill(folder)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
+        save_file(tensors, folder / TENSORS)
+        (folder / FACTS).write_text(json.dumps(state.facts) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(json.dumps({"sha256": _digests(folder)}, indent=2) + "\n", encoding="utf-8")
+
+    try:
+        write_folder(path, write)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary_of(path), ignore_errors=True)
+        raise UsageError(
+            f"cannot write the checkpoint {str(path)!r}: {error}. Older checkpoints are whole: make room, or lower "
+            "save_total_limit, and go on with resume=auto."
+        ) from error
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a checkpoint's state, joined as `State.join` does."""
+    return json.loads((path / FACTS).read_text(encoding="utf-8"))
+
+
+def read_state(path: Path) -> State:
+    """The state in a checkpoint that `verify` found whole."""
+    return State(load_file(path / TENSORS), read_facts(path))
+
+
+def verify(path: Path) -> None:
+    """Raise `DamagedCheckpoint` unless the manifest can be read and every file that it names has its SHA-256."""
+    try:
+        expected = dict(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["sha256"])
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"it has no {MANIFEST}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"its {MANIFEST} cannot be read ({error})") from error
+    if unnamed := {TENSORS, FACTS, METRICS_FILE} - set(expected):
+        raise DamagedCheckpoint(f"its {MANIFEST} does not name {', '.join(sorted(unnamed))}")
+    for name, digest in expected.items():
+        if not (path / name).is_file():
+            raise DamagedCheckpoint(f"{name} is missing")
+        if _digest(path / name) != digest:
+            raise DamagedCheckpoint(f"{name} is not what was written: its SHA-256 differs from the manifest's")
+
+
+def clean(folder: Path) -> None:
+    """Remove what an interrupted write or removal of a checkpoint left."""
+    for path in folder.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(path)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,77 @@
+"""Whether a checkpoint is of the run that is to go on: what it was told, and what it may be told differently."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.parse import field_names
+
+FREE = frozenset({
+    "output_dir", "resume", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model",
+    "greater_is_better", "disable_tqdm", "profile",
+})  # fmt: skip
+"""Fields that no number depends on."""
+ROUNDING = frozenset({
+    "max_tokens_per_micro_batch", "max_rollout_batch", "gradient_checkpointing", "activation_checkpointing",
+})  # fmt: skip
+"""Fields that change the order of sums only: a run that ran out of memory may go on with others."""
+LENGTH = frozenset({"num_train_epochs", "total_episodes"})
+"""Fields that say how long the run is: one may go on for longer. Its learning rates are those of the new length."""
+
+_SAMPLE = 1 << 20  # bytes
+
+
+def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What the result depends on, as JSON gives it back: fields of the config, and `inputs` beside them."""
+    names = [name for name in field_names(type(config)) if name not in FREE | ROUNDING]
+    values = {"stage": type(config).__name__} | {name: getattr(config, name) for name in names} | inputs
+    return json.loads(json.dumps(values))
+
+
+def differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    """Names whose values differ."""
+    return sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
+
+
+def refuse_another_run(path: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise `UsageError` naming what differs, unless it is only how long the run is."""
+    names = [name for name in differences(saved, own) if name not in LENGTH]
+    if names:
+        what = "; ".join(f"{name} was {saved.get(name)!r} and is {own.get(name)!r}" for name in names)
+        raise UsageError(
+            f"{path} is of another run: {what}. Go on with the values that it had, or start another run in another "
+            "output_dir."
+        )
+
+
+def fingerprint(rows: Iterable[Any]) -> str:
+    """A digest of tokenised rows (lists of numbers and texts), in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, default=str).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(folders: Iterable[str | None]) -> str:
+    """A digest of the weight files in model and adapter folders: their names, sizes, and a MiB at the start, in the
+    middle and at the end of each. A hub name stands for itself."""
+    rows: list[Any] = []
+    for folder in folders:
+        files = sorted(Path(folder).glob("*.safetensors")) if folder else []
+        rows += [[path.name, path.stat().st_size, _sample(path)] for path in files] or [folder]
+    return fingerprint(rows)
+
+
+def _sample(path: Path) -> str:
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as file:
+        for place in (0, size // 2, max(0, size - _SAMPLE)):
+            file.seek(place)
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()

@@ -1,0 +1,106 @@
+"""Where a run starts: from the beginning, from a checkpoint, or not at all because it is finished.
+
+Every stage does the same:
+
+    start = choose_start(config, inputs)        before models are opened: refuses what cannot go on
+    run = Checkpoints(config, start, ...)       (`rlhf_fast.runtime.saving`) restores the parts of the run
+    for step in run.remaining():                takes the steps that are left
+        run.after(step, metrics)
+    run.finish()                                once the results are saved
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_facts, verify
+from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.identity import differences, identity, refuse_another_run
+
+FINISHED = "run.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: at the checkpoint `path`, which is whole, at the beginning (None), or not at all."""
+
+    identity: dict[str, Any]
+    path: Path | None = None
+    finished: bool = False
+
+
+def choose_start(config: StageConfig, inputs: dict[str, Any]) -> Start:
+    """What `config.resume` asks for; `inputs` is what the result depends on beside the config. Changes nothing.
+
+    Raises `UsageError` for a checkpoint of another run, for a path that holds no whole checkpoint, and where a run that
+    was cut off would be overwritten.
+    """
+    own, output = identity(config, inputs), Path(str(config.output_dir))
+    if config.resume is None:
+        _refuse_overwriting(output)
+        return Start(own)
+    if config.resume != "auto":
+        return _from_path(Path(config.resume), output, own)
+    if (done := _finished(output)) is not None:
+        refuse_another_run(output / FINISHED, done, own)
+        if not differences(done, own):
+            logger.warning("the run in %s is finished already: there is nothing to resume", output)
+            return Start(own, finished=True)
+    return _from_newest(output, own)
+
+
+def _refuse_overwriting(output: Path) -> None:
+    there = list_checkpoints(output)
+    if there and _finished(output) is None:
+        raise UsageError(
+            f"{output} holds checkpoints of a run that was cut off ({there[0].name}). Go on with resume=auto, choose "
+            "another output_dir, or delete that folder."
+        )
+
+
+def _from_path(path: Path, output: Path, own: dict[str, Any]) -> Start:
+    try:
+        verify(path)
+    except DamagedCheckpoint as error:
+        raise UsageError(
+            f"resume={str(path)!r} cannot be used: {error}. Give a whole checkpoint folder, or resume=auto."
+        ) from error
+    if path.resolve().parent != output.resolve():
+        _refuse_overwriting(output)
+    refuse_another_run(path, read_facts(path)["run"]["identity"], own)
+    return Start(own, path)
+
+
+def _from_newest(output: Path, own: dict[str, Any]) -> Start:
+    """The newest whole checkpoint; a damaged one is reported and passed over."""
+    damaged: list[str] = []
+    for path in list_checkpoints(output):
+        try:
+            verify(path)
+        except DamagedCheckpoint as error:
+            damaged.append(f"{path} is damaged: {error}")
+            continue
+        refuse_another_run(path, read_facts(path)["run"]["identity"], own)
+        _report(damaged, f"{path.name} is used instead")
+        return Start(own, path)
+    _report(damaged, "there is no whole one, so the run starts from the beginning")
+    return Start(own)
+
+
+def _report(damaged: list[str], instead: str) -> None:
+    for what in damaged:
+        logger.warning("%s; %s", what, instead)
+
+
+def _finished(output: Path) -> dict[str, Any] | None:
+    """What the finished run in `output` was told, None where none is finished."""
+    try:
+        return json.loads((output / FINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,119 @@
+"""The checkpoints that a run leaves: when one is written, what is in it, which are kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_fast.runtime.checkpoint import (
+    clean,
+    list_checkpoints,
+    path_of,
+    read_facts,
+    read_state,
+    step_of,
+    write_checkpoint,
+)
+from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.durable import remove_folder, write_text
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.random_state import RandomState
+from rlhf_fast.runtime.resume import FINISHED, Start
+from rlhf_fast.runtime.state import State, Stateful
+from rlhf_fast.runtime.tracking import METRICS_FILE
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of a run of `total` steps.
+
+    parts: what a checkpoint holds and restores, by name; the random generators are added. save: writes the model into a
+    folder. `done` is the number of steps that earlier processes took; their metrics stand in the output folder again.
+    """
+
+    def __init__(
+        self, config: StageConfig, start: Start, total: int,
+        parts: Mapping[str, Stateful], save: Callable[[Path], None],
+    ) -> None:  # fmt: skip
+        self.config, self.identity, self.total, self.save = config, start.identity, total, save
+        self.parts: dict[str, Stateful] = {**parts, "random": RandomState()}
+        self.output = Path(str(config.output_dir))
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
+        self.best: dict[str, Any] | None = None
+        self.done = 0 if start.path is None else self._step_of(start.path)
+        self._discard_later()
+        if start.path is not None:
+            self._restore(start.path)
+
+    def remaining(self) -> range:
+        """The steps to take, counted from 1."""
+        return range(self.done + 1, self.total + 1)
+
+    def after(self, step: int, metrics: dict[str, float]) -> None:
+        """Write a checkpoint if one is due after `step`, and remove those that are not kept any more."""
+        name = self.config.metric_for_best_model
+        if name is not None and step == 1 and name not in metrics:
+            raise UsageError(
+                f"metric_for_best_model={name!r} is no metric of a step; there are: {', '.join(sorted(metrics))}."
+            )
+        if self.config.save_strategy == "no" or (step % self.every and step != self.total):
+            return
+        if name is not None:
+            self._compare(step, name, metrics.get(name, math.nan))
+        state = State.join({key: part.state() for key, part in self.parts.items()})
+        state.facts["run"] = {"step": step, "identity": self.identity, "best": self.best}
+        write_checkpoint(path_of(self.output, step), state, self._fill)
+        self._prune()
+
+    def finish(self) -> None:
+        """Say on disk that the results are saved."""
+        write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
+
+    def _step_of(self, path: Path) -> int:
+        step = read_facts(path)["run"]["step"]
+        if step > self.total:
+            raise UsageError(
+                f"{path} is of step {step} and the run has {self.total} steps in all. Raise num_train_epochs "
+                "or total_episodes, or start another run in another output_dir."
+            )
+        return step
+
+    def _restore(self, path: Path) -> None:
+        state = read_state(path)
+        for name, part in self.parts.items():
+            part.load_state(state.part(name))
+        best = state.part("run").facts["best"]
+        if best and best["metric"] == self.config.metric_for_best_model:
+            self.best = best
+        write_text(self.output / METRICS_FILE, (path / METRICS_FILE).read_text(encoding="utf-8"))
+        logger.info("resumed from %s: step %d of %d is done", path, self.done, self.total)
+
+    def _discard_later(self) -> None:
+        """Remove what this run is about to write anew, and what an interrupted write left."""
+        clean(self.output)
+        for path in list_checkpoints(self.output):
+            if step_of(path) > self.done:
+                remove_folder(path)
+        (self.output / FINISHED).unlink(missing_ok=True)
+
+    def _fill(self, folder: Path) -> None:
+        self.save(folder)
+        shutil.copyfile(self.output / METRICS_FILE, folder / METRICS_FILE)
+
+    def _compare(self, step: int, name: str, value: float) -> None:
+        sign = 1 if self.config.greater_is_better else -1
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best["value"]):
+            self.best = {"metric": name, "value": value, "step": step}
+
+    def _prune(self) -> None:
+        limit = self.config.save_total_limit
+        for path in list_checkpoints(self.output)[limit:] if limit else ():
+            if self.best is None or step_of(path) != self.best["step"]:
+                remove_folder(path)

@@ -1,0 +1,33 @@
+"""docs/reliability.md: every fault names a test that exists, and the fields that may change are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhf_fast import PPOConfig, RewardConfig, SFTConfig
+from rlhf_fast.runtime.identity import FREE, LENGTH, ROUNDING
+from rlhf_fast.runtime.parse import field_names
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+FAULTS = [line for line in PAGE.split("## What can go wrong")[1].splitlines() if line.startswith("| ")][2:]
+
+
+@pytest.mark.parametrize("row", FAULTS)
+def test_a_fault_names_a_test_that_exists(row):
+    (node,) = re.findall(r"`(tests/[^`]+)`", row)
+    path, _, name = node.partition("::")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    assert name in {item.name for item in tree.body if isinstance(item, ast.FunctionDef)}
+
+
+def test_the_fields_that_may_change_are_fields_and_are_named():
+    known = {name for config in (SFTConfig, RewardConfig, PPOConfig) for name in field_names(config)}
+    assert known >= FREE | ROUNDING | LENGTH
+    named = PAGE.split("## What may change")[1].split("## ")[0]
+    rest = {name for name in FREE | ROUNDING | LENGTH if not name.startswith("save_") and name not in named}
+    assert rest == {"gradient_checkpointing"}  # the old name of activation_checkpointing
