@@ -21,6 +21,7 @@ template <class P, class Source>
 RLHF_TARGET void backward(const BackwardTask& task) {
     using Isa = typename P::Isa;
     constexpr std::int64_t width = PanelPlan<Isa>::kRows;
+    [[maybe_unused]] const Registers<P> registers{};
     const Projection& projection = *task.projection;
     const std::int64_t block = block_rows<P>(projection.hidden_size);
     const std::int64_t d_stride = gradient_stride<Isa>(projection.hidden_size);

@@ -82,7 +82,7 @@ RLHF_TARGET void weights_to_cells(const float* z, std::int64_t lane, typename P:
                                   std::int64_t stride, typename P::Cell* cells) {
     using Isa = typename P::Isa;
     constexpr std::int64_t width = PanelPlan<Isa>::kRows;
-    for (std::int64_t r = 0; r < weights.rows; r += P::kDepth) {
+    for (std::int64_t r = 0; r < step_count<P>(weights.rows) * P::kDepth; r += P::kDepth) {
         typename P::F entries[P::kDepth];
         for (int i = 0; i < P::kDepth; ++i) {
             entries[i] = Isa::set1(0.0f);
@@ -119,6 +119,7 @@ template <class P, class Source>
 RLHF_TARGET void directions(const DirectionsTask& task) {
     using Isa = typename P::Isa;
     constexpr std::int64_t width = PanelPlan<Isa>::kRows;
+    [[maybe_unused]] const Registers<P> registers{};
     const Projection& projection = *task.projection;
     const std::int64_t block = block_rows<P>(projection.hidden_size);
     const std::int64_t stride = gradient_stride<Isa>(projection.hidden_size);

@@ -69,6 +69,7 @@ RLHF_TARGET void race_tile(const float* z, std::int64_t rows, int group, std::in
 template <class P, class Source>
 RLHF_TARGET void sample(const SampleTask& task) {
     using Isa = typename P::Isa;
+    [[maybe_unused]] const Registers<P> registers{};
     const PanelPlan<Isa> plan(task.rows);
     const std::int64_t block = block_rows<P>(task.projection->hidden_size);
     WeightBlock<P, Source> weights(task.weight, task.projection->hidden_size);

@@ -19,7 +19,7 @@ constexpr std::int64_t kBlockBytes = 1 << 20;  // most bytes of their weights: w
 template <class P>
 std::int64_t block_rows(std::int64_t hidden_size) {
     const std::int64_t fitting = kBlockBytes / (hidden_size * static_cast<std::int64_t>(sizeof(typename P::Stored)));
-    return std::clamp<std::int64_t>(fitting / 8 * 8, 16, kBlock);
+    return std::clamp<std::int64_t>(fitting / 32 * 32, 32, kBlock);
 }
 
 // Touches memory that is needed soon, a part at each step, so that its latency hides behind arithmetic.
