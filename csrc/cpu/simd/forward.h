@@ -20,7 +20,7 @@ struct ModelTile {
     WeightBlock<P, Source> weights;
     Prefetch prefetch;
     typename Isa::F top[Isa::kGroups];
-    alignas(64) float z[kBlock * kWidth];
+    alignas(64) float z[kBlock<P> * kWidth];
 
     ModelTile(const ForwardTask& task, int model) : weights(task.weight[model], task.projection->hidden_size) {}
 

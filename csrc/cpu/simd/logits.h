@@ -16,7 +16,8 @@ namespace {
 // An inner product is summed in segments of about this many steps, whose sums are then added: the rounding error grows
 // with the root of the segment, not of the whole.
 constexpr std::int64_t kSegment = 128;
-constexpr float kNoBias[kBlock] = {};
+template <class P>
+constexpr float kNoBias[kBlock<P>] = {};
 
 // sum[r][g] over steps [first, last) of the hidden size, the odd element behind the last whole step included
 template <class P, int R, int G>
@@ -128,7 +129,7 @@ RLHF_TARGET void logits_tile(const Projection& projection, const WeightBlock<P, 
                              std::int64_t row, int groups, Prefetch& prefetch, float* z, typename P::F* top) {
     using Isa = typename P::Isa;
     const std::int64_t hidden_size = projection.hidden_size;
-    const float* bias = projection.bias == nullptr ? kNoBias : projection.bias + weights.first;
+    const float* bias = projection.bias == nullptr ? kNoBias<P> : projection.bias + weights.first;
     const float scale = projection.softcap > 0 ? 1.0f : 1.0f / projection.temperature;
     for (int g = 0; g < groups; ++g) top[g] = Isa::set1(kLowest);
     multiply_panel<P>(weights.data, weights.stride, weights.rows, panel_of<P>(panels, row, hidden_size), groups,

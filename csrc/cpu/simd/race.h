@@ -74,7 +74,7 @@ RLHF_TARGET void sample(const SampleTask& task) {
     const std::int64_t block = block_rows<P>(task.projection->hidden_size);
     WeightBlock<P, Source> weights(task.weight, task.projection->hidden_size);
     typename P::F top[Isa::kGroups];
-    alignas(64) float z[kBlock * PanelPlan<Isa>::kRows];
+    alignas(64) float z[kBlock<P> * PanelPlan<Isa>::kRows];
     reset<P>(task.statistics, task.rows);
     std::fill_n(task.best, padded_rows<P>(task.rows), kLowest);
     std::fill_n(task.logit, padded_rows<P>(task.rows), kLowest);

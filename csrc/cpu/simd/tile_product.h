@@ -5,6 +5,7 @@
 
 #include "isa_amx.h"
 #include "product.h"
+#include "weight_block.h"
 
 namespace rlhf {
 namespace {
@@ -12,7 +13,7 @@ namespace {
 // Panels of two groups: with 32 vocabulary rows they fill four tiles of sums, and four are left for the operands.
 struct TilePanelProduct : TileProduct {
     struct Isa : Avx512 {
-        static constexpr int kGroups = 2, kRows = 16;
+        static constexpr int kGroups = 2, kRows = 32;
     };
 };
 
@@ -21,6 +22,10 @@ struct Registers<TilePanelProduct> : Tiles {};
 
 template <>
 constexpr int kStepsAtOnce<TilePanelProduct> = 16;
+
+// So long an inner product with W pays for the passage of dh.
+template <>
+constexpr std::int64_t kBlock<TilePanelProduct> = 256;
 
 constexpr std::int64_t kTileDepth = 32;                       // elements of an inner product that a tile holds
 constexpr std::int64_t kTileBytes = Tiles::kRows * Tiles::kRowBytes;

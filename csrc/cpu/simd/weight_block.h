@@ -13,13 +13,15 @@
 namespace rlhf {
 namespace {
 
-constexpr std::int64_t kBlock = 128;           // most rows of a block: a tile of logits fits in first-level cache
+// Most rows of a block: a tile of logits fits in first-level cache.
+template <class P>
+constexpr std::int64_t kBlock = 128;
 constexpr std::int64_t kBlockBytes = 1 << 20;  // most bytes of their weights: what a second-level cache holds
 
 template <class P>
 std::int64_t block_rows(std::int64_t hidden_size) {
     const std::int64_t fitting = kBlockBytes / (hidden_size * static_cast<std::int64_t>(sizeof(typename P::Stored)));
-    return std::clamp<std::int64_t>(fitting / 32 * 32, 32, kBlock);
+    return std::clamp<std::int64_t>(fitting / 32 * 32, 32, kBlock<P>);
 }
 
 // Touches memory that is needed soon, a part at each step, so that its latency hides behind arithmetic.
