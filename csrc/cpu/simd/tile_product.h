@@ -23,7 +23,7 @@ struct Registers<TilePanelProduct> : Tiles {};
 template <>
 constexpr int kStepsAtOnce<TilePanelProduct> = 16;
 
-// So long an inner product with W pays for the passage of dh.
+// The inner products of dz W are so long: dh comes and goes once for each block.
 template <>
 constexpr std::int64_t kBlock<TilePanelProduct> = 256;
 

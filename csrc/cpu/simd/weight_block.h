@@ -64,12 +64,13 @@ class WeightBlock {
         }
     }
 
-    // The `count` rows after this block, to be touched while this one meets `panels` panels.
-    Prefetch following(std::int64_t count, std::int64_t panels) const {
+    // The `count` rows after this block, to be touched while this one meets `panels` panels, in the steps of their
+    // products and `others` that the caller takes.
+    Prefetch following(std::int64_t count, std::int64_t panels, std::int64_t others = 0) const {
         if (!kInPlace || stride != hidden_size_ || count <= 0) return {};
         const auto* begin = reinterpret_cast<const char*>(data + rows * stride);
         const std::int64_t bytes = count * stride * static_cast<std::int64_t>(sizeof(Stored));
-        const std::int64_t steps = panels * std::max<std::int64_t>(rows / P::Isa::kRows, 1);
+        const std::int64_t steps = others + panels * std::max<std::int64_t>(rows / P::Isa::kRows, 1);
         return {begin, begin + bytes, (bytes / steps + 64) / 64 * 64};
     }
 
