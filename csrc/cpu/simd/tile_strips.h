@@ -1,6 +1,6 @@
-// dh += dz W in tile registers: dz, turned so that a row of the panel is a row in memory, is the left operand. The panels
-// of a block are all kept, so that each strip of weights is rearranged into first-level cache and meets them there, and
-// dh comes and goes once for each block.
+// dh += dz W in tile registers: dz, turned so that a row of the panel is a row in memory, is the left operand. All
+// panels of a block are kept, so that each strip of weights is rearranged into first-level cache and meets them there,
+// and dh comes and goes once for each block.
 #pragma once
 
 #include <algorithm>
