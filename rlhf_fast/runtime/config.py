@@ -60,7 +60,7 @@ class StageConfig(TrainingArguments):
         default=1024, metadata={"help": "Longest sequence in tokens, prompt and response; longer rows are an error."}
     )
     max_tokens_per_micro_batch: int = field(
-        default=2048, metadata={"help": "Tokens in one forward and backward. Changes memory and speed, not the result."}
+        default=1024, metadata={"help": "Tokens in one forward and backward. Changes memory and speed, not the result."}
     )
     dataset_name: str | None = field(default=None, metadata={"help": "A JSONL, CSV or Parquet file, or a hub name."})
     dataset_format: str | None = field(

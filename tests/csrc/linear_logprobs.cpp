@@ -157,7 +157,8 @@ void check_linear_logprobs() {
     const std::vector<Shape> shapes = {{0, 5, 3, 0, 1, 0, false},   {1, 1, 1, 0, 1, 0, false},
                                        {2, 3, 7, 1, 0.7f, 0, true}, {5, 19, 33, 0, 1, 2, false},
                                        {17, 33, 16, 3, 1.3f, 4, true}, {67, 131, 31, 0, 1, 0, true},
-                                       {9, 1100, 5, 2, 1, 0, false}};
+                                       {9, 1100, 5, 2, 1, 0, false},   {33, 300, 70, 2, 1, 0, true},
+                                       {3, 20, 700, 0, 1, 0, false}};
     for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
                              rlhf::Level::kAmx}) {
         if (!rlhf::level_available(level)) continue;

@@ -32,6 +32,7 @@ SHAPES = [  # rows, hidden size, vocabulary: around the sizes of tiles, panels, 
     (17, 33, 1031),
     (49, 130, 640),
     (65, 577, 515),
+    (40, 1310, 530),
     (97, 100, 3001),
 ]
 SETTINGS = {

@@ -85,7 +85,9 @@ def test_draws_of_neighbouring_steps_and_seeds_are_independent():
 @needs_extension
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows, vocabulary, size", [(1, 1, 3), (3, 130, 33), (17, 1031, 8), (50, 2500, 31)])
+@pytest.mark.parametrize(
+    "rows, vocabulary, size", [(1, 1, 3), (3, 130, 33), (17, 1031, 8), (50, 2500, 31), (35, 1300, 72)]
+)
 def test_native_draws_are_those_of_the_reference(level, dtype, rows, vocabulary, size):
     hidden, weight = problem(rows, vocabulary, size, dtype)
     bias = torch.randn(vocabulary)

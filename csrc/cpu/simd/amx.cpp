@@ -3,10 +3,12 @@
 #if RLHF_AMX
 #include "isa_amx.h"
 #include "tasks.h"
+#include "tile_logits.h"
+#include "tile_strips.h"
 
 namespace rlhf::amx {
 const RowKernels& row_kernels(Element element) {
-    static constexpr RowKernels bf16 = kernels_of<TileProduct, std::uint16_t>;
+    static constexpr RowKernels bf16 = kernels_of<TilePanelProduct, std::uint16_t>;
     return element == Element::kBFloat16 ? bf16 : avx512bf16::row_kernels(element);
 }
 }  // namespace rlhf::amx

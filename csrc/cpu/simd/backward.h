@@ -21,20 +21,21 @@ template <class P, class Source>
 RLHF_TARGET void backward(const BackwardTask& task) {
     using Isa = typename P::Isa;
     constexpr std::int64_t width = PanelPlan<Isa>::kRows;
+    [[maybe_unused]] const Registers<P> registers{};
     const Projection& projection = *task.projection;
     const std::int64_t block = block_rows<P>(projection.hidden_size);
     const std::int64_t d_stride = gradient_stride<Isa>(projection.hidden_size);
     const PanelPlan<Isa> plan(task.rows);
     WeightBlock<P, Source> weights(task.weight, projection.hidden_size);
-    const Buffer<typename P::Cell> strips(step_count<P>(block) * d_stride);
-    alignas(64) float z[kBlock * width];
-    alignas(64) typename P::Cell cells[kBlock * width / P::kDepth];
+    GradientSums<P, Source> sums(task.d_hidden, task.rows, projection.hidden_size);
+    alignas(64) float z[kBlock<P> * width];
+    alignas(64) typename P::Cell cells[kBlock<P> * width / P::kDepth];
     typename P::F top[Isa::kGroups];
-    Prefetch none;  // pack_strips has just read the whole block
+    Prefetch none;
 
     for (std::int64_t first = task.first; first < task.last; first += block) {
         weights.set(first, std::min(block, task.last - first));
-        pack_strips<P>(weights.data, weights.stride, weights.rows, projection.hidden_size, strips.data());
+        sums.begin(weights);
         for (std::int64_t panel = 0; panel < plan.panels; ++panel) {
             const std::int64_t row = plan.first_row(panel);
             const int groups = plan.group_count(panel);
@@ -43,9 +44,9 @@ RLHF_TARGET void backward(const BackwardTask& task) {
             const std::int64_t present = std::min<std::int64_t>(task.rows - row, groups * Isa::kLanes);
             take_label_gradients(projection, weights, task.labels + row, present, z, gradient);
             gradient_tile(projection, weights, groups, z, gradient, cells);
-            add_product<P>(cells, strips.data(), step_count<P>(weights.rows), groups * Isa::kLanes, gradient.d_hidden,
-                           d_stride);
+            sums.add(cells, row, groups);
         }
+        sums.finish();
     }
 }
 

@@ -82,7 +82,7 @@ RLHF_TARGET void weights_to_cells(const float* z, std::int64_t lane, typename P:
                                   std::int64_t stride, typename P::Cell* cells) {
     using Isa = typename P::Isa;
     constexpr std::int64_t width = PanelPlan<Isa>::kRows;
-    for (std::int64_t r = 0; r < weights.rows; r += P::kDepth) {
+    for (std::int64_t r = 0; r < step_count<P>(weights.rows) * P::kDepth; r += P::kDepth) {
         typename P::F entries[P::kDepth];
         for (int i = 0; i < P::kDepth; ++i) {
             entries[i] = Isa::set1(0.0f);
@@ -119,29 +119,29 @@ template <class P, class Source>
 RLHF_TARGET void directions(const DirectionsTask& task) {
     using Isa = typename P::Isa;
     constexpr std::int64_t width = PanelPlan<Isa>::kRows;
+    [[maybe_unused]] const Registers<P> registers{};
     const Projection& projection = *task.projection;
     const std::int64_t block = block_rows<P>(projection.hidden_size);
-    const std::int64_t stride = gradient_stride<Isa>(projection.hidden_size);
     const PanelPlan<Isa> plan(task.rows);
     WeightBlock<P, Source> weights(task.weight, projection.hidden_size);
-    const Buffer<typename P::Cell> strips(step_count<P>(block) * stride);
-    alignas(64) float z[kBlock * width];
-    alignas(64) typename P::Cell cells[kBlock * width / P::kDepth];
+    GradientSums<P, Source> gradient(task.sums, task.rows, projection.hidden_size);
+    alignas(64) float z[kBlock<P> * width];
+    alignas(64) typename P::Cell cells[kBlock<P> * width / P::kDepth];
     typename P::F top[Isa::kGroups];
-    Prefetch none;  // pack_strips has just read the whole block
+    Prefetch none;
 
     reset<P>(task.statistics, task.rows);
     for (std::int64_t first = task.first; first < task.last; first += block) {
         weights.set(first, std::min(block, task.last - first));
-        pack_strips<P>(weights.data, weights.stride, weights.rows, projection.hidden_size, strips.data());
+        gradient.begin(weights);
         for (std::int64_t panel = 0; panel < plan.panels; ++panel) {
             const std::int64_t row = plan.first_row(panel);
             const int groups = plan.group_count(panel);
             logits_tile(projection, weights, task.panels, row, groups, none, z, top);
             softmax_tile(task, weights, row, groups, z, top, cells);
-            add_product<P>(cells, strips.data(), step_count<P>(weights.rows), groups * Isa::kLanes,
-                           task.sums + row * stride, stride);
+            gradient.add(cells, row, groups);
         }
+        gradient.finish();
     }
 }
 

@@ -20,7 +20,7 @@ struct ModelTile {
     WeightBlock<P, Source> weights;
     Prefetch prefetch;
     typename Isa::F top[Isa::kGroups];
-    alignas(64) float z[kBlock * kWidth];
+    alignas(64) float z[kBlock<P> * kWidth];
 
     ModelTile(const ForwardTask& task, int model) : weights(task.weight[model], task.projection->hidden_size) {}
 
@@ -38,6 +38,7 @@ struct ModelTile {
 template <class P, class Source>
 RLHF_TARGET void forward(const ForwardTask& task) {
     using Isa = typename P::Isa;
+    [[maybe_unused]] const Registers<P> registers{};
     const PanelPlan<Isa> plan(task.rows);
     const Statistics &policy = task.statistics[0], &ref = task.statistics[1];
     const std::int64_t block = block_rows<P>(task.projection->hidden_size);

@@ -79,7 +79,7 @@ RLHF_TARGET void gradient_tile(const Projection& projection, const WeightBlock<P
     for (std::int64_t lane = 0; lane < groups * Isa::kLanes; lane += Isa::kLanes) {
         const GroupGradient<Isa> group(projection, gradient.rows, lane);
         float* d_hidden = gradient.d_hidden + lane * gradient.d_hidden_stride;
-        for (std::int64_t r = 0; r < weights.rows; r += P::kDepth) {
+        for (std::int64_t r = 0; r < step_count<P>(weights.rows) * P::kDepth; r += P::kDepth) {
             typename P::F entries[P::kDepth];
             for (int i = 0; i < P::kDepth; ++i) {
                 entries[i] = Isa::set1(0.0f);

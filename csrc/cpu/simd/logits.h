@@ -16,7 +16,8 @@ namespace {
 // An inner product is summed in segments of about this many steps, whose sums are then added: the rounding error grows
 // with the root of the segment, not of the whole.
 constexpr std::int64_t kSegment = 128;
-constexpr float kNoBias[kBlock] = {};
+template <class P>
+constexpr float kNoBias[kBlock<P>] = {};
 
 // sum[r][g] over steps [first, last) of the hidden size, the odd element behind the last whole step included
 template <class P, int R, int G>
@@ -95,6 +96,16 @@ RLHF_TARGET void tile_groups(const typename P::Stored* weight, std::int64_t stri
     }
 }
 
+// z (rows of the block, rows of a full panel) = panel W^T * scale + bias, and the largest so far per lane
+template <class P>
+RLHF_TARGET void multiply_panel(const typename P::Stored* weight, std::int64_t stride, std::int64_t rows,
+                                const typename P::Cell* panel, int groups, std::int64_t hidden_size,
+                                const float* bias, float scale, Prefetch& prefetch, float* z, typename P::F* top) {
+    static_assert(P::Isa::kGroups == 3, "a panel has one, two or three groups");
+    const auto tile = groups == 1 ? tile_groups<P, 1> : groups == 2 ? tile_groups<P, 2> : tile_groups<P, 3>;
+    tile(weight, stride, rows, panel, hidden_size, bias, scale, prefetch, z, top);
+}
+
 // Caps and scales the tile where there is a softcap; the largest logits are found anew.
 template <class Isa>
 RLHF_TARGET void cap_tile(float* z, std::int64_t rows, int groups, float softcap, float temperature,
@@ -117,14 +128,12 @@ template <class P, class Source>
 RLHF_TARGET void logits_tile(const Projection& projection, const WeightBlock<P, Source>& weights, const void* panels,
                              std::int64_t row, int groups, Prefetch& prefetch, float* z, typename P::F* top) {
     using Isa = typename P::Isa;
-    static_assert(Isa::kGroups == 3, "a panel has one, two or three groups");
     const std::int64_t hidden_size = projection.hidden_size;
-    const float* bias = projection.bias == nullptr ? kNoBias : projection.bias + weights.first;
+    const float* bias = projection.bias == nullptr ? kNoBias<P> : projection.bias + weights.first;
     const float scale = projection.softcap > 0 ? 1.0f : 1.0f / projection.temperature;
     for (int g = 0; g < groups; ++g) top[g] = Isa::set1(kLowest);
-    const auto tile = groups == 1 ? tile_groups<P, 1> : groups == 2 ? tile_groups<P, 2> : tile_groups<P, Isa::kGroups>;
-    tile(weights.data, weights.stride, weights.rows, panel_of<P>(panels, row, hidden_size), hidden_size, bias, scale,
-         prefetch, z, top);
+    multiply_panel<P>(weights.data, weights.stride, weights.rows, panel_of<P>(panels, row, hidden_size), groups,
+                      hidden_size, bias, scale, prefetch, z, top);
     if (projection.softcap > 0) {
         cap_tile<Isa>(z, weights.rows, groups, projection.softcap, projection.temperature, top);
     }

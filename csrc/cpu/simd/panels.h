@@ -7,6 +7,7 @@
 
 #include "../bfloat16.h"
 #include "../row_kernels.h"
+#include "product.h"
 #include "target.h"
 
 namespace rlhf {
@@ -28,7 +29,8 @@ struct PanelPlan {
 
 template <class P>
 constexpr std::int64_t step_count(std::int64_t hidden_size) {
-    return (hidden_size + P::kDepth - 1) / P::kDepth;
+    constexpr std::int64_t elements = P::kDepth * kStepsAtOnce<P>;
+    return (hidden_size + elements - 1) / elements * kStepsAtOnce<P>;
 }
 
 template <class P>
@@ -59,7 +61,7 @@ RLHF_TARGET void pack(const Matrix& hidden, const std::int64_t* ids, std::int64_
             const auto* row = static_cast<const Source*>(hidden.data) + id * hidden.stride;
             for (std::int64_t step = 0; step < step_count<P>(hidden_size); ++step) {
                 const int left = static_cast<int>(std::min<std::int64_t>(hidden_size - step * P::kDepth, P::kDepth));
-                out[step * lanes + lane] = present ? P::cell(row + step * P::kDepth, left) : typename P::Cell(0);
+                out[step * lanes + lane] = present && left > 0 ? P::cell(row + step * P::kDepth, left) : typename P::Cell(0);
             }
         }
         out += lanes * step_count<P>(hidden_size);

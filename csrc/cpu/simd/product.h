@@ -9,6 +9,14 @@
 namespace rlhf {
 namespace {
 
+// What a thread holds while it multiplies.
+template <class P>
+struct Registers {};
+
+// Steps that a product takes at once: operands are filled up to a multiple of them.
+template <class P>
+constexpr int kStepsAtOnce = 1;
+
 // One step of an inner product takes one `Cell` of each operand, here a float. PairProduct (bf16) takes two elements.
 template <class Instructions>
 struct FloatProduct {

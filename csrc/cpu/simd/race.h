@@ -11,6 +11,8 @@
 namespace rlhf {
 namespace {
 
+constexpr std::int64_t kRaceStep = 8;  // rows that race between two steps of a prefetch
+
 // lowbias32 (Wellons 2018), a bijection of 32 bits
 template <class U>
 RLHF_INLINE U mix32(U x) {
@@ -37,7 +39,7 @@ RLHF_INLINE typename Isa::F exponential(typename Isa::U bits) {
 // logit wins; the first of several.
 template <class Isa>
 RLHF_TARGET void race_tile(const float* z, std::int64_t rows, int group, std::int64_t first, std::int64_t row,
-                           const SampleTask& task) {
+                           const SampleTask& task, Prefetch& prefetch) {
     using I = typename Isa::I;
     using U = typename Isa::U;
     const std::int64_t lane = group * Isa::kLanes, at = row + lane;
@@ -50,6 +52,7 @@ RLHF_TARGET void race_tile(const float* z, std::int64_t rows, int group, std::in
     I token;
     std::memcpy(&token, task.token + at, sizeof token);
     for (std::int64_t r = 0; r < rows; ++r) {
+        if (r % kRaceStep == 0) prefetch.step();
         const auto logit = Isa::load(z + r * Isa::kLanes * Isa::kGroups + lane);
         auto score = logit;
         if (task.keys != nullptr) {
@@ -69,25 +72,27 @@ RLHF_TARGET void race_tile(const float* z, std::int64_t rows, int group, std::in
 template <class P, class Source>
 RLHF_TARGET void sample(const SampleTask& task) {
     using Isa = typename P::Isa;
+    [[maybe_unused]] const Registers<P> registers{};
     const PanelPlan<Isa> plan(task.rows);
     const std::int64_t block = block_rows<P>(task.projection->hidden_size);
     WeightBlock<P, Source> weights(task.weight, task.projection->hidden_size);
     typename P::F top[Isa::kGroups];
-    alignas(64) float z[kBlock * PanelPlan<Isa>::kRows];
+    alignas(64) float z[kBlock<P> * PanelPlan<Isa>::kRows];
     reset<P>(task.statistics, task.rows);
     std::fill_n(task.best, padded_rows<P>(task.rows), kLowest);
     std::fill_n(task.logit, padded_rows<P>(task.rows), kLowest);
     std::fill_n(task.token, padded_rows<P>(task.rows), static_cast<std::int32_t>(task.first));
     for (std::int64_t first = task.first; first < task.last; first += block) {
         weights.set(first, std::min(block, task.last - first));
-        Prefetch prefetch = weights.following(std::min(block, task.last - first - block), plan.panels);
+        Prefetch prefetch = weights.following(std::min(block, task.last - first - block), plan.panels,
+                                              plan.groups * weights.rows / kRaceStep);
         for (std::int64_t panel = 0; panel < plan.panels; ++panel) {
             const std::int64_t row = plan.first_row(panel);
             const int groups = plan.group_count(panel);
             logits_tile(*task.projection, weights, task.panels, row, groups, prefetch, z, top);
             for (int g = 0; g < groups; ++g) {
                 add_tile<Isa>(z, weights.rows, g, top[g], task.statistics, row, KeepNothing());
-                race_tile<Isa>(z, weights.rows, g, first, row, task);
+                race_tile<Isa>(z, weights.rows, g, first, row, task, prefetch);
             }
         }
     }

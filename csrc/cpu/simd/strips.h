@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../buffer.h"
 #include "panels.h"
 #include "product.h"
 #include "target.h"
+#include "weight_block.h"
 
 namespace rlhf {
 namespace {
@@ -85,6 +87,30 @@ RLHF_TARGET void add_product(const typename P::Cell* cells, const typename P::Ce
         add(cells, strips + h * steps, steps, rows, d_hidden + h, stride);
     }
 }
+
+// dh += dz W for the panels of a block of weights, between `begin` and `finish`.
+template <class P, class Source>
+class GradientSums {
+   public:
+    GradientSums(float* sums, std::int64_t, std::int64_t hidden_size)
+        : sums_(sums), hidden_size_(hidden_size), stride_(gradient_stride<typename P::Isa>(hidden_size)),
+          strips_(step_count<P>(block_rows<P>(hidden_size)) * stride_) {}
+
+    RLHF_TARGET void begin(const WeightBlock<P, Source>& weights) {
+        pack_strips<P>(weights.data, weights.stride, weights.rows, hidden_size_, strips_.data());
+        steps_ = step_count<P>(weights.rows);
+    }
+    // cells (steps, rows of a full panel), of a panel that starts at `row`
+    RLHF_TARGET void add(const typename P::Cell* cells, std::int64_t row, int groups) {
+        add_product<P>(cells, strips_.data(), steps_, groups * P::Isa::kLanes, sums_ + row * stride_, stride_);
+    }
+    void finish() {}
+
+   private:
+    float* sums_;
+    std::int64_t hidden_size_, stride_, steps_ = 0;
+    Buffer<typename P::Cell> strips_;
+};
 
 }  // namespace
 }  // namespace rlhf

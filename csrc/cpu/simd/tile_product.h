@@ -1,180 +1,79 @@
-// Rows times a packed right operand, 32 rows x 32 columns at a time in four tiles of sums.
+// Sums of up to 32 x 32 in four tiles: the inner loop of the products that take bf16 in tiles.
 #pragma once
 
-#include <algorithm>
-#include <cstring>
+#include <cstdint>
 
-#include "../buffer.h"
-#include "../tile_kernels.h"
 #include "isa_amx.h"
+#include "product.h"
+#include "weight_block.h"
 
 namespace rlhf {
 namespace {
 
-constexpr std::int64_t kBlockRows = 2 * kTile;
+// Panels of two groups: with 32 vocabulary rows they fill four tiles of sums, and four are left for the operands.
+struct TilePanelProduct : TileProduct {
+    struct Isa : Avx512 {
+        static constexpr int kGroups = 2, kRows = 32;
+    };
+};
 
-// Two tiles of rows times kWidth tiles of columns, added to sums 0..3
-template <int kWidth>
-RLHF_INLINE void add_steps(const std::uint16_t* left, std::int64_t stride, std::int64_t depth,
-                           const std::uint16_t* right) {
-    const std::int64_t bytes = stride * 2;
-    const std::uint16_t* below = left + kTile * stride;
-    for (std::int64_t d = 0; d < depth; d += kStep, right += kWidth * kStep * kTile) {
-        tile_load<6>(right, Tiles::kRowBytes);
-        tile_load<4>(left + d, bytes);
-        tile_load<5>(below + d, bytes);
+template <>
+struct Registers<TilePanelProduct> : Tiles {};
+
+template <>
+constexpr int kStepsAtOnce<TilePanelProduct> = 16;
+
+// The inner products of dz W are so long: dh comes and goes once for each block.
+template <>
+constexpr std::int64_t kBlock<TilePanelProduct> = 256;
+
+constexpr std::int64_t kTileDepth = 32;                       // elements of an inner product that a tile holds
+constexpr std::int64_t kTileBytes = Tiles::kRows * Tiles::kRowBytes;
+
+// Sums of R x G tiles are tiles 0 to 3; left operands come to 4 and 5, right ones to 6 and 7.
+template <int R, int G>
+RLHF_INLINE void zero_sums() {
+    tile_zero<0>();
+    if constexpr (G == 2) tile_zero<1>();
+    if constexpr (R == 2) tile_zero<2>();
+    if constexpr (R == 2 && G == 2) tile_zero<3>();
+}
+
+template <int R, int G>
+RLHF_INLINE void load_sums(const float* from, std::int64_t stride) {
+    const std::int64_t bytes = stride * static_cast<std::int64_t>(sizeof(float));
+    tile_load<0>(from, bytes);
+    if constexpr (G == 2) tile_load<1>(from + 16, bytes);
+    if constexpr (R == 2) tile_load<2>(from + 16 * stride, bytes);
+    if constexpr (R == 2 && G == 2) tile_load<3>(from + 16 * stride + 16, bytes);
+}
+
+template <int R, int G>
+RLHF_INLINE void store_sums(float* to, std::int64_t stride) {
+    const std::int64_t bytes = stride * static_cast<std::int64_t>(sizeof(float));
+    tile_store<0>(to, bytes);
+    if constexpr (G == 2) tile_store<1>(to + 16, bytes);
+    if constexpr (R == 2) tile_store<2>(to + 16 * stride, bytes);
+    if constexpr (R == 2 && G == 2) tile_store<3>(to + 16 * stride + 16, bytes);
+}
+
+// sums += rows (16 R of them, 32 elements a step) * lanes [step][pair][16 G lanes]
+template <int R, int G>
+RLHF_INLINE void multiply_tiles(const char* rows, std::int64_t row_bytes, const TileProduct::Cell* lanes,
+                                std::int64_t steps) {
+    for (std::int64_t step = 0; step < steps; ++step, rows += Tiles::kRowBytes, lanes += G * 256) {
+        tile_load<6>(lanes, G * Tiles::kRowBytes);
+        tile_load<4>(rows, row_bytes);
         tile_multiply<0, 4, 6>();
-        if constexpr (kWidth == 2) {
-            tile_load<7>(right + kStep * kTile, Tiles::kRowBytes);
+        if constexpr (G == 2) {
+            tile_load<7>(lanes + 16, G * Tiles::kRowBytes);
             tile_multiply<1, 4, 7>();
         }
-        tile_multiply<2, 5, 6>();
-        if constexpr (kWidth == 2) tile_multiply<3, 5, 7>();
-    }
-}
-
-// sums (32, kPanel) + bias -> bf16 rows of out
-RLHF_TARGET inline void write_block(const float* sums, const float* bias, std::int64_t rows, std::int64_t columns,
-                                    std::uint16_t* out, std::int64_t stride) {
-    for (std::int64_t c = 0; c < columns; c += 16) {
-        const auto present = static_cast<__mmask16>(columns - c >= 16 ? 0xffff : (1 << (columns - c)) - 1);
-        const __m512 shift = bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(present, bias + c);
-        for (std::int64_t r = 0; r < rows; ++r) {
-            const __m512 y = _mm512_load_ps(sums + r * kPanel + c) + shift;
-            _mm256_mask_storeu_epi16(out + r * stride + c, present, (__m256i)_mm512_cvtneps_pbh(y));
+        if constexpr (R == 2) {
+            tile_load<5>(rows + 16 * row_bytes, row_bytes);
+            tile_multiply<2, 5, 6>();
         }
-    }
-}
-
-// A block of rows of a left operand as tiles load it: in place, or copied, where there are fewer rows or the depth is
-// no whole number of steps.
-class LeftBlock {
-   public:
-    explicit LeftBlock(const LeftMatrix& matrix) : matrix_(matrix), width_(round_up(matrix.depth, kStep)) {}
-
-    RLHF_TARGET void set(std::int64_t row, std::int64_t rows) {
-        data = matrix_.data + row * matrix_.stride, stride = matrix_.stride;
-        if (rows == kBlockRows && width_ == matrix_.depth) return;
-        if (copy_.data() == nullptr) copy_ = Buffer<std::uint16_t>(kBlockRows * width_);
-        std::fill_n(copy_.data(), kBlockRows * width_, std::uint16_t(0));
-        for (std::int64_t r = 0; r < rows; ++r) {
-            std::copy_n(data + r * stride, matrix_.depth, copy_.data() + r * width_);
-        }
-        data = copy_.data(), stride = width_;
-    }
-
-    const std::uint16_t* data = nullptr;
-    std::int64_t stride = 0;
-
-   private:
-    LeftMatrix matrix_;
-    std::int64_t width_;
-    Buffer<std::uint16_t> copy_;
-};
-
-// Fetches the cache lines of `rows` rows, a share at each step; those of a left operand are needed by the next block.
-class RowPrefetch {
-   public:
-    RowPrefetch(const LeftMatrix& matrix, std::int64_t first, std::int64_t rows, std::int64_t steps)
-        : at_(reinterpret_cast<const char*>(matrix.data + first * matrix.stride)), bytes_(matrix.depth * 2),
-          stride_(matrix.stride * 2), rows_(rows),
-          share_(rows * ((bytes_ + 63) / 64) / std::max<std::int64_t>(steps, 1) + 1) {}
-
-    RLHF_TARGET void step() {
-        for (std::int64_t i = 0; i < share_ && row_ < rows_; ++i, byte_ += 64) {
-            if (byte_ >= bytes_) byte_ = 0, ++row_;
-            if (row_ < rows_) RLHF_PREFETCH(at_ + row_ * stride_ + byte_);
-        }
-    }
-
-   private:
-    const char* at_;
-    std::int64_t bytes_, stride_, rows_, share_, row_ = 0, byte_ = 0;
-};
-
-template <int kWidth>
-RLHF_INLINE void store_sums(float* sums) {
-    constexpr std::int64_t bytes = kPanel * sizeof(float);
-    tile_store<0>(sums, bytes);
-    tile_store<2>(sums + kTile * kPanel, bytes);
-    if constexpr (kWidth == 2) {
-        tile_store<1>(sums + kTile, bytes);
-        tile_store<3>(sums + kTile * kPanel + kTile, bytes);
-    }
-}
-
-RLHF_INLINE void clear_sums() {
-    tile_zero<0>();
-    tile_zero<1>();
-    tile_zero<2>();
-    tile_zero<3>();
-}
-
-// The rows of a block times the columns of an adapter, as the left operand of its second product.
-class InnerBlock {
-   public:
-    explicit InnerBlock(const TileProductTask& task)
-        : stride(round_up(task.ranks, kStep)), data(kBlockRows * stride), task_(task) {
-        std::fill_n(data.data(), kBlockRows * stride, std::uint16_t(0));
-    }
-
-    RLHF_TARGET void set(const LeftBlock& left, std::int64_t row, std::int64_t rows, float* sums) {
-        const std::int64_t depth = round_up(task_.left.depth, kStep);
-        for (std::int64_t rank = 0; rank < task_.ranks; rank += kPanel) {
-            const std::int64_t ranks = std::min(kPanel, task_.ranks - rank);
-            clear_sums();
-            if (ranks > kTile) {
-                add_steps<2>(left.data, left.stride, depth, task_.into + rank * depth);
-                store_sums<2>(sums);
-            } else {
-                add_steps<1>(left.data, left.stride, depth, task_.into + rank * depth);
-                store_sums<1>(sums);
-            }
-            write_block(sums, nullptr, rows, ranks, data.data() + rank, stride);
-            if (task_.inner != nullptr) {
-                write_block(sums, nullptr, rows, ranks, task_.inner + row * task_.inner_stride + rank,
-                            task_.inner_stride);
-            }
-        }
-    }
-
-    const std::int64_t stride;
-    const Buffer<std::uint16_t> data;
-
-   private:
-    const TileProductTask& task_;
-};
-
-template <int kWidth>
-RLHF_TARGET void panel_sums(const TileProductTask& task, const LeftBlock& left, const InnerBlock& inner,
-                            std::int64_t panel, float* sums) {
-    const std::int64_t depth = round_up(task.left.depth, kStep);
-    clear_sums();
-    add_steps<kWidth>(left.data, left.stride, depth, task.right + panel * depth);
-    if (task.ranks > 0) {
-        add_steps<kWidth>(inner.data.data(), inner.stride, inner.stride, task.out_of + panel * inner.stride);
-    }
-    store_sums<kWidth>(sums);
-}
-
-RLHF_TARGET inline void tile_product(const TileProductTask& task) {
-    const Tiles tiles;
-    alignas(64) float sums[kBlockRows * kPanel];
-    LeftBlock left(task.left);
-    InnerBlock inner(task);
-    for (std::int64_t row = 0; row < task.rows; row += kBlockRows) {
-        const std::int64_t rows = std::min(kBlockRows, task.rows - row), next = row + rows;
-        RowPrefetch ahead(task.left, next, std::min(kBlockRows, task.rows - next), task.columns / kPanel);
-        left.set(row, rows);
-        inner.set(left, row, rows, sums);
-        for (std::int64_t panel = 0; panel < task.columns; panel += kPanel) {
-            const std::int64_t columns = std::min(kPanel, task.columns - panel);
-            std::uint16_t* out = task.out + row * task.out_stride + panel;
-            for (std::int64_t r = 0; r < rows; ++r) __builtin_prefetch(out + r * task.out_stride, 1, 3);
-            ahead.step();
-            (columns > kTile ? panel_sums<2> : panel_sums<1>)(task, left, inner, panel, sums);
-            write_block(sums, task.bias == nullptr ? nullptr : task.bias + panel, rows, columns, out, task.out_stride);
-        }
+        if constexpr (R == 2 && G == 2) tile_multiply<3, 5, 7>();
     }
 }
 

@@ -13,13 +13,15 @@
 namespace rlhf {
 namespace {
 
-constexpr std::int64_t kBlock = 128;           // most rows of a block: a tile of logits fits in first-level cache
+// Most rows of a block: a tile of logits fits in first-level cache.
+template <class P>
+constexpr std::int64_t kBlock = 128;
 constexpr std::int64_t kBlockBytes = 1 << 20;  // most bytes of their weights: what a second-level cache holds
 
 template <class P>
 std::int64_t block_rows(std::int64_t hidden_size) {
     const std::int64_t fitting = kBlockBytes / (hidden_size * static_cast<std::int64_t>(sizeof(typename P::Stored)));
-    return std::clamp<std::int64_t>(fitting / 8 * 8, 16, kBlock);
+    return std::clamp<std::int64_t>(fitting / 32 * 32, 32, kBlock<P>);
 }
 
 // Touches memory that is needed soon, a part at each step, so that its latency hides behind arithmetic.
@@ -62,12 +64,13 @@ class WeightBlock {
         }
     }
 
-    // The `count` rows after this block, to be touched while this one meets `panels` panels.
-    Prefetch following(std::int64_t count, std::int64_t panels) const {
+    // The `count` rows after this block, to be touched while this one meets `panels` panels, in the steps of their
+    // products and `others` that the caller takes.
+    Prefetch following(std::int64_t count, std::int64_t panels, std::int64_t others = 0) const {
         if (!kInPlace || stride != hidden_size_ || count <= 0) return {};
         const auto* begin = reinterpret_cast<const char*>(data + rows * stride);
         const std::int64_t bytes = count * stride * static_cast<std::int64_t>(sizeof(Stored));
-        const std::int64_t steps = panels * std::max<std::int64_t>(rows / P::Isa::kRows, 1);
+        const std::int64_t steps = others + panels * std::max<std::int64_t>(rows / P::Isa::kRows, 1);
         return {begin, begin + bytes, (bytes / steps + 64) / 64 * 64};
     }
 

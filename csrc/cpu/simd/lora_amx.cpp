@@ -2,9 +2,9 @@
 
 #if RLHF_AMX
 #include "isa_amx.h"
-#include "tile_outer.h"
+#include "lora_outer.h"
 #include "tile_pack.h"
-#include "tile_product.h"
+#include "lora_product.h"
 
 namespace rlhf::amx {
 
