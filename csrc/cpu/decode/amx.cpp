@@ -3,6 +3,7 @@
 #if RLHF_AMX
 #include "../simd/isa_amx.h"
 #include "tables.h"
+#include "tile_attention.h"
 #include "tile_product.h"
 
 namespace rlhf::amx {
@@ -11,6 +12,7 @@ namespace {
 constexpr DecodeKernels tiled() {
     DecodeKernels kernels = decode_kernels_of<PairDecode>;
     kernels.block_bytes = tile_block_bytes, kernels.pack = pack_tile_block, kernels.product = tile_product;
+    kernels.attend = attend<PairDecode, TileScores>;
     return kernels;
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../simd/math.h"
+#include "ahead.h"
 #include "product.h"
 
 namespace rlhf {
@@ -22,7 +23,7 @@ std::int64_t attention_scratch(std::int64_t head_dim, std::int64_t positions) {
 
 template <class D, int K>
 RLHF_INLINE void score_keys(const typename D::Stored* keys, std::int64_t head_dim, const typename D::QueryCell* queries,
-                            float scale, float* scores) {
+                            float* scores) {
     using Isa = typename D::Isa;
     typename D::F sum[K];
     RLHF_UNROLL
@@ -35,16 +36,34 @@ RLHF_INLINE void score_keys(const typename D::Stored* keys, std::int64_t head_di
         }
     }
     RLHF_UNROLL
-    for (int k = 0; k < K; ++k) Isa::store(scores + k * Isa::kLanes, sum[k] * Isa::set1(scale));
+    for (int k = 0; k < K; ++k) Isa::store(scores + k * Isa::kLanes, sum[k]);
 }
 
-// Scores become e^(score - max); returns their sums
+// scores[position][lane]: keys times queries
+template <class D>
+struct VectorScores {
+    RLHF_TARGET static void run(const typename D::Stored* keys, std::int64_t head_dim,
+                                const typename D::QueryCell* queries, std::int64_t positions, float* scores,
+                                const Ahead& ahead) {
+        constexpr std::int64_t lanes = D::Isa::kLanes;
+        const std::int64_t bytes = head_dim * static_cast<std::int64_t>(sizeof *keys);
+        std::int64_t p = 0;
+        for (; p + kKeys <= positions; p += kKeys) {
+            ahead.touch(keys + p * head_dim, kKeys * bytes);
+            score_keys<D, kKeys>(keys + p * head_dim, head_dim, queries, scores + p * lanes);
+        }
+        for (; p < positions; ++p) score_keys<D, 1>(keys + p * head_dim, head_dim, queries, scores + p * lanes);
+    }
+};
+
+// Scores become e^(scale (score - max)); returns their sums
 template <class Isa>
-RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions) {
+RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions, float scale) {
     auto max = Isa::set1(kLowest), sum = Isa::set1(0.0f);
     for (std::int64_t p = 0; p < positions; ++p) max = Isa::max(Isa::load(scores + p * Isa::kLanes), max);
     for (std::int64_t p = 0; p < positions; ++p) {
-        const auto e = exp<Isa>(floored<Isa>(Isa::load(scores + p * Isa::kLanes) - max));
+        const auto below = Isa::load(scores + p * Isa::kLanes) - max;
+        const auto e = exp<Isa>(floored<Isa>(below * Isa::set1(scale)));
         Isa::store(scores + p * Isa::kLanes, e);
         sum = sum + e;
     }
@@ -54,7 +73,7 @@ RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions) {
 // out[h][d] = sum over positions of weights[.][h] * value[d] for H heads and V registers of each
 template <class D, int H, int V>
 RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
-                            std::int64_t positions, float* out) {
+                            std::int64_t positions, float* out, const Ahead& ahead) {
     using Isa = typename D::Isa;
     typename D::F sum[H][V];
     RLHF_UNROLL
@@ -63,6 +82,7 @@ RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_
         for (int v = 0; v < V; ++v) sum[h][v] = Isa::set1(0.0f);
     }
     for (std::int64_t p = 0; p < positions; ++p, values += head_dim, weights += Isa::kLanes) {
+        ahead.touch(values, V * Isa::kLanes * static_cast<std::int64_t>(sizeof *values));
         typename D::F value[V];
         RLHF_UNROLL
         for (int v = 0; v < V; ++v) value[v] = load_wide<Isa>(values + v * Isa::kLanes);
@@ -83,14 +103,16 @@ RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_
 // out (H, head_dim)
 template <class D, int H>
 RLHF_TARGET void mix_heads(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
-                           std::int64_t positions, float* out) {
+                           std::int64_t positions, float* out, const Ahead& ahead) {
     constexpr std::int64_t lanes = D::Isa::kLanes;
     constexpr int V = lanes == 16 ? 4 : 2;  // H V sums, V values and a weight fit the registers
     std::int64_t d = 0;
     for (; d + V * lanes <= head_dim; d += V * lanes) {
-        mix_values<D, H, V>(values + d, head_dim, weights, positions, out + d);
+        mix_values<D, H, V>(values + d, head_dim, weights, positions, out + d, ahead);
     }
-    for (; d + lanes <= head_dim; d += lanes) mix_values<D, H, 1>(values + d, head_dim, weights, positions, out + d);
+    for (; d + lanes <= head_dim; d += lanes) {
+        mix_values<D, H, 1>(values + d, head_dim, weights, positions, out + d, ahead);
+    }
     for (; d < head_dim; ++d) {
         for (int h = 0; h < H; ++h) {
             float sum = 0;
@@ -102,14 +124,15 @@ RLHF_TARGET void mix_heads(const typename D::Stored* values, std::int64_t head_d
     }
 }
 
-template <class D>
+template <class D, class Scores>
 RLHF_TARGET void attend(const AttentionTask& task) {
     using Isa = typename D::Isa;
     using Stored = typename D::Stored;
     constexpr std::int64_t lanes = Isa::kLanes;
-    const std::int64_t steps = steps_of<D>(task.head_dim), positions = task.last - task.first;
-    const auto* keys = static_cast<const Stored*>(task.keys) + task.first * task.head_dim;
-    const auto* values = static_cast<const Stored*>(task.values) + task.first * task.head_dim;
+    const std::int64_t steps = steps_of<D>(task.head_dim), positions = task.positions;
+    const auto *keys = static_cast<const Stored*>(task.keys), *values = static_cast<const Stored*>(task.values);
+    const std::int64_t bytes = positions * task.head_dim * static_cast<std::int64_t>(sizeof *keys);
+    const Ahead after_keys(keys, bytes, values), after_values(values, bytes, task.after);
     auto* queries = reinterpret_cast<typename D::QueryCell*>(task.scratch);
     float *scores = task.scratch + steps * lanes, *mixed = scores + positions * lanes;
     for (std::int64_t head = 0; head < task.heads; head += lanes) {
@@ -121,20 +144,14 @@ RLHF_TARGET void attend(const AttentionTask& task) {
                 queries[step * lanes + h] = D::query_cell(query + step * D::kDepth);
             }
         }
-        std::int64_t p = 0;
-        for (; p + kKeys <= positions; p += kKeys) {
-            score_keys<D, kKeys>(keys + p * task.head_dim, task.head_dim, queries, task.scale, scores + p * lanes);
-        }
-        for (; p < positions; ++p) {
-            score_keys<D, 1>(keys + p * task.head_dim, task.head_dim, queries, task.scale, scores + p * lanes);
-        }
+        Scores::run(keys, task.head_dim, queries, positions, scores, after_keys);
         float sums[lanes];
-        Isa::store(sums, weigh<Isa>(scores, positions));
+        Isa::store(sums, weigh<Isa>(scores, positions, task.scale));
         for (std::int64_t h = 0; h < present; h += kHeads) {
             const std::int64_t heads = std::min<std::int64_t>(kHeads, present - h);
             const auto mix = heads == 4 ? mix_heads<D, 4> : heads == 3 ? mix_heads<D, 3> : heads == 2 ? mix_heads<D, 2>
                                                                                                    : mix_heads<D, 1>;
-            mix(values, task.head_dim, scores + h, positions, mixed);
+            mix(values, task.head_dim, scores + h, positions, mixed, after_values);
             auto* out = static_cast<typename D::Activation*>(task.out) + (head + h) * task.head_dim;
             for (std::int64_t i = 0; i < heads; ++i) {
                 const float share = 1 / sums[h + i];
