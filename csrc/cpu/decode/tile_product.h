@@ -95,25 +95,33 @@ RLHF_TARGET void tile_pass(const PassRows& rows, const char* block, const float*
     }
 }
 
-// All blocks for each pass of rows: the weights are read once for each 32 rows, from memory the first time only where
-// the share of a thread fits its cache.
-RLHF_TARGET inline void tile_product(const ProductTask& task) {
+// Blocks [first, last) for rows [row, row + count)
+RLHF_TARGET inline void multiply_blocks(const ProductTask& task, std::int64_t row, std::int64_t count,
+                                        std::int64_t first, std::int64_t last, Tiles& tiles) {
     const std::int64_t bytes = tile_block_bytes(task.inputs);
+    const auto* x = static_cast<const std::uint16_t*>(task.x) + row * task.x_stride;
+    const PassRows rows(x, task.x_stride, count, task.inputs);
+    shape_tiles(tiles, rows);
+    for (std::int64_t b = first; b < last; ++b) {
+        const char* block = static_cast<const char*>(task.blocks) + b * bytes;
+        const bool more = b + 1 < task.last;
+        const auto* next = more ? block + bytes : static_cast<const char*>(task.after);
+        Prefetch prefetch{next, next + (more ? bytes : task.after_bytes), kTilePairs * kPairRowBytes};
+        const std::int64_t output = b * kBlockOutputs<PairDecode>;
+        (rows.lower > 0 ? tile_pass<true> : tile_pass<false>)(
+            rows, block, task.bias + output, task.y + row * task.y_stride + output, task.y_stride, prefetch);
+    }
+}
+
+// As many blocks as stay in cache meet all rows before the next ones are read.
+RLHF_TARGET inline void tile_product(const ProductTask& task) {
     const std::int64_t passes = (task.rows + kPassRows - 1) / kPassRows;
-    const auto* x = static_cast<const std::uint16_t*>(task.x);
+    const std::int64_t chunk = std::max<std::int64_t>(kBlockBytes / 2 / tile_block_bytes(task.inputs), 1);
     Tiles tiles;
-    for (std::int64_t pass = 0; pass < passes; ++pass) {
-        const std::int64_t row = pass * task.rows / passes, count = (pass + 1) * task.rows / passes - row;
-        const PassRows rows(x + row * task.x_stride, task.x_stride, count, task.inputs);
-        shape_tiles(tiles, rows);
-        const auto* block = static_cast<const char*>(task.blocks) + task.first * bytes;
-        for (std::int64_t b = task.first; b < task.last; ++b, block += bytes) {
-            const bool more = b + 1 < task.last;
-            const auto* next = more ? block + bytes : static_cast<const char*>(task.after);
-            Prefetch prefetch{next, next + (more ? bytes : task.after_bytes), kTilePairs * kPairRowBytes};
-            const std::int64_t output = b * kBlockOutputs<PairDecode>;
-            (rows.lower > 0 ? tile_pass<true> : tile_pass<false>)(
-                rows, block, task.bias + output, task.y + row * task.y_stride + output, task.y_stride, prefetch);
+    for (std::int64_t first = task.first; first < task.last; first += chunk) {
+        for (std::int64_t pass = 0; pass < passes; ++pass) {
+            const std::int64_t row = pass * task.rows / passes, end = (pass + 1) * task.rows / passes;
+            multiply_blocks(task, row, end - row, first, std::min(first + chunk, task.last), tiles);
         }
     }
 }
