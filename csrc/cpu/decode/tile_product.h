@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "../simd/isa_amx.h"
-#include "pair_decode.h"
+#include "pair_pack.h"
 #include "product.h"
 
 namespace rlhf {
@@ -25,7 +25,7 @@ inline std::int64_t tile_block_bytes(std::int64_t inputs) {
 inline void pack_tile_block(const WeightRow* rows, std::int64_t count, std::int64_t inputs, void* block) {
     const std::int64_t bytes = block_bytes<PairDecode>(inputs);
     std::memset(static_cast<char*>(block) + bytes, 0, static_cast<std::size_t>(tile_block_bytes(inputs) - bytes));
-    pack_block<PairDecode>(rows, count, inputs, block);
+    pack_pairs(rows, count, inputs, block);
 }
 
 // The left operand of a pass: one or two tiles of rows, and the inputs that fill no tile, completed by zeros.
