@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "../simd/math.h"
-#include "ahead.h"
 #include "product.h"
 
 namespace rlhf {
@@ -39,17 +38,21 @@ RLHF_INLINE void score_keys(const typename D::Stored* keys, std::int64_t head_di
     for (int k = 0; k < K; ++k) Isa::store(scores + k * Isa::kLanes, sum[k]);
 }
 
+// One position a step, and no more than leaves room in second-level cache.
+inline Prefetch fetch(const void* begin, std::int64_t positions, std::int64_t position_bytes) {
+    constexpr std::int64_t kMost = 256 << 10;
+    const auto* first = static_cast<const char*>(begin);
+    return {first, first + std::min(positions * position_bytes, kMost), position_bytes};
+}
+
 // scores[position][lane]: keys times queries
 template <class D>
 struct VectorScores {
     RLHF_TARGET static void run(const typename D::Stored* keys, std::int64_t head_dim,
-                                const typename D::QueryCell* queries, std::int64_t positions, float* scores,
-                                const Ahead& ahead) {
+                                const typename D::QueryCell* queries, std::int64_t positions, float* scores) {
         constexpr std::int64_t lanes = D::Isa::kLanes;
-        const std::int64_t bytes = head_dim * static_cast<std::int64_t>(sizeof *keys);
         std::int64_t p = 0;
         for (; p + kKeys <= positions; p += kKeys) {
-            ahead.touch(keys + p * head_dim, kKeys * bytes);
             score_keys<D, kKeys>(keys + p * head_dim, head_dim, queries, scores + p * lanes);
         }
         for (; p < positions; ++p) score_keys<D, 1>(keys + p * head_dim, head_dim, queries, scores + p * lanes);
@@ -58,10 +61,11 @@ struct VectorScores {
 
 // Scores become e^(scale (score - max)); returns their sums
 template <class Isa>
-RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions, float scale) {
+RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions, float scale, Prefetch prefetch) {
     auto max = Isa::set1(kLowest), sum = Isa::set1(0.0f);
     for (std::int64_t p = 0; p < positions; ++p) max = Isa::max(Isa::load(scores + p * Isa::kLanes), max);
     for (std::int64_t p = 0; p < positions; ++p) {
+        prefetch.step();
         const auto below = Isa::load(scores + p * Isa::kLanes) - max;
         const auto e = exp<Isa>(floored<Isa>(below * Isa::set1(scale)));
         Isa::store(scores + p * Isa::kLanes, e);
@@ -73,7 +77,7 @@ RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions, float s
 // out[h][d] = sum over positions of weights[.][h] * value[d] for H heads and V registers of each
 template <class D, int H, int V>
 RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
-                            std::int64_t positions, float* out, const Ahead& ahead) {
+                            std::int64_t positions, float* out, Prefetch& prefetch) {
     using Isa = typename D::Isa;
     typename D::F sum[H][V];
     RLHF_UNROLL
@@ -82,7 +86,7 @@ RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_
         for (int v = 0; v < V; ++v) sum[h][v] = Isa::set1(0.0f);
     }
     for (std::int64_t p = 0; p < positions; ++p, values += head_dim, weights += Isa::kLanes) {
-        ahead.touch(values, V * Isa::kLanes * static_cast<std::int64_t>(sizeof *values));
+        prefetch.step();
         typename D::F value[V];
         RLHF_UNROLL
         for (int v = 0; v < V; ++v) value[v] = load_wide<Isa>(values + v * Isa::kLanes);
@@ -103,15 +107,15 @@ RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_
 // out (H, head_dim)
 template <class D, int H>
 RLHF_TARGET void mix_heads(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
-                           std::int64_t positions, float* out, const Ahead& ahead) {
+                           std::int64_t positions, float* out, Prefetch& prefetch) {
     constexpr std::int64_t lanes = D::Isa::kLanes;
     constexpr int V = lanes == 16 ? 4 : 2;  // H V sums, V values and a weight fit the registers
     std::int64_t d = 0;
     for (; d + V * lanes <= head_dim; d += V * lanes) {
-        mix_values<D, H, V>(values + d, head_dim, weights, positions, out + d, ahead);
+        mix_values<D, H, V>(values + d, head_dim, weights, positions, out + d, prefetch);
     }
     for (; d + lanes <= head_dim; d += lanes) {
-        mix_values<D, H, 1>(values + d, head_dim, weights, positions, out + d, ahead);
+        mix_values<D, H, 1>(values + d, head_dim, weights, positions, out + d, prefetch);
     }
     for (; d < head_dim; ++d) {
         for (int h = 0; h < H; ++h) {
@@ -131,8 +135,8 @@ RLHF_TARGET void attend(const AttentionTask& task) {
     constexpr std::int64_t lanes = Isa::kLanes;
     const std::int64_t steps = steps_of<D>(task.head_dim), positions = task.positions;
     const auto *keys = static_cast<const Stored*>(task.keys), *values = static_cast<const Stored*>(task.values);
-    const std::int64_t bytes = positions * task.head_dim * static_cast<std::int64_t>(sizeof *keys);
-    const Ahead after_keys(keys, bytes, values), after_values(values, bytes, task.after);
+    const std::int64_t position_bytes = task.head_dim * static_cast<std::int64_t>(sizeof *keys);
+    Prefetch fetch_after = fetch(task.after, task.after_positions, position_bytes);
     auto* queries = reinterpret_cast<typename D::QueryCell*>(task.scratch);
     float *scores = task.scratch + steps * lanes, *mixed = scores + positions * lanes;
     for (std::int64_t head = 0; head < task.heads; head += lanes) {
@@ -144,14 +148,14 @@ RLHF_TARGET void attend(const AttentionTask& task) {
                 queries[step * lanes + h] = D::query_cell(query + step * D::kDepth);
             }
         }
-        Scores::run(keys, task.head_dim, queries, positions, scores, after_keys);
+        Scores::run(keys, task.head_dim, queries, positions, scores);
         float sums[lanes];
-        Isa::store(sums, weigh<Isa>(scores, positions, task.scale));
+        Isa::store(sums, weigh<Isa>(scores, positions, task.scale, fetch(values, positions, position_bytes)));
         for (std::int64_t h = 0; h < present; h += kHeads) {
             const std::int64_t heads = std::min<std::int64_t>(kHeads, present - h);
             const auto mix = heads == 4 ? mix_heads<D, 4> : heads == 3 ? mix_heads<D, 3> : heads == 2 ? mix_heads<D, 2>
                                                                                                    : mix_heads<D, 1>;
-            mix(values, task.head_dim, scores + h, positions, mixed, after_values);
+            mix(values, task.head_dim, scores + h, positions, mixed, fetch_after);
             auto* out = static_cast<typename D::Activation*>(task.out) + (head + h) * task.head_dim;
             for (std::int64_t i = 0; i < heads; ++i) {
                 const float share = 1 / sums[h + i];

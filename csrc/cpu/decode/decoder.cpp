@@ -172,8 +172,7 @@ void Decoder::attend(const DecodeInputs& in, const Buffers& to, std::size_t laye
     const std::int64_t tasks = in.rows * shape_.kv_heads;
     for (std::int64_t task = w.index; task < tasks; task += w.team) {
         const std::int64_t next = task + w.team;
-        const char* after = next < tasks ? visible(in, layer, next).keys : nullptr;
-        attend_head(in, to, layer, task, after, w.scratch);
+        attend_head(in, to, layer, task, next < tasks ? visible(in, layer, next) : Visible{}, w.scratch);
     }
 }
 
@@ -185,7 +184,7 @@ Decoder::Visible Decoder::visible(const DecodeInputs& in, std::size_t layer, std
 }
 
 void Decoder::attend_head(const DecodeInputs& in, const Buffers& to, std::size_t layer, std::int64_t task,
-                          const void* after, float* scratch) const {
+                          const Visible& after, float* scratch) const {
     const PackedLinear& qkv = layers_[layer].qkv;
     const std::int64_t dim = shape_.head_dim, groups = shape_.heads / shape_.kv_heads;
     const std::int64_t row = task / shape_.kv_heads, head = task % shape_.kv_heads, position = in.lengths[row];
@@ -205,7 +204,7 @@ void Decoder::attend_head(const DecodeInputs& in, const Buffers& to, std::size_t
     store(key, dim, element_, cache.keys + own);
     store(y + qkv.first_output(2) + head * dim, dim, element_, cache.values + own);
     kernels_.attend({queries, groups, dim, cache.positions, cache.keys, cache.values, shape_.attention_scale, rest,
-                     to.activations(row, head * groups * dim), after});
+                     to.activations(row, head * groups * dim), after.keys, after.positions});
 }
 
 // The two halves of a head turn by the angles of its position.

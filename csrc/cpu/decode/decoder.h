@@ -66,8 +66,8 @@ class Decoder {
                const Worker& worker, bool last) const;
     void attend(const DecodeInputs& in, const Buffers& to, std::size_t layer, const Worker& worker) const;
     Visible visible(const DecodeInputs& in, std::size_t layer, std::int64_t task) const;
-    void attend_head(const DecodeInputs& in, const Buffers& to, std::size_t layer, std::int64_t task, const void* after,
-                     float* scratch) const;
+    void attend_head(const DecodeInputs& in, const Buffers& to, std::size_t layer, std::int64_t task,
+                     const Visible& after, float* scratch) const;
     void gate(const DecodeInputs& in, const Buffers& to, const Layer& layer, const Worker& worker) const;
     void rotate(const float* source, const std::vector<float>& norm, const float* cos, const float* sin,
                 float* out) const;

@@ -37,7 +37,8 @@ struct AttentionTask {
     float scale;
     float* scratch;     // attention_scratch(head_dim, positions) floats
     void* out;          // (heads, head_dim) activation elements
-    const void* after;  // nullptr, or the keys that this thread reads next: they are fetched meanwhile
+    const void* after;  // the keys that this thread reads next: they are fetched meanwhile
+    std::int64_t after_positions;  // 0: none
 };
 
 struct DecodeKernels {

@@ -27,21 +27,18 @@ RLHF_INLINE void score_tile(const std::uint16_t* keys, std::int64_t head_dim, co
 struct TileScores {
     // Heads whose elements fill no tile are left to vectors.
     RLHF_TARGET static void run(const std::uint16_t* keys, std::int64_t head_dim, const std::uint32_t* queries,
-                                std::int64_t positions, float* scores, const Ahead& ahead) {
+                                std::int64_t positions, float* scores) {
         if (head_dim * sizeof *keys % Tiles::kRowBytes != 0) {
-            return VectorScores<PairDecode>::run(keys, head_dim, queries, positions, scores, ahead);
+            return VectorScores<PairDecode>::run(keys, head_dim, queries, positions, scores);
         }
         Tiles tiles;
         const std::int64_t left = positions % Tiles::kRows, whole = positions - left;
-        const std::int64_t bytes = head_dim * static_cast<std::int64_t>(sizeof *keys);
         for (const int tile : {1, 3}) tiles.set(tile, left > 0 ? static_cast<int>(left) : 1, Tiles::kRowBytes);
         tiles.load();
         for (std::int64_t p = 0; p < whole; p += Tiles::kRows) {
-            ahead.touch(keys + p * head_dim, Tiles::kRows * bytes);
             score_tile<0, 2>(keys + p * head_dim, head_dim, queries, scores + p * PairDecode::Isa::kLanes);
         }
         if (left == 0) return;
-        ahead.touch(keys + whole * head_dim, left * bytes);
         score_tile<1, 3>(keys + whole * head_dim, head_dim, queries, scores + whole * PairDecode::Isa::kLanes);
     }
 };
