@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "../simd/math.h"
 #include "product.h"
@@ -38,46 +39,75 @@ RLHF_INLINE void score_keys(const typename D::Stored* keys, std::int64_t head_di
     for (int k = 0; k < K; ++k) Isa::store(scores + k * Isa::kLanes, sum[k]);
 }
 
-// One position a step, and no more than leaves room in second-level cache.
+// Keys or values, a position a step, and no more than leaves room in second-level cache
 inline Prefetch fetch(const void* begin, std::int64_t positions, std::int64_t position_bytes) {
     constexpr std::int64_t kMost = 256 << 10;
     const auto* first = static_cast<const char*>(begin);
     return {first, first + std::min(positions * position_bytes, kMost), position_bytes};
 }
 
+RLHF_INLINE void step_by(std::int64_t positions, Prefetch& prefetch) {
+    for (std::int64_t p = 0; p < positions; ++p) prefetch.step();
+}
+
 // scores[position][lane]: keys times queries
 template <class D>
 struct VectorScores {
     RLHF_TARGET static void run(const typename D::Stored* keys, std::int64_t head_dim,
-                                const typename D::QueryCell* queries, std::int64_t positions, float* scores) {
+                                const typename D::QueryCell* queries, std::int64_t positions, float* scores,
+                                Prefetch& prefetch) {
         constexpr std::int64_t lanes = D::Isa::kLanes;
         std::int64_t p = 0;
         for (; p + kKeys <= positions; p += kKeys) {
+            step_by(kKeys, prefetch);
             score_keys<D, kKeys>(keys + p * head_dim, head_dim, queries, scores + p * lanes);
         }
         for (; p < positions; ++p) score_keys<D, 1>(keys + p * head_dim, head_dim, queries, scores + p * lanes);
     }
 };
 
-// Scores become e^(scale (score - max)); returns their sums
-template <class Isa>
-RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions, float scale, Prefetch prefetch) {
-    auto max = Isa::set1(kLowest), sum = Isa::set1(0.0f);
-    for (std::int64_t p = 0; p < positions; ++p) max = Isa::max(Isa::load(scores + p * Isa::kLanes), max);
+// [position][lane] -> [position][kHeads] in place, for heads that leave most lanes empty; returns a position's stride
+inline std::int64_t compacted(float* scores, std::int64_t positions, std::int64_t lanes, std::int64_t heads) {
+    if (heads > kHeads || lanes <= kHeads) return lanes;
     for (std::int64_t p = 0; p < positions; ++p) {
-        prefetch.step();
-        const auto below = Isa::load(scores + p * Isa::kLanes) - max;
+        std::memmove(scores + p * kHeads, scores + p * lanes, sizeof(float[kHeads]));
+    }
+    return kHeads;
+}
+
+// Lanes that are `stride` apart belong to one head: each becomes their largest or their sum.
+template <class Isa, class Join>
+RLHF_INLINE typename Isa::F joined(typename Isa::F x, std::int64_t stride, Join join) {
+    float lanes[Isa::kLanes];
+    Isa::store(lanes, x);
+    for (std::int64_t i = stride; i < Isa::kLanes; ++i) lanes[i % stride] = join(lanes[i % stride], lanes[i]);
+    for (std::int64_t i = stride; i < Isa::kLanes; ++i) lanes[i] = lanes[i % stride];
+    return Isa::load(lanes);
+}
+
+// Scores [position][stride] become e^(scale (score - max)); returns their sums
+template <class Isa>
+RLHF_INLINE typename Isa::F weigh(float* scores, std::int64_t positions, std::int64_t stride, float scale,
+                                  Prefetch& prefetch) {
+    const std::int64_t count = (positions * stride + Isa::kLanes - 1) / Isa::kLanes * Isa::kLanes;
+    std::fill(scores + positions * stride, scores + count, kLowest);
+    auto max = Isa::set1(kLowest), sum = Isa::set1(0.0f);
+    for (std::int64_t i = 0; i < count; i += Isa::kLanes) max = Isa::max(Isa::load(scores + i), max);
+    max = joined<Isa>(max, stride, [](float a, float b) { return std::max(a, b); });
+    for (std::int64_t i = 0; i < count; i += Isa::kLanes) {
+        step_by(Isa::kLanes / stride, prefetch);
+        const auto below = Isa::load(scores + i) - max;
         const auto e = exp<Isa>(floored<Isa>(below * Isa::set1(scale)));
-        Isa::store(scores + p * Isa::kLanes, e);
+        Isa::store(scores + i, e);
         sum = sum + e;
     }
-    return sum;
+    return joined<Isa>(sum, stride, [](float a, float b) { return a + b; });
 }
 
 // out[h][d] = sum over positions of weights[.][h] * value[d] for H heads and V registers of each
 template <class D, int H, int V>
 RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
-                            std::int64_t positions, float* out, Prefetch& prefetch) {
+                            std::int64_t stride, std::int64_t positions, float* out, Prefetch& prefetch) {
     using Isa = typename D::Isa;
     typename D::F sum[H][V];
     RLHF_UNROLL
@@ -85,7 +115,7 @@ RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_
         RLHF_UNROLL
         for (int v = 0; v < V; ++v) sum[h][v] = Isa::set1(0.0f);
     }
-    for (std::int64_t p = 0; p < positions; ++p, values += head_dim, weights += Isa::kLanes) {
+    for (std::int64_t p = 0; p < positions; ++p, values += head_dim, weights += stride) {
         prefetch.step();
         typename D::F value[V];
         RLHF_UNROLL
@@ -107,21 +137,21 @@ RLHF_INLINE void mix_values(const typename D::Stored* values, std::int64_t head_
 // out (H, head_dim)
 template <class D, int H>
 RLHF_TARGET void mix_heads(const typename D::Stored* values, std::int64_t head_dim, const float* weights,
-                           std::int64_t positions, float* out, Prefetch& prefetch) {
+                           std::int64_t stride, std::int64_t positions, float* out, Prefetch& prefetch) {
     constexpr std::int64_t lanes = D::Isa::kLanes;
     constexpr int V = lanes == 16 ? 4 : 2;  // H V sums, V values and a weight fit the registers
     std::int64_t d = 0;
     for (; d + V * lanes <= head_dim; d += V * lanes) {
-        mix_values<D, H, V>(values + d, head_dim, weights, positions, out + d, prefetch);
+        mix_values<D, H, V>(values + d, head_dim, weights, stride, positions, out + d, prefetch);
     }
     for (; d + lanes <= head_dim; d += lanes) {
-        mix_values<D, H, 1>(values + d, head_dim, weights, positions, out + d, prefetch);
+        mix_values<D, H, 1>(values + d, head_dim, weights, stride, positions, out + d, prefetch);
     }
     for (; d < head_dim; ++d) {
         for (int h = 0; h < H; ++h) {
             float sum = 0;
             for (std::int64_t p = 0; p < positions; ++p) {
-                sum += weights[p * lanes + h] * to_float(values[p * head_dim + d]);
+                sum += weights[p * stride + h] * to_float(values[p * head_dim + d]);
             }
             out[h * head_dim + d] = sum;
         }
@@ -148,14 +178,16 @@ RLHF_TARGET void attend(const AttentionTask& task) {
                 queries[step * lanes + h] = D::query_cell(query + step * D::kDepth);
             }
         }
-        Scores::run(keys, task.head_dim, queries, positions, scores);
+        Prefetch fetch_values = fetch(values, positions, position_bytes);
+        Scores::run(keys, task.head_dim, queries, positions, scores, fetch_values);
         float sums[lanes];
-        Isa::store(sums, weigh<Isa>(scores, positions, task.scale, fetch(values, positions, position_bytes)));
+        const std::int64_t stride = compacted(scores, positions, lanes, present);
+        Isa::store(sums, weigh<Isa>(scores, positions, stride, task.scale, fetch_values));
         for (std::int64_t h = 0; h < present; h += kHeads) {
             const std::int64_t heads = std::min<std::int64_t>(kHeads, present - h);
             const auto mix = heads == 4 ? mix_heads<D, 4> : heads == 3 ? mix_heads<D, 3> : heads == 2 ? mix_heads<D, 2>
                                                                                                    : mix_heads<D, 1>;
-            mix(values, task.head_dim, scores + h, positions, mixed, fetch_after);
+            mix(values, task.head_dim, scores + h, stride, positions, mixed, fetch_after);
             auto* out = static_cast<typename D::Activation*>(task.out) + (head + h) * task.head_dim;
             for (std::int64_t i = 0; i < heads; ++i) {
                 const float share = 1 / sums[h + i];

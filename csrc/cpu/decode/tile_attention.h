@@ -25,11 +25,11 @@ RLHF_INLINE void score_tile(const std::uint16_t* keys, std::int64_t head_dim, co
 }
 
 struct TileScores {
-    // Heads whose elements fill no tile are left to vectors.
+    // Heads whose elements fill no tile are left to vectors. Nothing is fetched meanwhile: it would only wait.
     RLHF_TARGET static void run(const std::uint16_t* keys, std::int64_t head_dim, const std::uint32_t* queries,
-                                std::int64_t positions, float* scores) {
+                                std::int64_t positions, float* scores, Prefetch& prefetch) {
         if (head_dim * sizeof *keys % Tiles::kRowBytes != 0) {
-            return VectorScores<PairDecode>::run(keys, head_dim, queries, positions, scores);
+            return VectorScores<PairDecode>::run(keys, head_dim, queries, positions, scores, prefetch);
         }
         Tiles tiles;
         const std::int64_t left = positions % Tiles::kRows, whole = positions - left;
