@@ -25,7 +25,7 @@ RLHF_INLINE void score_tile(const std::uint16_t* keys, std::int64_t head_dim, co
 }
 
 struct TileScores {
-    // Heads whose elements fill no tile are left to vectors. Nothing is fetched meanwhile: it would only wait.
+    // Heads whose elements fill no tile are left to vectors.
     RLHF_TARGET static void run(const std::uint16_t* keys, std::int64_t head_dim, const std::uint32_t* queries,
                                 std::int64_t positions, float* scores, Prefetch& prefetch) {
         if (head_dim * sizeof *keys % Tiles::kRowBytes != 0) {
@@ -36,6 +36,7 @@ struct TileScores {
         for (const int tile : {1, 3}) tiles.set(tile, left > 0 ? static_cast<int>(left) : 1, Tiles::kRowBytes);
         tiles.load();
         for (std::int64_t p = 0; p < whole; p += Tiles::kRows) {
+            step_by(Tiles::kRows, prefetch);
             score_tile<0, 2>(keys + p * head_dim, head_dim, queries, scores + p * PairDecode::Isa::kLanes);
         }
         if (left == 0) return;
