@@ -13,7 +13,7 @@ struct Sizes {
     std::int64_t hidden, heads, kv_heads, dim, inner;
     double scale;  // of attention
 };
-constexpr Sizes kOdd{21, 6, 2, 6, 35, 0.4}, kTiled{80, 6, 2, 64, 100, 0.02};  // the latter with heads that fill tiles
+constexpr Sizes kOdd{21, 6, 1, 6, 35, 0.4}, kTiled{80, 6, 2, 64, 100, 0.02};  // the latter with heads that fill tiles
 constexpr std::int64_t kVocabulary = 11, kLength = 40, kLayers = 2, kRank = 3;
 constexpr double kEps = 1e-5, kAdapterScale = 0.7;
 
