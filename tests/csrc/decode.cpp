@@ -13,7 +13,7 @@ struct Sizes {
     std::int64_t hidden, heads, kv_heads, dim, inner;
     double scale;  // of attention
 };
-constexpr Sizes kOdd{21, 6, 1, 6, 35, 0.4}, kTiled{80, 6, 2, 64, 100, 0.02};  // the latter with heads that fill tiles
+constexpr Sizes kOdd{21, 6, 2, 6, 35, 0.4}, kTiled{80, 6, 2, 64, 100, 0.02}, kOneKey{24, 6, 1, 32, 20, 0.1};
 constexpr std::int64_t kVocabulary = 11, kLength = 40, kLayers = 2, kRank = 3;
 constexpr double kEps = 1e-5, kAdapterScale = 0.7;
 
@@ -226,8 +226,9 @@ void check_decode() {
         if (!rlhf::level_available(level)) continue;
         for (const auto element : {Element::kFloat32, Element::kBFloat16}) {
             for (const std::int64_t rows : {1, 3, 9, 16, 33}) {
-                check(kOdd, rows, level, element, rows > 1, rows % 3 == 0, rows - 1);
-                check(kTiled, rows, level, element, rows > 1, rows % 3 == 0, rows - 1);
+                for (const Sizes& sizes : {kOdd, kTiled, kOneKey}) {
+                    check(sizes, rows, level, element, rows > 1, rows % 3 == 0, rows - 1);
+                }
             }
         }
     }

@@ -1,5 +1,5 @@
 // The product of few rows and packed weights in tile registers: 16 rows meet 32 inputs of 16 outputs at once. A block
-// is as product.h packs it, [step of 2 inputs][32 outputs], and ends with the steps of zeros that complete its last tile.
+// is as product.h packs it, [step of 2 inputs][32 outputs], with steps of zeros behind that complete the last tile.
 #pragma once
 
 #include <algorithm>
