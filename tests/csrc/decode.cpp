@@ -9,9 +9,13 @@ namespace {
 using rlhf::Element;
 using Row = std::vector<double>;
 
-constexpr std::int64_t kHidden = 21, kHeads = 6, kKvHeads = 2, kDim = 6, kInner = 35, kVocabulary = 11, kLength = 40;
-constexpr std::int64_t kLayers = 2, kRank = 3;
-constexpr double kEps = 1e-5, kScale = 0.4, kAdapterScale = 0.7;
+struct Sizes {
+    std::int64_t hidden, heads, kv_heads, dim, inner;
+    double scale;  // of attention
+};
+constexpr Sizes kOdd{21, 6, 2, 6, 35, 0.4}, kTiled{80, 6, 2, 64, 100, 0.02}, kOneKey{24, 6, 1, 32, 20, 0.1};
+constexpr std::int64_t kVocabulary = 11, kLength = 40, kLayers = 2, kRank = 3;
+constexpr double kEps = 1e-5, kAdapterScale = 0.7;
 
 float rounded(float x, Element element) {
     if (element == Element::kFloat32) return x;
@@ -94,12 +98,13 @@ struct Layer {
     std::vector<float> attention_norm, mlp_norm, q_norm, k_norm;
     std::int64_t window;
 
-    Layer(Element e, bool adapted, bool head_norms, std::int64_t window)
-        : q(kHeads * kDim, kHidden, e, adapted), k(kKvHeads * kDim, kHidden, e, false),
-          v(kKvHeads * kDim, kHidden, e, adapted), o(kHidden, kHeads * kDim, e, adapted),
-          gate(kInner, kHidden, e, adapted), up(kInner, kHidden, e, false), down(kHidden, kInner, e, adapted),
-          attention_norm(normal<float>(kHidden)), mlp_norm(normal<float>(kHidden)),
-          q_norm(normal<float>(head_norms ? kDim : 0)), k_norm(normal<float>(head_norms ? kDim : 0)), window(window) {}
+    Layer(const Sizes& s, Element e, bool adapted, bool head_norms, std::int64_t window)
+        : q(s.heads * s.dim, s.hidden, e, adapted), k(s.kv_heads * s.dim, s.hidden, e, false),
+          v(s.kv_heads * s.dim, s.hidden, e, adapted), o(s.hidden, s.heads * s.dim, e, adapted),
+          gate(s.inner, s.hidden, e, adapted), up(s.inner, s.hidden, e, false), down(s.hidden, s.inner, e, adapted),
+          attention_norm(normal<float>(s.hidden)), mlp_norm(normal<float>(s.hidden)),
+          q_norm(normal<float>(head_norms ? s.dim : 0)), k_norm(normal<float>(head_norms ? s.dim : 0)),
+          window(window) {}
     rlhf::LayerSource source() {
         const auto given = [](const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); };
         return {{q.source(), k.source(), v.source()}, {o.source()},   {gate.source(), up.source()},
@@ -109,19 +114,21 @@ struct Layer {
 };
 
 struct Angles {
+    std::int64_t dim;
     std::vector<float> cos, sin;
-    Angles() {
-        for (std::int64_t i = 0; i < kLength * kDim; ++i) {
-            const double angle = static_cast<double>(i / kDim) / (1 + i % (kDim / 2));
+    explicit Angles(std::int64_t dim) : dim(dim) {
+        for (std::int64_t i = 0; i < kLength * dim; ++i) {
+            const double angle = static_cast<double>(i / dim) / static_cast<double>(1 + i % (dim / 2));
             cos.push_back(static_cast<float>(std::cos(angle)));
             sin.push_back(static_cast<float>(std::sin(angle)));
         }
     }
     Row rotated(const double* x, const std::vector<float>& norm, std::int64_t position) const {
-        const Row source = norm.empty() ? Row(x, x + kDim) : normed(x, norm);
+        const Row source = norm.empty() ? Row(x, x + dim) : normed(x, norm);
+        const auto size = static_cast<std::size_t>(dim), half = size / 2;
         Row y;
-        for (std::size_t d = 0; d < kDim; ++d) {
-            const std::size_t at = static_cast<std::size_t>(position * kDim) + d, half = kDim / 2;
+        for (std::size_t d = 0; d < size; ++d) {
+            const std::size_t at = static_cast<std::size_t>(position) * size + d;
             y.push_back(source[d] * cos[at] + (d < half ? -source[d + half] : source[d - half]) * sin[at]);
         }
         return y;
@@ -129,26 +136,26 @@ struct Angles {
 };
 
 // Attention of row `row`, whose own key and value are not in the cache yet.
-Row attention(const Layer& l, const Angles& angles, const Row& x, const Values& keys, const Values& values,
-              std::int64_t row, std::int64_t position) {
+Row attention(const Sizes& s, const Layer& l, const Angles& angles, const Row& x, const Values& keys,
+              const Values& values, std::int64_t row, std::int64_t position) {
     const Row q = l.q(x), k = l.k(x), v = l.v(x);
     Row out;
-    for (std::int64_t head = 0; head < kHeads; ++head) {
-        const std::int64_t kv = head / (kHeads / kKvHeads), begin = (row * kKvHeads + kv) * kLength * kDim;
-        const Row query = angles.rotated(q.data() + head * kDim, l.q_norm, position);
-        const Row own = angles.rotated(k.data() + kv * kDim, l.k_norm, position);
-        Row mixed(kDim);
+    for (std::int64_t head = 0; head < s.heads; ++head) {
+        const std::int64_t kv = head / (s.heads / s.kv_heads), begin = (row * s.kv_heads + kv) * kLength * s.dim;
+        const Row query = angles.rotated(q.data() + head * s.dim, l.q_norm, position);
+        const Row own = angles.rotated(k.data() + kv * s.dim, l.k_norm, position);
+        Row mixed(static_cast<std::size_t>(s.dim));
         double total = 0;
         const std::int64_t first = l.window > 0 ? std::max<std::int64_t>(0, position + 1 - l.window) : 0;
         for (std::int64_t p = first; p <= position; ++p) {
             const auto entry = [&](const Values& cache, const double* mine, std::size_t d) {
-                return p == position ? mine[d] : cache.at(begin + p * kDim + static_cast<std::int64_t>(d));
+                return p == position ? mine[d] : cache.at(begin + p * s.dim + static_cast<std::int64_t>(d));
             };
             double score = 0;
-            for (std::size_t d = 0; d < kDim; ++d) score += query[d] * entry(keys, own.data(), d);
-            const double weight = std::exp(kScale * score);
+            for (std::size_t d = 0; d < mixed.size(); ++d) score += query[d] * entry(keys, own.data(), d);
+            const double weight = std::exp(s.scale * score);
             total += weight;
-            for (std::size_t d = 0; d < kDim; ++d) mixed[d] += weight * entry(values, v.data() + kv * kDim, d);
+            for (std::size_t d = 0; d < mixed.size(); ++d) mixed[d] += weight * entry(values, v.data() + kv * s.dim, d);
         }
         for (const double m : mixed) out.push_back(m / total);
     }
@@ -166,17 +173,20 @@ void add(Row& x, const Row& y) {
     for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];
 }
 
-void check(std::int64_t rows, rlhf::Level level, Element element, bool adapted, bool head_norms, std::int64_t window) {
+void check(const Sizes& s, std::int64_t rows, rlhf::Level level, Element element, bool adapted, bool head_norms,
+           std::int64_t window) {
     std::vector<Layer> layers;
-    for (std::int64_t l = 0; l < kLayers; ++l) layers.emplace_back(element, adapted, head_norms, l == 0 ? window : 0);
-    const auto final_norm = normal<float>(kHidden);
-    const Angles angles;
-    Values embedding(kVocabulary * kHidden, element, 1);
+    for (std::int64_t l = 0; l < kLayers; ++l) {
+        layers.emplace_back(s, element, adapted, head_norms, l == 0 ? window : 0);
+    }
+    const auto final_norm = normal<float>(s.hidden);
+    const Angles angles(s.dim);
+    Values embedding(kVocabulary * s.hidden, element, 1);
     std::vector<Values> keys, values;
     std::vector<void*> key_data, value_data;
     for (std::int64_t l = 0; l < kLayers; ++l) {
-        keys.emplace_back(rows * kKvHeads * kLength * kDim, element, 1.0f);
-        values.emplace_back(rows * kKvHeads * kLength * kDim, element, 1.0f);
+        keys.emplace_back(rows * s.kv_heads * kLength * s.dim, element, 1.0f);
+        values.emplace_back(rows * s.kv_heads * kLength * s.dim, element, 1.0f);
     }
     std::vector<std::int64_t> tokens, lengths;
     std::vector<Row> expected;
@@ -184,27 +194,27 @@ void check(std::int64_t rows, rlhf::Level level, Element element, bool adapted, 
         tokens.push_back(row % kVocabulary);
         lengths.push_back(row == 0 ? kLength - 1 : (row * 7) % kLength);
         Row x;
-        for (std::int64_t i = 0; i < kHidden; ++i) x.push_back(embedding.at(tokens.back() * kHidden + i));
+        for (std::int64_t i = 0; i < s.hidden; ++i) x.push_back(embedding.at(tokens.back() * s.hidden + i));
         for (std::size_t l = 0; l < kLayers; ++l) {
             const Row attended = normed(x.data(), layers[l].attention_norm);
-            add(x, attention(layers[l], angles, attended, keys[l], values[l], row, lengths.back()));
+            add(x, attention(s, layers[l], angles, attended, keys[l], values[l], row, lengths.back()));
             add(x, feed_forward(layers[l], normed(x.data(), layers[l].mlp_norm)));
         }
         expected.push_back(normed(x.data(), final_norm));
     }
-    rlhf::Decoder decoder({kHidden, kHeads, kKvHeads, kDim, kInner, static_cast<float>(kEps),
-                           static_cast<float>(kScale)}, final_norm.data(), level, element);
+    rlhf::Decoder decoder({s.hidden, s.heads, s.kv_heads, s.dim, s.inner, static_cast<float>(kEps),
+                           static_cast<float>(s.scale)}, final_norm.data(), level, element);
     for (std::size_t l = 0; l < kLayers; ++l) {
         decoder.add_layer(layers[l].source());
         key_data.push_back(keys[l].data()), value_data.push_back(values[l].data());
     }
-    Values hidden(rows * kHidden, element, 0);
+    Values hidden(rows * s.hidden, element, 0);
     decoder.step({rows, tokens.data(), lengths.data(), embedding.data(), angles.cos.data(), angles.sin.data(),
                   key_data.data(), value_data.data(), kLength, hidden.data(), 2});
     const double roundings = element == Element::kFloat32 ? 300 : 6e5;  // of float32; one of bf16 is 65536
-    for (std::int64_t i = 0; i < rows * kHidden; ++i) {
-        expect_near<float>("hidden", hidden.at(i), expected[static_cast<std::size_t>(i / kHidden)]
-                                                           [static_cast<std::size_t>(i % kHidden)], 3, roundings);
+    for (std::int64_t i = 0; i < rows * s.hidden; ++i) {
+        expect_near<float>("hidden", hidden.at(i), expected[static_cast<std::size_t>(i / s.hidden)]
+                                                           [static_cast<std::size_t>(i % s.hidden)], 3, roundings);
     }
 }
 
@@ -215,8 +225,10 @@ void check_decode() {
                              rlhf::Level::kAmx}) {
         if (!rlhf::level_available(level)) continue;
         for (const auto element : {Element::kFloat32, Element::kBFloat16}) {
-            for (const std::int64_t rows : {1, 3, 9, 16}) {
-                check(rows, level, element, rows > 1, rows % 3 == 0, rows - 1);
+            for (const std::int64_t rows : {1, 3, 9, 16, 33}) {
+                for (const Sizes& sizes : {kOdd, kTiled, kOneKey}) {
+                    check(sizes, rows, level, element, rows > 1, rows % 3 == 0, rows - 1);
+                }
             }
         }
     }

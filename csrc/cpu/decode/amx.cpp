@@ -2,12 +2,24 @@
 
 #if RLHF_AMX
 #include "../simd/isa_amx.h"
-#include "pair_decode.h"
 #include "tables.h"
+#include "tile_attention.h"
+#include "tile_product.h"
 
 namespace rlhf::amx {
+namespace {
+
+constexpr DecodeKernels tiled() {
+    DecodeKernels kernels = decode_kernels_of<PairDecode>;
+    kernels.block_bytes = tile_block_bytes, kernels.pack = pack_tile_block, kernels.product = tile_product;
+    kernels.attend = attend<PairDecode, TileScores>;
+    return kernels;
+}
+
+}  // namespace
+
 const DecodeKernels& decode_kernels(Element element) {
-    static constexpr DecodeKernels bf16 = decode_kernels_of<PairDecode>;
+    static constexpr DecodeKernels bf16 = tiled();
     return element == Element::kBFloat16 ? bf16 : avx512bf16::decode_kernels(element);
 }
 }  // namespace rlhf::amx

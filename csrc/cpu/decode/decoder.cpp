@@ -169,33 +169,42 @@ void Decoder::gate(const DecodeInputs& in, const Buffers& to, const Layer& layer
 
 // Tasks are (row, key-value head); each completes the outputs of its own heads by the adapters.
 void Decoder::attend(const DecodeInputs& in, const Buffers& to, std::size_t layer, const Worker& w) const {
-    for (std::int64_t task = w.index; task < in.rows * shape_.kv_heads; task += w.team) {
-        attend_head(in, to, layer, task / shape_.kv_heads, task % shape_.kv_heads, w.scratch);
+    const std::int64_t tasks = in.rows * shape_.kv_heads;
+    for (std::int64_t task = w.index; task < tasks; task += w.team) {
+        const std::int64_t next = task + w.team;
+        attend_head(in, to, layer, task, next < tasks ? visible(in, layer, next) : Visible{}, w.scratch);
     }
 }
 
-void Decoder::attend_head(const DecodeInputs& in, const Buffers& to, std::size_t layer, std::int64_t row,
-                          std::int64_t head, float* scratch) const {
-    const Layer& l = layers_[layer];
-    const std::int64_t dim = shape_.head_dim, groups = shape_.heads / shape_.kv_heads, position = in.lengths[row];
+Decoder::Visible Decoder::visible(const DecodeInputs& in, std::size_t layer, std::int64_t task) const {
+    const std::int64_t last = in.lengths[task / shape_.kv_heads] + 1, window = layers_[layer].window;
+    const std::int64_t first = window > 0 ? std::max<std::int64_t>(last - window, 0) : 0;
+    const std::int64_t offset = (task * in.length + first) * shape_.head_dim * element_bytes(element_);
+    return {static_cast<char*>(in.keys[layer]) + offset, static_cast<char*>(in.values[layer]) + offset, last - first};
+}
+
+void Decoder::attend_head(const DecodeInputs& in, const Buffers& to, std::size_t layer, std::int64_t task,
+                          const Visible& after, float* scratch) const {
+    const PackedLinear& qkv = layers_[layer].qkv;
+    const std::int64_t dim = shape_.head_dim, groups = shape_.heads / shape_.kv_heads;
+    const std::int64_t row = task / shape_.kv_heads, head = task % shape_.kv_heads, position = in.lengths[row];
     float* y = to.y.data() + row * to.y_stride;
-    l.qkv.add_adapter(y, 0, head * groups * dim, (head + 1) * groups * dim);
-    l.qkv.add_adapter(y, 1, head * dim, (head + 1) * dim);
-    l.qkv.add_adapter(y, 2, head * dim, (head + 1) * dim);
+    qkv.add_adapter(y, 0, head * groups * dim, (head + 1) * groups * dim);
+    qkv.add_adapter(y, 1, head * dim, (head + 1) * dim);
+    qkv.add_adapter(y, 2, head * dim, (head + 1) * dim);
     const float *cos = in.cos + position * dim, *sin = in.sin + position * dim;
     float *queries = scratch, *key = queries + groups * dim, *rest = scratch + padded((groups + 2) * dim);
     for (std::int64_t g = 0; g < groups; ++g) {
-        rotate(y + l.qkv.first_output(0) + (head * groups + g) * dim, l.q_norm, cos, sin, queries + g * dim);
+        const float* query = y + qkv.first_output(0) + (head * groups + g) * dim;
+        rotate(query, layers_[layer].q_norm, cos, sin, queries + g * dim);
     }
-    rotate(y + l.qkv.first_output(1) + head * dim, l.k_norm, cos, sin, key);
-    const std::int64_t bytes = element_bytes(element_), sequence = (row * shape_.kv_heads + head) * in.length * dim;
-    char* keys = static_cast<char*>(in.keys[layer]) + sequence * bytes;
-    char* values = static_cast<char*>(in.values[layer]) + sequence * bytes;
-    store(key, dim, element_, keys + position * dim * bytes);
-    store(y + l.qkv.first_output(2) + head * dim, dim, element_, values + position * dim * bytes);
-    const std::int64_t first = l.window > 0 ? std::max<std::int64_t>(position + 1 - l.window, 0) : 0;
-    kernels_.attend({queries, groups, dim, first, position + 1, keys, values, shape_.attention_scale, rest,
-                     to.activations(row, head * groups * dim)});
+    rotate(y + qkv.first_output(1) + head * dim, layers_[layer].k_norm, cos, sin, key);
+    const Visible cache = visible(in, layer, task);
+    const std::int64_t own = (cache.positions - 1) * dim * element_bytes(element_);
+    store(key, dim, element_, cache.keys + own);
+    store(y + qkv.first_output(2) + head * dim, dim, element_, cache.values + own);
+    kernels_.attend({queries, groups, dim, cache.positions, cache.keys, cache.values, shape_.attention_scale, rest,
+                     to.activations(row, head * groups * dim), after.keys, after.positions});
 }
 
 // The two halves of a head turn by the angles of its position.

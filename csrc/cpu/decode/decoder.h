@@ -55,14 +55,19 @@ class Decoder {
         int index, team;
         float* scratch;
     };
+    struct Visible {  // of the cache, for one row and key-value head; the last position is the row's own
+        char *keys, *values;
+        std::int64_t positions;
+    };
     struct Buffers;
 
     void run(const DecodeInputs& in, const Buffers& to, const Worker& worker) const;
     void enter(const DecodeInputs& in, const Buffers& to, const PackedLinear* before, const std::vector<float>& weight,
                const Worker& worker, bool last) const;
     void attend(const DecodeInputs& in, const Buffers& to, std::size_t layer, const Worker& worker) const;
-    void attend_head(const DecodeInputs& in, const Buffers& to, std::size_t layer, std::int64_t row, std::int64_t head,
-                     float* scratch) const;
+    Visible visible(const DecodeInputs& in, std::size_t layer, std::int64_t task) const;
+    void attend_head(const DecodeInputs& in, const Buffers& to, std::size_t layer, std::int64_t task,
+                     const Visible& after, float* scratch) const;
     void gate(const DecodeInputs& in, const Buffers& to, const Layer& layer, const Worker& worker) const;
     void rotate(const float* source, const std::vector<float>& norm, const float* cos, const float* sin,
                 float* out) const;

@@ -29,14 +29,16 @@ struct ProductTask {
     std::int64_t after_bytes;
 };
 
-// Query heads that share a key-value head look at positions [first, last) of the cache.
+// Query heads that share a key-value head look at a run of positions in the cache.
 struct AttentionTask {
     const float* query;  // (heads, head_dim), rotated
-    std::int64_t heads, head_dim, first, last;
+    std::int64_t heads, head_dim, positions;
     const void *keys, *values;  // (positions, head_dim) cache elements
     float scale;
-    float* scratch;  // attention_scratch(head_dim, last - first) floats
-    void* out;       // (heads, head_dim) activation elements
+    float* scratch;     // attention_scratch(head_dim, positions) floats
+    void* out;          // (heads, head_dim) activation elements
+    const void* after;  // the keys that this thread reads next: they are fetched meanwhile
+    std::int64_t after_positions;  // 0: none
 };
 
 struct DecodeKernels {

@@ -11,7 +11,7 @@ namespace {
 template <class D>
 constexpr DecodeKernels decode_kernels_of = {
     kBlockOutputs<D>, sizeof(typename D::Activation), block_bytes<D>, pack_block<D>,        product<D>, add_outer<D>,
-    norm<D>,          swiglu<D>,                      round_row<D>,   attention_scratch<D>, attend<D>};
+    norm<D>,          swiglu<D>,                      round_row<D>,   attention_scratch<D>, attend<D, VectorScores<D>>};
 
 }  // namespace
 }  // namespace rlhf
