@@ -22,7 +22,7 @@ def test_ppo_raises_the_reward_and_starts_at_kl_zero(tmp_path):
     history = [ppo.step() for _ in range(25)]
     assert history[0]["objective/kl"] == 0
     first, last = (sum(m["objective/scores"] for m in part) / 5 for part in (history[:5], history[-5:]))
-    assert last > first + 0.15
+    assert last > first + 0.1  # noise of either is about 0.03
     assert history[-1]["objective/kl"] > 0
 
 
