@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.interrupt import Interrupted
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ USAGE = "\n".join(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 with a message for what the user gave, or 130 when interrupted."""
+    """Exit status: 0, or 2 with a message for what the user gave, or 128 + the signal that stopped it (130, 143)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -74,6 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"rlhf-fast {name}: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"rlhf-fast {name}: {stop}", file=sys.stderr)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print(f"rlhf-fast {name}: interrupted", file=sys.stderr)
         return 130

@@ -24,6 +24,7 @@ from rlhf_fast.preferences.metrics import (
     strict_pairs,
 )
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.statistics import Interval
 
@@ -96,6 +97,7 @@ class RewardTraining:
         loss, pairs = 0.0, []
         for group in cut_comparisons(batch, self.config.max_tokens_per_micro_batch):
             part, found = self._micro_batch(group, len(batch))
+            give_way()
             loss += part
             pairs += found
         return loss, pairs

@@ -94,9 +94,11 @@ def train(training: RewardTraining, start: Start, save: Callable[[Path], None]) 
     """Take the steps that are left from `start`, with progress, metrics and checkpoints."""
     c = training.config
     checkpoints = Checkpoints(c, start, training.steps, {"optimiser": training.optimiser}, save)
-    with Tracker(
-        checkpoints.output, "reward model", training.steps, SHOWN, done=checkpoints.done, quiet=bool(c.disable_tqdm)
-    ) as tracker:
+    output, quiet = checkpoints.output, bool(c.disable_tqdm)
+    with (
+        Tracker(output, "reward model", training.steps, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
+        checkpoints.guard(),
+    ):
         for step in checkpoints.remaining():
             metrics = training.step(step - 1)
             tracker.log(step, metrics)

@@ -22,6 +22,7 @@ from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.cache_size import rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling, choose
+from rlhf_fast.runtime.interrupt import give_way
 from rlhf_kernels import sample, sample_is_native
 
 
@@ -96,6 +97,7 @@ class Engine:
 
     def run(self) -> None:
         while self.waiting or self.requests:
+            give_way()
             while self.waiting and len(self.requests) < self.capacity:
                 self._admit()
             if self.requests:

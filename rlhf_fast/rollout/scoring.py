@@ -15,6 +15,7 @@ from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.runtime.interrupt import give_way
 from rlhf_kernels import policy_reference_logprobs
 
 KLEstimator = Literal["k1", "k2", "k3", "exact"]
@@ -45,6 +46,7 @@ def score_rollout(
             weight, ref_weight = torch.cat([weight, bias[:, None]], 1), torch.cat([ref_weight, ref_bias[:, None]], 1)
             bias, widen = None, 1
     for packed, slots in micro_batches(rollout, list(range(len(rollout))), max_tokens):
+        give_way()
         hidden, ref_hidden = policy.hidden(packed), reference.hidden(packed)
         values[slots] = critic.values(replace(packed, policy_hidden=hidden, ref_hidden=ref_hidden))
         if critic.reads_reference:

@@ -6,8 +6,10 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from rlhf_fast.runtime.checkpoint import (
@@ -21,7 +23,8 @@ from rlhf_fast.runtime.checkpoint import (
 )
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.durable import remove_folder, write_text
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.errors import NotWritten, StepFailed, UsageError
+from rlhf_fast.runtime.interrupt import Abandoned, Interrupted, asked, listening
 from rlhf_fast.runtime.random_state import RandomState
 from rlhf_fast.runtime.resume import FINISHED, Start
 from rlhf_fast.runtime.state import State, Stateful
@@ -35,6 +38,7 @@ class Checkpoints:
 
     parts: what a checkpoint holds and restores, by name; the random generators are added. save: writes the model into a
     folder. `done` is the number of steps that earlier processes took; their metrics stand in the output folder again.
+    `taken` counts this process's steps, too.
     """
 
     def __init__(
@@ -42,39 +46,89 @@ class Checkpoints:
         parts: Mapping[str, Stateful], save: Callable[[Path], None],
     ) -> None:  # fmt: skip
         self.config, self.identity, self.total, self.save = config, start.identity, total, save
-        self.parts: dict[str, Stateful] = {**parts, "random": RandomState()}
+        self.random = RandomState()
+        self.parts: dict[str, Stateful] = {**parts, "random": self.random}
         self.output = Path(str(config.output_dir))
         self.output.mkdir(parents=True, exist_ok=True)
         self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
         self.best: dict[str, Any] | None = None
         self.done = 0 if start.path is None else self._step_of(start.path)
+        self.taken = self.done
         self._discard_later()
         if start.path is not None:
             self._restore(start.path)
 
-    def remaining(self) -> range:
-        """The steps to take, counted from 1."""
-        return range(self.done + 1, self.total + 1)
+    def remaining(self) -> Iterator[int]:
+        """The steps to take, counted from 1. What the random generators were before each is kept until the next."""
+        for step in range(self.done + 1, self.total + 1):
+            self.random_before = self.random.state()
+            yield step
 
-    def after(self, step: int, metrics: dict[str, float]) -> None:
-        """Write a checkpoint if one is due after `step`, and remove those that are not kept any more."""
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Around the steps: SIGINT and SIGTERM save the run and raise `Interrupted`; a step that failed before it
+        changed anything saves the run as before it; errors say what is saved and how to go on."""
+        with listening():
+            try:
+                yield
+            except Abandoned as stop:
+                self._save_before()
+                raise self._interrupted(stop.signal) from None
+            except StepFailed as error:
+                self._save_before()
+                raise UsageError(f"{error} {self._how_to_go_on()}") from error
+            except NotWritten as error:
+                raise UsageError(f"{error} Make room. {self._how_to_go_on()}") from error
+
+    def after(self, step: int, metrics: dict[str, float], fault: str | None = None) -> None:
+        """Write a checkpoint if one is due after `step`, and remove those that are not kept any more.
+
+        A `fault`, which ends the run with a `UsageError`, and a signal make one due.
+        """
         name = self.config.metric_for_best_model
         if name is not None and step == 1 and name not in metrics:
             raise UsageError(
                 f"metric_for_best_model={name!r} is no metric of a step; there are: {', '.join(sorted(metrics))}."
             )
-        if self.config.save_strategy == "no" or (step % self.every and step != self.total):
-            return
-        if name is not None:
+        self.taken, number = step, asked()
+        due = step % self.every == 0 or step == self.total
+        if due and name is not None:
             self._compare(step, name, metrics.get(name, math.nan))
-        state = State.join({key: part.state() for key, part in self.parts.items()})
-        state.facts["run"] = {"step": step, "identity": self.identity, "best": self.best}
-        write_checkpoint(path_of(self.output, step), state, self._fill)
-        self._prune()
+        if due or fault or number is not None:
+            self._write()
+        if fault:
+            raise UsageError(f"{fault} {self._how_to_go_on()}")
+        if number is not None:
+            raise self._interrupted(number)
 
     def finish(self) -> None:
         """Say on disk that the results are saved."""
         write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
+
+    def _write(self) -> None:
+        """The checkpoint of the step that was taken last, unless none are written."""
+        if self.config.save_strategy == "no":
+            return
+        state = State.join({key: part.state() for key, part in self.parts.items()})
+        state.facts["run"] = {"step": self.taken, "identity": self.identity, "best": self.best}
+        write_checkpoint(path_of(self.output, self.taken), state, self._fill)
+        self._prune()
+
+    def _save_before(self) -> None:
+        """Within a step that has changed nothing but the random generators: the checkpoint of the step before."""
+        if self.taken and not path_of(self.output, self.taken).exists():
+            self.random.load_state(self.random_before)
+            self._write()
+
+    def _interrupted(self, number: Signals) -> Interrupted:
+        what = f"stopped by {number.name} after step {self.taken} of {self.total}."
+        return Interrupted(f"{what} {self._how_to_go_on()}", number)
+
+    def _how_to_go_on(self) -> str:
+        saved = list_checkpoints(self.output)
+        if not saved:
+            return "There is no checkpoint, so the run has to start again."
+        return f"{saved[0]} is whole: go on with the same command and --resume auto (resume='auto' from Python)."
 
     def _step_of(self, path: Path) -> int:
         step = read_facts(path)["run"]["step"]

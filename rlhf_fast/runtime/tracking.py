@@ -12,6 +12,8 @@ from types import TracebackType
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlhf_fast.runtime.lines import Lines
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -38,7 +40,7 @@ class Tracker:
         self.task = self.progress.add_task(stage, total=total, completed=done, metrics="")
 
     def __enter__(self) -> Tracker:
-        self.file = self.path.open("a" if self.done else "w")
+        self.file = Lines(self.path, keep=self.path.stat().st_size if self.done else 0)
         self.progress.start()
         return self
 
@@ -49,14 +51,13 @@ class Tracker:
         self.file.close()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the metrics of a step (1-based; 0 is before the first).
+        """Record the metrics of a step (1-based; 0 is before the first). Raises `NotWritten` if the disk refuses.
 
         One that is not finite is null, as JSON has no other word.
         """
         record: dict[str, float | None] = {"step": step, "seconds": round(time.perf_counter() - self.started, 3)}
         record |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self.file.write(json.dumps(record, allow_nan=False) + "\n")
-        self.file.flush()
+        self.file.append([record])
         text = "  ".join(f"{short} {metrics[name]:.3g}" for name, short in self.shown.items() if name in metrics)
         self.progress.update(self.task, completed=step, metrics=text)
 

@@ -73,6 +73,7 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
     with (
         profiled(output, model.dtype, model.device) if config.profile else nullcontext(),
         Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
+        checkpoints.guard(),
     ):
         for iteration in checkpoints.remaining():
             metrics = ppo.step()

@@ -23,6 +23,7 @@ from rlhf_fast.model.roles import Policy
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
+from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
@@ -60,6 +61,7 @@ class SFT:
         loss = 0.0
         for part in self.loss_parts(self.batch(index)):
             part.backward()
+            give_way()
             loss += float(part.detach())
         return {"loss": loss, "grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
 
@@ -102,7 +104,7 @@ def run_sft(config: SFTConfig) -> Path:
     save = partial(_save, policy, tokenizer, resolve_source(config.model_name_or_path).base)
     checkpoints = Checkpoints(config, start, run.steps, {"optimiser": run.optimiser}, save)
     shown, quiet = {"loss": "loss", "eval_loss": "held out"}, bool(config.disable_tqdm)
-    with Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet) as tracker:
+    with Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet) as tracker, checkpoints.guard():
         if heldout and not checkpoints.done:
             tracker.log(0, run.evaluate())
         for step in checkpoints.remaining():

@@ -38,7 +38,7 @@ def count(output, steps: int = 6, *, losses=(0.5,) * 6, until: int | None = None
     checkpoints = Checkpoints(
         config, start, steps, {"counter": counter}, lambda folder: (folder / "model").write_text("m")
     )
-    with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker:
+    with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker, checkpoints.guard():
         for step in checkpoints.remaining():
             counter.step()
             tracker.log(step, {"loss": losses[step - 1]})
