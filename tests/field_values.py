@@ -12,9 +12,11 @@ class Change:
     beside: dict[str, Any] = field(default_factory=dict)
 
 
-ELSEWHERE = {"output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume"}
+ELSEWHERE = {
+    "output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume", "reward_timeout", "reward_retries",
+}  # fmt: skip
 """Where the results go is seen in every test that reads them; the others have tests of their own in test_fields.py,
-and `resume` in tests/resume."""
+`resume` in tests/resume, and what is done about rewards that fail in tests/rewards/test_patient.py."""
 
 ONE_ROW = 4e-6
 """GB that fit one sequence of these small models, and not two."""
@@ -27,8 +29,8 @@ _TRAINING = {
     "gradient_checkpointing": Change(True), "activation_checkpointing": Change(True), "seed": Change(7),
     "dtype": Change("bfloat16"), "use_peft": Change(False, {"lora_r": 16, "lora_alpha": 32.0}), "lora_r": Change(3),
     "lora_alpha": Change(8.0), "lora_target_modules": Change(["q_proj"]), "lora_layers": Change([1]),
-    "max_length": Change(6), "max_tokens_per_micro_batch": Change(15), "dataset_format": Change("oasst"),
-    "chat_template_path": Change("template.jinja"),
+    "max_length": Change(6), "max_tokens_per_micro_batch": Change(15), "auto_find_batch_size": Change(True),
+    "dataset_format": Change("oasst"), "chat_template_path": Change("template.jinja"),
     "save_strategy": Change("no"), "save_steps": Change(1), "save_total_limit": Change(1, {"save_steps": 1}),
     "metric_for_best_model": Change("lr", {"save_steps": 1, "save_total_limit": 1}),
     "greater_is_better": Change(
@@ -51,8 +53,10 @@ REWARD = _TRAINING | {
 PPO = _TRAINING | {
     "num_train_epochs": Change(2.0, {"total_episodes": None, "num_train_epochs": 1.0}),
     "sft_model_path": Change("other"),
+    "reward_funcs": Change(["endpoint:http://127.0.0.1:9"], {"reward_retries": 0}),
+    "reward_weights": Change([2.0]),
     "reward_model_path": Change("reward"), "dataset_name": Change("more.jsonl"), "preset": Change("trl"),
-    "critic": Change("reference_mlp"), "profile": Change(True),
+    "critic": Change("reference_mlp"), "profile": Change(True), "log_rollouts": Change(False),
     "total_episodes": Change(4), "response_length": Change(3), "stop_token": Change("none"),
     "stop_token_id": Change(11), "stop": Change(["1"]), "max_kv_cache_gb": Change(ONE_ROW),
     "temperature": Change(0.5), "max_rollout_batch": Change(2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -23,6 +24,7 @@ from rlhf_fast.preferences.metrics import (
     rule_accuracy,
     strict_pairs,
 )
+from rlhf_fast.runtime.budget import Budget
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
@@ -66,6 +68,7 @@ class RewardTraining:
             raise UsageError("there are no comparisons to train on; expected at least one.")
         self.batch_size = c.per_device_train_batch_size * c.gradient_accumulation_steps
         self.steps = total_steps(c, len(self.comparisons))
+        self.budget = Budget.of(c)
         self.optimiser = Optimiser.build(c, self.critic.named_parameters(), self.steps)
         self.orders: dict[int, list[int]] = {}
         self.prompts: dict[str, list[int]] = {}
@@ -80,13 +83,15 @@ class RewardTraining:
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step on batch `index`: its loss, pair accuracy, mean margin, gradient norm, learning rate."""
+        self.optimiser.refuse_stuck()
         batch = self.batch(index)
-        loss, pairs = self.accumulate(batch)
+        loss, pairs = self.budget.run(partial(self.accumulate, batch), undo=self.optimiser.clear)
         metrics = {"loss": loss}
         if pairs:
             margin = sum(pair.margin for pair in pairs) / len(pairs)
             metrics |= {"accuracy": pair_accuracy(pairs).value, "margin": margin}
-        return metrics | {"grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
+        metrics |= {"grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
+        return metrics | self.budget.metrics()
 
     def accumulate(self, batch: Sequence[EncodedComparison]) -> tuple[float, list[Pair]]:
         """Add the gradient of the batch's mean loss; returns the loss and the strict pairs with their margins.
@@ -95,7 +100,7 @@ class RewardTraining:
         alone), a sequence that comes again counted and computed once. The result does not depend on the cut.
         """
         loss, pairs = 0.0, []
-        for group in cut_comparisons(batch, self.config.max_tokens_per_micro_batch):
+        for group in cut_comparisons(batch, self.budget.tokens):
             part, found = self._micro_batch(group, len(batch))
             give_way()
             loss += part
@@ -151,7 +156,9 @@ def total_steps(config: RewardConfig, comparisons: int) -> int:
 def fit(critic: Critic, comparisons: Sequence[EncodedComparison], config: RewardConfig) -> list[dict[str, float]]:
     """Train the parameters of `critic` in place; returns the metrics of each step."""
     training = RewardTraining(config, critic, comparisons)
-    return [training.step(step) for step in range(training.steps)]
+    history = [training.step(step) for step in range(training.steps)]
+    training.optimiser.refuse_stuck()
+    return history
 
 
 def evaluate(critic: Critic, comparisons: Sequence[EncodedComparison], *, max_tokens: int = 2048) -> Evaluation:

@@ -15,6 +15,7 @@ from rlhf_fast.data.readers import read_comparisons
 from rlhf_fast.data.schema import Comparison, prompt_key
 from rlhf_fast.data.split import split_by_prompt
 from rlhf_fast.model.adapter_files import save_adapter
+from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
@@ -75,13 +76,13 @@ def run_reward(config: RewardConfig) -> RewardResult:
         shared.checkpoint_activations()
     save = partial(_save, shared, tokenizer, resolve_source(config.model_name_or_path).base)
     checkpoints = train(RewardTraining(config, critic, split.train), start, save)
-    save(output)  # before anything else can fail
+    checkpoints.save_results()  # before anything else can fail
     budget = config.max_tokens_per_micro_batch
     with activity("scoring held-out responses, then samples of the start model", quiet=bool(config.disable_tqdm)):
         evaluation = evaluate(critic, split.heldout, max_tokens=budget) if split.heldout else None
         scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
     if scale:
-        save(output)  # again, as the head has changed
+        checkpoints.save_results()  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, read_history(output))
     write_record(output / REWARD_FACTS, facts(config, split, result))
     if evaluation:
@@ -97,12 +98,13 @@ def train(training: RewardTraining, start: Start, save: Callable[[Path], None]) 
     output, quiet = checkpoints.output, bool(c.disable_tqdm)
     with (
         Tracker(output, "reward model", training.steps, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
-        checkpoints.guard(),
+        checkpoints.guard(partial(holdings, [training.critic.model], training.optimiser)),
     ):
         for step in checkpoints.remaining():
             metrics = training.step(step - 1)
             tracker.log(step, metrics)
             checkpoints.after(step, metrics)
+        training.optimiser.refuse_stuck()
     return checkpoints
 
 

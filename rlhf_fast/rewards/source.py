@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.errors import StepFailed
 
 Conversation = list[dict[str, str]]
 """Messages with role and content, up to the assistant's reply."""
@@ -46,16 +46,16 @@ class RewardSource(Protocol):
 
 
 def checked(source: RewardSource, batch: RewardBatch) -> Tensor:
-    """The scores of `source`; `UsageError` if there are too few or many of them, or one is not a finite number."""
+    """The scores of `source`; `StepFailed` if there are too few or many of them, or one is not a finite number."""
     scores = source.score(batch)
     if scores.shape != (len(batch),):
-        raise UsageError(
+        raise StepFailed(
             f"reward {source.name!r} returned scores of shape {tuple(scores.shape)} for {len(batch)} responses; "
             "expected one number for each response, in order."
         )
     if not bool(torch.isfinite(scores).all()):
         row = int((~torch.isfinite(scores)).nonzero()[0])
-        raise UsageError(
+        raise StepFailed(
             f"reward {source.name!r} gave {float(scores[row])} for response {batch.responses[row][:80]!r}; expected a "
             "finite number. Handle this response in the reward (return a low score, for example)."
         )

@@ -21,6 +21,7 @@ SERVED = frozenset({
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "max_grad_norm", "gradient_checkpointing", "activation_checkpointing", "seed", "use_cpu",
     "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model", "greater_is_better",
+    "auto_find_batch_size",
 })  # fmt: skip
 _AT_LEAST_ONE = (
     "max_length", "max_tokens_per_micro_batch", "lora_r", "gradient_accumulation_steps", "per_device_train_batch_size",
@@ -71,6 +72,9 @@ class StageConfig(TrainingArguments):
     )
     chat_template_path: str | None = field(
         default=None, metadata={"help": "A Jinja chat template file, for a tokenizer that has none of its own."}
+    )
+    auto_find_batch_size: bool = field(
+        default=False, metadata={"help": "Halve max_tokens_per_micro_batch where memory is not enough, and go on."}
     )
     resume: str | None = field(
         default=None,

@@ -11,7 +11,7 @@ class UsageError(ValueError):
 
 
 class StepFailed(UsageError):
-    """A step of a run failed before it changed anything that a checkpoint holds: the run is saved as before it."""
+    """A step of a run failed before it changed what a checkpoint holds: the run is saved as before it."""
 
 
 class NotWritten(UsageError):

@@ -14,11 +14,12 @@ from rlhf_fast.runtime.parse import field_names
 
 FREE = frozenset({
     "output_dir", "resume", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model",
-    "greater_is_better", "disable_tqdm", "profile",
+    "greater_is_better", "disable_tqdm", "profile", "log_rollouts", "reward_timeout", "reward_retries",
 })  # fmt: skip
 """Fields that no number depends on."""
 ROUNDING = frozenset({
     "max_tokens_per_micro_batch", "max_rollout_batch", "gradient_checkpointing", "activation_checkpointing",
+    "auto_find_batch_size",
 })  # fmt: skip
 """Fields that change the order of sums only: a run that ran out of memory may go on with others."""
 LENGTH = frozenset({"num_train_epochs", "total_episodes"})

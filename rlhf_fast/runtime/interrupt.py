@@ -25,8 +25,11 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
-class Abandoned(Exception):
-    """Within a step that `signal` asked to stop, before it changed anything that a checkpoint holds."""
+class Abandoned(BaseException):
+    """Within a step that `signal` asked to stop, where it can be given up.
+
+    Code that takes every `Exception` for a failure lets it through.
+    """
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -39,7 +42,8 @@ def asked() -> signal.Signals | None:
 
 
 def give_way() -> None:
-    """Raise `Abandoned` if the run was asked to stop. For places in a step at which nothing has changed yet."""
+    """Raise `Abandoned` if the run was asked to stop. For places in a step at which nothing that a checkpoint holds has
+    changed yet, or where the run takes it back (`Checkpoints`, undo)."""
     if _asked is not None:
         raise Abandoned(_asked)
 
@@ -55,7 +59,7 @@ def listening() -> Iterator[None]:
         global _asked
         _asked = signal.Signals(number)
         _restore(before)
-        logger.warning("%s: the run is saved and stops; a second signal stops it at once", _asked.name)
+        logger.warning("%s: the run is about to stop; a second signal stops it at once", _asked.name)
 
     for number in before:
         signal.signal(number, ask)

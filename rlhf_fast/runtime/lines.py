@@ -17,7 +17,7 @@ class Lines:
     def __init__(self, path: Path, keep: int = 0) -> None:
         self.path = path
         self.file = path.open("ab", buffering=0)
-        self.file.truncate(keep)
+        self.cut(keep)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """One line for each row. Raises `NotWritten` if the disk refuses; a piece of a line may then stand at the
@@ -29,6 +29,10 @@ class Lines:
                 left = left[self.file.write(left) :]
         except OSError as error:
             raise NotWritten(f"cannot write to {str(self.path)!r}: {error.strerror or error}.") from error
+
+    def cut(self, size: int) -> None:
+        """Keep the first `size` bytes."""
+        self.file.truncate(size)
 
     def sync(self) -> int:
         """Wait until the disk holds what was appended; returns the file's size in bytes."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import SchedulerType, get_scheduler
 
 from rlhf_fast.runtime.config import StageConfig
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.errors import StepFailed, UsageError
 from rlhf_fast.runtime.state import State
 
 MAX_SKIPPED = 3
@@ -26,7 +26,8 @@ class Optimiser:
     schedule: torch.optim.lr_scheduler.LambdaLR
     max_grad_norm: float
     skipped: int = 0
-    skipped_in_a_row: int = field(default=0)
+    skipped_in_a_row: int = 0
+    last_skipped: str = ""
 
     @classmethod
     def build(cls, config: StageConfig, named: Iterable[tuple[str, nn.Parameter]], total_steps: int) -> Optimiser:
@@ -44,8 +45,7 @@ class Optimiser:
     def step(self, loss: float) -> float:
         """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
 
-        A `loss` or a norm that is not finite skips step and schedule and counts it; `MAX_SKIPPED` in a row raise
-        `UsageError` with a diagnosis.
+        A `loss` or a norm that is not finite skips step and schedule and counts it: see `refuse_stuck`.
         """
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
@@ -56,14 +56,23 @@ class Optimiser:
         else:
             self.skipped += 1
             self.skipped_in_a_row += 1
-        self.adamw.zero_grad(set_to_none=True)
-        if self.skipped_in_a_row >= MAX_SKIPPED:
-            raise UsageError(
-                f"{MAX_SKIPPED} optimiser steps in a row had a loss or gradient that is not finite (the last: loss "
-                f"{loss}, gradient norm {norm}), and were skipped. Lower learning_rate, check the rewards and the data "
-                "for extreme values, or set dtype=float32."
-            )
+            self.last_skipped = f"loss {loss}, gradient norm {norm}"
+        self.clear()
         return norm
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def refuse_stuck(self) -> None:
+        """Raise `StepFailed` with a diagnosis if the last `MAX_SKIPPED` steps were skipped. For between two steps of a
+        run, where its state is whole."""
+        if self.skipped_in_a_row >= MAX_SKIPPED:
+            raise StepFailed(
+                f"{self.skipped_in_a_row} optimiser steps in a row had a loss or gradient that is not finite (last: "
+                f"{self.last_skipped}), and were skipped. Check the rewards and the data for extreme values, or start "
+                "again with a lower learning_rate or dtype=float32."
+            )
 
     @property
     def learning_rate(self) -> float:
@@ -98,7 +107,8 @@ class Optimiser:
             parameter.copy_(value)
         self.adamw.load_state_dict(self.adamw.state_dict() | {"state": {i: m for i, m in moments.items() if m}})
         self._schedule_to(state.facts["scheduled"])
-        self.skipped, self.skipped_in_a_row = state.facts["skipped"], state.facts["in_a_row"]
+        self.skipped, in_a_row = state.facts["skipped"], state.facts["in_a_row"]
+        self.skipped_in_a_row = in_a_row if in_a_row < MAX_SKIPPED else 0  # a run that stopped for it may try again
 
     def _in_order(self) -> list[nn.Parameter]:
         return [parameter for group in self.adamw.param_groups for parameter in group["params"]]

@@ -12,6 +12,8 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+from safetensors import SafetensorError
+
 from rlhf_fast.runtime.checkpoint import (
     clean,
     list_checkpoints,
@@ -25,6 +27,7 @@ from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.durable import remove_folder, write_text
 from rlhf_fast.runtime.errors import NotWritten, StepFailed, UsageError
 from rlhf_fast.runtime.interrupt import Abandoned, Interrupted, asked, listening
+from rlhf_fast.runtime.out_of_memory import explain, is_out_of_memory
 from rlhf_fast.runtime.random_state import RandomState
 from rlhf_fast.runtime.resume import FINISHED, Start
 from rlhf_fast.runtime.state import State, Stateful
@@ -38,16 +41,18 @@ class Checkpoints:
 
     parts: what a checkpoint holds and restores, by name; the random generators are added. save: writes the model into a
     folder. `done` is the number of steps that earlier processes took; their metrics stand in the output folder again.
-    `taken` counts this process's steps, too.
+    `taken` counts this process's steps, too. undo: keep a copy of the parts from before a step, so that one that is
+    given up may have changed them; else only the random generators are taken back.
     """
 
     def __init__(
         self, config: StageConfig, start: Start, total: int,
-        parts: Mapping[str, Stateful], save: Callable[[Path], None],
+        parts: Mapping[str, Stateful], save: Callable[[Path], None], *, undo: bool = False,
     ) -> None:  # fmt: skip
         self.config, self.identity, self.total, self.save = config, start.identity, total, save
-        self.random = RandomState()
-        self.parts: dict[str, Stateful] = {**parts, "random": self.random}
+        self.undo = undo
+        self.before: dict[str, State] = {}
+        self.parts: dict[str, Stateful] = {**parts, "random": RandomState()}
         self.output = Path(str(config.output_dir))
         self.output.mkdir(parents=True, exist_ok=True)
         self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
@@ -59,15 +64,20 @@ class Checkpoints:
             self._restore(start.path)
 
     def remaining(self) -> Iterator[int]:
-        """The steps to take, counted from 1. What the random generators were before each is kept until the next."""
+        """The steps to take, counted from 1. What a step that is given up has to leave as it was is kept meanwhile."""
         for step in range(self.done + 1, self.total + 1):
-            self.random_before = self.random.state()
+            kept = self.parts if self.undo else ("random",)
+            self.before = {name: self.parts[name].state().copy() for name in kept}
             yield step
+        self.before = {}
 
     @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Around the steps: SIGINT and SIGTERM save the run and raise `Interrupted`; a step that failed before it
-        changed anything saves the run as before it; errors say what is saved and how to go on."""
+    def guard(self, held: Callable[[], Mapping[str, int]] = dict) -> Iterator[None]:
+        """Around the steps: SIGINT and SIGTERM save the run and raise `Interrupted`; a step that is given up saves the
+        run as before it; errors say what is saved and how to go on.
+
+        held: bytes of memory that the run holds all the time, by name, for the case that there is not enough.
+        """
         with listening():
             try:
                 yield
@@ -79,11 +89,17 @@ class Checkpoints:
                 raise UsageError(f"{error} {self._how_to_go_on()}") from error
             except NotWritten as error:
                 raise UsageError(f"{error} Make room. {self._how_to_go_on()}") from error
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.undo:
+                    self._save_before()
+                raise UsageError(f"{explain(error, held())} {self._how_to_go_on()}") from error
 
-    def after(self, step: int, metrics: dict[str, float], fault: str | None = None) -> None:
-        """Write a checkpoint if one is due after `step`, and remove those that are not kept any more.
+    def after(self, step: int, metrics: dict[str, float]) -> None:
+        """Write a checkpoint if one is due after `step`, or a signal came, and remove those that are not kept any more.
 
-        A `fault`, which ends the run with a `UsageError`, and a signal make one due.
+        Raises `Interrupted` if a signal came.
         """
         name = self.config.metric_for_best_model
         if name is not None and step == 1 and name not in metrics:
@@ -94,12 +110,19 @@ class Checkpoints:
         due = step % self.every == 0 or step == self.total
         if due and name is not None:
             self._compare(step, name, metrics.get(name, math.nan))
-        if due or fault or number is not None:
+        if due or number is not None:
             self._write()
-        if fault:
-            raise UsageError(f"{fault} {self._how_to_go_on()}")
         if number is not None:
             raise self._interrupted(number)
+
+    def save_results(self) -> None:
+        """Write the model into the output folder. Raises `UsageError` if the disk refuses; it can be done again."""
+        try:
+            self.save(self.output)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(
+                f"cannot write the results to {str(self.output)!r}: {error}. Make room. {self._how_to_go_on()}"
+            ) from error
 
     def finish(self) -> None:
         """Say on disk that the results are saved."""
@@ -115,9 +138,10 @@ class Checkpoints:
         self._prune()
 
     def _save_before(self) -> None:
-        """Within a step that has changed nothing but the random generators: the checkpoint of the step before."""
+        """Take back what the step has changed, and write the checkpoint of the one before."""
         if self.taken and not path_of(self.output, self.taken).exists():
-            self.random.load_state(self.random_before)
+            for name, state in self.before.items():
+                self.parts[name].load_state(state)
             self._write()
 
     def _interrupted(self, number: Signals) -> Interrupted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,6 +24,10 @@ class State:
         """One state of several; `part` takes them out again. Names of parts hold no "/"."""
         tensors = {f"{name}/{key}": value for name, state in parts.items() for key, value in state.tensors.items()}
         return cls(tensors, {name: state.facts for name, state in parts.items()})
+
+    def copy(self) -> State:
+        """One that keeps its values while training goes on."""
+        return State({key: value.detach().clone() for key, value in self.tensors.items()}, copy.deepcopy(self.facts))
 
     def part(self, name: str) -> State:
         """The state that was joined under `name`. Raises `UsageError` if there is none."""

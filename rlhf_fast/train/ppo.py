@@ -10,6 +10,7 @@ update    clipped policy and value losses over PPO epochs and minibatches
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -26,6 +27,8 @@ from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import micro_batches, score_rollout
 from rlhf_fast.rollout.stop_strings import stop_strings
+from rlhf_fast.runtime.budget import Budget
+from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.phases import phase
 from rlhf_fast.runtime.state import State
@@ -33,6 +36,7 @@ from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
 from rlhf_fast.train.ppo_config import PPOConfig
 from rlhf_fast.train.prompts import Prompts
+from rlhf_fast.train.rollout_log import RolloutLog, rollout_rows
 from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
 
 
@@ -48,8 +52,11 @@ class PPO:
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
     iteration: int = 0
+    rollouts: RolloutLog | None = None
+    undone: bool = False  # whether the caller takes back an update that is given up because the run was asked to stop
     controller: FixedKL | AdaptiveKL = field(init=False)
     optimiser: Optimiser = field(init=False)
+    budget: Budget = field(init=False)
 
     def __post_init__(self) -> None:
         c = self.config
@@ -58,24 +65,28 @@ class PPO:
         self.controller = AdaptiveKL(c.kl_coef, c.kl_target, c.kl_horizon) if c.kl_target else FixedKL(c.kl_coef)
         trained = chain(self.policy.named_parameters(), self.critic.named_parameters())
         self.optimiser = Optimiser.build(c, trained, self.iterations * c.num_ppo_epochs * c.num_mini_batches)
+        self.budget = Budget.of(c)
         stop = stop_ids(self.tokenizer, c.stop_token, c.stop_token_id, model_eos=self.policy.model.eos_ids)
         strings = stop_strings(self.tokenizer, c.stop)
         self.sampling = Sampling(c.response_length, stop, c.logit_temperature, stop_strings=strings)
 
     def step(self) -> dict[str, float]:
         """One iteration: a rollout and its update. Returns the metrics."""
+        self.optimiser.refuse_stuck()
         with phase("rollout"):
             rollout = self.collect()
-        models, budget = (self.policy.model, *self.critic.models), self.config.max_tokens_per_micro_batch
-        with keep_trunk(models, rollout.sequences(), max_tokens=budget):  # the layers that no role adapts run once
+        models = (self.policy.model, *self.critic.models)
+        with keep_trunk(models, rollout.sequences(), max_tokens=self.budget.tokens):  # layers no role adapts run once
             with phase("scoring"):
                 scores = self.score(rollout)
                 self.shape(rollout, scores)
                 self.estimate(rollout)
+            self.record(rollout, scores)
             with phase("update"):
                 updates = self.update(rollout)
         metrics = ppo_metrics.summarise(rollout, scores, self.reward.parts, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
+        metrics |= self.budget.metrics()
         self.iteration += 1
         self.controller.update(metrics["objective/kl"], len(rollout))
         return metrics | {"episode": float(self.iteration * self.config.batch_size)}
@@ -95,7 +106,7 @@ class PPO:
         prompts = [self.prompts.ids[row] for row in rows]
         responses = generate(
             self.policy, prompts, self.sampling, seeds=seeds,
-            max_batch=c.max_rollout_batch, max_tokens=c.max_tokens_per_micro_batch, max_kv_cache_gb=c.max_kv_cache_gb,
+            max_batch=c.max_rollout_batch, max_tokens=self.budget.tokens, max_kv_cache_gb=c.max_kv_cache_gb,
         )  # fmt: skip
         return Rollout.from_responses(
             prompts, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=c.response_length,
@@ -106,10 +117,7 @@ class PPO:
     def score(self, rollout: Rollout) -> Tensor:
         """Fill `logprobs`, `ref_logprobs`, `kl`, `values`; return the scores (B,) f32, missing-EOS penalty included."""
         c = self.config
-        score_rollout(
-            rollout, self.policy, self.reference, self.critic,
-            temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=c.max_tokens_per_micro_batch,
-        )  # fmt: skip
+        self.budget.run(partial(self.score_tokens, rollout), undo=self.optimiser.clear)
         invariants.check_scored(
             rollout, first=self.iteration == 0, exact=c.kl_estimator == "exact", dtype=self.policy.model.dtype
         )
@@ -122,6 +130,13 @@ class PPO:
         )  # fmt: skip
         scores = self.reward.score(batch).to(rollout.tokens.device)
         return scores - (c.missing_eos_penalty or 0.0) * rollout.truncated.float()
+
+    def score_tokens(self, rollout: Rollout) -> None:
+        c = self.config
+        score_rollout(
+            rollout, self.policy, self.reference, self.critic,
+            temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=self.budget.tokens,
+        )  # fmt: skip
 
     def shape(self, rollout: Rollout, scores: Tensor) -> None:
         """Fill `rewards`."""
@@ -144,7 +159,7 @@ class PPO:
         bootstrap = None
         if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
             assert isinstance(self.critic, Critic)  # the config refuses the others
-            after = sequence_scores(self.critic, rollout.sequences(), c.max_tokens_per_micro_batch)
+            after = sequence_scores(self.critic, rollout.sequences(), self.budget.tokens)
             bootstrap = after.to(rollout.tokens.device) * rollout.truncated
         columns["returns"] = gae_(
             columns["advantages"],
@@ -156,6 +171,17 @@ class PPO:
         )
         whiten_(columns["advantages"], mask=rollout.action_mask, ddof=c.whiten_ddof)
 
+    def record(self, rollout: Rollout, scores: Tensor) -> None:
+        """Write the responses and what they are worth to the log of rollouts, if there is one."""
+        if self.rollouts is None:
+            return
+        prompts = [self.prompts.texts[row] for row in rollout.prompt_rows.tolist()]
+        texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
+        number = self.iteration + 1
+        self.rollouts.write(
+            rollout_rows(rollout, scores, self.reward.parts, iteration=number, prompts=prompts, responses=texts)
+        )
+
     def update(self, rollout: Rollout) -> list[dict[str, float]]:
         """`num_ppo_epochs` passes in `num_mini_batches` optimiser steps each; returns the metrics of every step."""
         c = self.config
@@ -166,7 +192,8 @@ class PPO:
         for _ in range(c.num_ppo_epochs):
             order = torch.randperm(len(rollout), generator=shuffle)
             for minibatch in order.tensor_split(c.num_mini_batches):
-                losses = self.accumulate(rollout, minibatch.tolist(), old)
+                work = partial(self.accumulate, rollout, minibatch.tolist(), old)
+                losses = self.budget.run(work, undo=self.optimiser.clear)
                 if not steps and c.old_logprobs == "recomputed":
                     invariants.check_first_ratio(losses, self.policy.model.dtype)
                 step = ppo_metrics.add_up(losses)
@@ -178,7 +205,7 @@ class PPO:
     def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
         """Backward of one minibatch, micro-batch by micro-batch; their losses add up to the minibatch's."""
         c, columns = self.config, rollout.columns
-        parts = list(micro_batches(rollout, sequences, c.max_tokens_per_micro_batch))
+        parts = list(micro_batches(rollout, sequences, self.budget.tokens))
         actions = max(1, sum(int((packed.labels != -100).sum()) for packed, _ in parts))
         slots = sum(len(index) for _, index in parts)
         losses = []
@@ -201,5 +228,7 @@ class PPO:
                 entropy_coef=c.entropy_coef, dual_clip=c.dual_clip, log_ratio_clamp=c.log_ratio_clamp,
             )  # fmt: skip
             loss.loss.backward()
+            if self.undone:
+                give_way()
             losses.append(loss._replace(loss=loss.loss.detach()))
         return losses

@@ -36,6 +36,27 @@ class PPOConfig(StageConfig):
         default="rlhf_fast",
         metadata={"help": "Take another library's formulas, in the fields that have their default values."},
     )
+    reward_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Rewards beside the reward model, as endpoint:ADDRESS: POST of prompts and responses, lists, "
+            "answered with scores."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of reward_funcs, in their order. Default: 1 each."}
+    )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds that a reward function or endpoint may take a batch. Default: no limit for a function, "
+            "60 for an endpoint."
+        },
+    )
+    reward_retries: int = field(
+        default=2,
+        metadata={"help": "Times that a reward function or endpoint that failed is asked again before the run stops."},
+    )
     total_episodes: int | None = field(
         default=None,
         metadata={"help": "Responses to sample in all. Default: num_train_epochs passes over the prompts."},
@@ -114,6 +135,10 @@ class PPOConfig(StageConfig):
     save_steps: float = field(
         default=10, metadata={"help": "Iterations from one checkpoint to the next; below 1, their share of all."}
     )
+    log_rollouts: bool = field(
+        default=True,
+        metadata={"help": "Write every response that is trained on, with its scores, to rollouts.jsonl."},
+    )
     profile: bool = field(
         default=False,
         metadata={"help": "Print where the time goes by phase, beside its floor, and write profile.json and a trace."},
@@ -142,11 +167,11 @@ class PPOConfig(StageConfig):
             self.require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("temperature", "cliprange", "cliprange_value"):
             self.require(getattr(self, name) > 0, name, "above 0")
-        for name in ("kl_coef", "vf_coef", "entropy_coef"):
+        for name in ("kl_coef", "vf_coef", "entropy_coef", "reward_retries"):
             self.require(getattr(self, name) >= 0, name, "0 or more")
         self.require(all(self.stop), "stop", "strings of one character or more")
         above_zero = ("missing_eos_penalty", "kl_target", "target_kl", "log_ratio_clamp", "total_episodes")
-        for name in (*above_zero, "max_kv_cache_gb"):
+        for name in (*above_zero, "max_kv_cache_gb", "reward_timeout"):
             self.require(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0, or nothing")
         self.require(self.dual_clip is None or self.dual_clip > 1, "dual_clip", "a number above 1, or nothing")
         self.require(
@@ -154,6 +179,10 @@ class PPOConfig(StageConfig):
             "bootstrap_truncated",
             "false unless critic=adapter",
         )
+        self.require(
+            not self.auto_find_batch_size or self.loss_mean == "token",
+            "auto_find_batch_size", "false with loss_mean=micro, as the loss depends on the micro-batches then",
+        )  # fmt: skip
         self.require(self.cliprange < 1, "cliprange", "below 1")
         for name in ("gamma", "lam"):
             self.require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")

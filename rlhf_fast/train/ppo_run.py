@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.model.adapter_files import save_adapter
+from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.profiling.profile import profiled
 from rlhf_fast.rewards.adapter import AdapterReward
+from rlhf_fast.rewards.chosen import named_rewards, patient
 from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
@@ -35,20 +37,23 @@ from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_config import PPOConfig, difference_from_trl
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import Roles, build_roles
+from rlhf_fast.train.rollout_log import RolloutLog
 
 NOTICES = "rlhf_fast.notices"  # the logger of what only a reader who knows another library needs
 SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
 def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = ()) -> Path:
-    """Train with the reward model of the config and any `rewards` (source, weight) on top; returns the output folder.
+    """Train with the rewards of the config and any `rewards` (source, weight) on top; returns the output folder.
 
     Everything that the data or the config can get wrong raises `UsageError` before the first rollout.
     """
     if not config.dataset_name or not config.sft_model_path:
         raise UsageError("PPO needs sft_model_path (the SFT model) and dataset_name (the prompts).")
+    named = named_rewards(config.reward_funcs, config.reward_weights, timeout=config.reward_timeout)
+    rewards = [*named, *rewards]
     if not config.reward_model_path and not rewards:
-        raise UsageError("PPO needs a reward: set reward_model_path, or pass a reward function from Python.")
+        raise UsageError("PPO needs a reward: set reward_model_path or reward_funcs, or pass a function from Python.")
     output = Path(str(config.output_dir))
     refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
@@ -63,24 +68,33 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
     if start.finished:
         return output
     roles = build_roles(config)
-    sources = WeightedRewards([*_model_reward(roles, config), *rewards])
-    ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts)
+    asked = patient(rewards, timeout=config.reward_timeout, retries=config.reward_retries)
+    sources = WeightedRewards([*_model_reward(roles, config), *asked])
+    rollouts = RolloutLog(output, enabled=config.log_rollouts)
+    undo = config.use_peft  # of adapters a copy is small; a full model's update is finished before a run stops
+    ppo = PPO(
+        config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts, undone=undo
+    )  # fmt: skip
     watch = CollapseWatch()
     save = partial(save_policy, ppo, roles, tokenizer)
-    parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch}
-    checkpoints = Checkpoints(config, start, ppo.iterations, parts, save)
+    parts: dict[str, Stateful] = {
+        "ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts,
+    }  # fmt: skip
+    checkpoints = Checkpoints(config, start, ppo.iterations, parts, save, undo=undo)
     model, quiet = roles.reference.model, bool(config.disable_tqdm)
     with (
         profiled(output, model.dtype, model.device) if config.profile else nullcontext(),
         Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
-        checkpoints.guard(),
+        rollouts,
+        checkpoints.guard(partial(holdings, [model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)),
     ):
         for iteration in checkpoints.remaining():
             metrics = ppo.step()
             tracker.log(iteration, metrics)
             watch.look(metrics)
             checkpoints.after(iteration, metrics)
-    save(output)
+        ppo.optimiser.refuse_stuck()
+    checkpoints.save_results()
     checkpoints.finish()
     return output
 

@@ -16,10 +16,12 @@ from rlhf_fast.data.encode import Encoded, encode_demonstration
 from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.model.adapter_files import save_adapter
+from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, train_only
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
+from rlhf_fast.runtime.budget import Budget
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
@@ -45,6 +47,7 @@ class SFT:
         c = self.config
         self.batch_size = c.per_device_train_batch_size * c.gradient_accumulation_steps
         self.steps = max(1, round(c.num_train_epochs * len(self.rows) / self.batch_size))
+        self.budget = Budget.of(c)
         self.optimiser = Optimiser.build(c, self.policy.named_parameters(), self.steps)
 
     def batch(self, step: int) -> list[Encoded]:
@@ -58,12 +61,19 @@ class SFT:
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step: the mean negative log-prob over all response tokens of the batch."""
+        self.optimiser.refuse_stuck()
+        loss = self.budget.run(partial(self.accumulate, self.batch(index)), undo=self.optimiser.clear)
+        metrics = {"loss": loss, "grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
+        return metrics | self.budget.metrics()
+
+    def accumulate(self, rows: list[Encoded]) -> float:
+        """Add the gradient of the mean loss over the response tokens of `rows`; returns the loss."""
         loss = 0.0
-        for part in self.loss_parts(self.batch(index)):
+        for part in self.loss_parts(rows):
             part.backward()
             give_way()
             loss += float(part.detach())
-        return {"loss": loss, "grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
+        return loss
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -73,7 +83,7 @@ class SFT:
     def loss_parts(self, rows: list[Encoded]) -> Iterator[Tensor]:
         """Losses of micro-batches, which add up to the mean over all response tokens of `rows`."""
         tokens = sum(label != -100 for row in rows for label in row.labels[1:])
-        for group in cut_by_tokens([len(row.input_ids) for row in rows], self.config.max_tokens_per_micro_batch):
+        for group in cut_by_tokens([len(row.input_ids) for row in rows], self.budget.tokens):
             packed = Packed.from_sequences(
                 [rows[i].input_ids for i in group], [rows[i].labels for i in group], self.policy.model.device
             )
@@ -104,14 +114,19 @@ def run_sft(config: SFTConfig) -> Path:
     save = partial(_save, policy, tokenizer, resolve_source(config.model_name_or_path).base)
     checkpoints = Checkpoints(config, start, run.steps, {"optimiser": run.optimiser}, save)
     shown, quiet = {"loss": "loss", "eval_loss": "held out"}, bool(config.disable_tqdm)
-    with Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet) as tracker, checkpoints.guard():
+    held = partial(holdings, [policy.model], run.optimiser)
+    with (
+        Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet) as tracker,
+        checkpoints.guard(held),
+    ):
         if heldout and not checkpoints.done:
             tracker.log(0, run.evaluate())
         for step in checkpoints.remaining():
             metrics = run.step(step - 1) | (run.evaluate() if step == run.steps else {})
             tracker.log(step, metrics)
             checkpoints.after(step, metrics)
-    save(output)
+        run.optimiser.refuse_stuck()
+    checkpoints.save_results()
     checkpoints.finish()
     return output
 

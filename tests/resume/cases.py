@@ -16,6 +16,7 @@ from rlhf_fast import FunctionReward, PPOConfig, RewardConfig, SFTConfig, run_pp
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.tracking import METRICS_FILE
+from rlhf_fast.train.rollout_log import ROLLOUTS_FILE
 from tests.model_cases import tiny_model
 from tests.preferences.cases import rows, write_model, write_rows, write_sft_adapter
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -81,8 +82,9 @@ def noisy(prompts, responses, **columns):
 
 
 def outcome(output: Path) -> dict[str, Any]:
-    """The metrics but the timings, and a digest of every weight file that a run leaves beside its checkpoints."""
+    """The metrics but the timings, and a digest of every file of weights or rollouts beside the checkpoints."""
     lines = (output / METRICS_FILE).read_text().splitlines()
     metrics = [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
-    weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in output.glob("*.safetensors")}
+    weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in output.iterdir()
+               if path.suffix == ".safetensors" or path.name == ROLLOUTS_FILE}  # fmt: skip
     return {"metrics": metrics} | weights

@@ -32,7 +32,7 @@ class Counter:
 
 def count(output, steps: int = 6, *, losses=(0.5,) * 6, until: int | None = None, **options) -> Counter:
     """A run that only counts; `until` leaves it unfinished after that step."""
-    config = StageConfig(output_dir=str(output), use_cpu=True, save_steps=1, **options)
+    config = StageConfig(**({"output_dir": str(output), "use_cpu": True, "save_steps": 1} | options))
     counter = Counter()
     start = choose_start(config, {})
     checkpoints = Checkpoints(

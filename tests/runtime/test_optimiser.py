@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rlhf_fast.runtime.config import StageConfig
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.errors import StepFailed, UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
 
 
@@ -86,7 +86,7 @@ def test_a_schedule_that_cannot_run_is_refused_before_the_first_step(options, me
 
 
 @pytest.mark.parametrize(("loss", "gradient"), [(math.nan, 1.0), (math.inf, 1.0), (0.0, math.nan), (0.0, math.inf)])
-def test_what_is_not_finite_is_skipped_counted_and_stops_after_three_in_a_row(loss, gradient):
+def test_what_is_not_finite_is_skipped_counted_and_three_in_a_row_are_refused(loss, gradient):
     matrix, vector, own = optimiser(lr_scheduler_type="linear")
 
     def bad() -> None:
@@ -100,8 +100,14 @@ def test_what_is_not_finite_is_skipped_counted_and_stops_after_three_in_a_row(lo
     assert own.skipped == 2 and float(matrix.detach()) == pytest.approx(0.9)
     bad()
     bad()
-    with pytest.raises(UsageError, match="3 optimiser steps in a row"):
-        bad()
+    own.refuse_stuck()
+    bad()
+    with pytest.raises(StepFailed, match=f"3 optimiser steps in a row .* loss {loss}, gradient norm "):
+        own.refuse_stuck()
+    saved = own.state()
+    own.load_state(saved)
+    own.refuse_stuck()  # a run that goes on tries again
+    assert own.skipped == 5 and saved.facts["in_a_row"] == 3
 
 
 def test_frozen_parameters_are_left_out():

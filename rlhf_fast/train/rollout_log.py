@@ -1,0 +1,88 @@
+"""Every response that PPO trains on, as a line of `rollouts.jsonl`, written before the update that it is used for."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.runtime.lines import Lines
+from rlhf_fast.runtime.state import State
+from rlhf_fast.train.ppo_metrics import per_response
+
+ROLLOUTS_FILE = "rollouts.jsonl"
+logger = logging.getLogger(__name__)
+
+
+class RolloutLog:
+    """The file, as a context manager and a part of a run: a resumed one goes on where the checkpoint was written, and
+    what came later is cut off. `enabled=False` writes nothing."""
+
+    def __init__(self, folder: Path, *, enabled: bool) -> None:
+        self.path, self.enabled = folder / ROLLOUTS_FILE, enabled
+        self.kept = 0  # bytes of iterations before this process
+        self.lines: Lines | None = None
+
+    def __enter__(self) -> RolloutLog:
+        if self.enabled:
+            self.lines = Lines(self.path, keep=self.kept)
+        elif not self.kept:
+            self.path.unlink(missing_ok=True)  # an earlier run's
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.lines is not None:
+            self.lines.close()
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Raises `NotWritten` if the disk refuses."""
+        if self.lines is not None:
+            self.lines.append(rows)
+
+    def state(self) -> State:
+        return State(facts={"bytes": self.kept if self.lines is None else self.lines.sync()})
+
+    def load_state(self, state: State) -> None:
+        wanted, there = state.facts["bytes"], self.path.stat().st_size if self.path.exists() else 0
+        if there < wanted:
+            logger.warning(
+                "%s holds %d of the %d bytes that it had: earlier rollouts are gone", self.path, there, wanted
+            )
+        self.kept = min(wanted, there)
+        if self.lines is not None:
+            self.lines.cut(self.kept)
+
+
+def rollout_rows(
+    rollout: Rollout, scores: Tensor, parts: dict[str, Tensor], *,
+    iteration: int, prompts: list[str], responses: list[str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row for each of B responses. iteration: from 1, as in the metrics; prompts, responses: their texts (B).
+
+    score: what PPO maximises beside the KL, penalties included; scores: each reward's own, unweighted; kl: the sum over
+    the response in nats; length: tokens of the response. A number that is not finite is None.
+    """
+    kl, lengths = per_response(rollout.columns["kl"], rollout).tolist(), map(len, rollout.responses())
+    own = {name: values.tolist() for name, values in parts.items()}
+    columns = zip(
+        rollout.prompt_rows.tolist(), rollout.seeds.tolist(), prompts, responses, scores.tolist(), kl, lengths,
+        rollout.finished.tolist(), strict=True,
+    )  # fmt: skip
+    names = ("prompt_row", "seed", "prompt", "response", "score", "kl", "length", "finished")
+    rows = []
+    for b, values in enumerate(columns):
+        row = {"iteration": iteration, **dict(zip(names, values, strict=True))}
+        rows.append(row | {"scores": {name: _finite(score[b]) for name, score in own.items()}})
+        rows[-1] |= {name: _finite(rows[-1][name]) for name in ("score", "kl")}
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

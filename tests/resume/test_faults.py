@@ -1,0 +1,262 @@
+"""What stops a run from within: numbers that are not finite, a disk that is full, memory that is not enough."""
+
+from __future__ import annotations
+
+import errno
+import math
+
+import pytest
+import torch
+
+from rlhf_fast import UsageError
+from rlhf_fast.preferences.fit import RewardTraining
+from rlhf_fast.runtime.budget import Budget
+from rlhf_fast.runtime.checkpoint import verify
+from rlhf_fast.runtime.errors import NotWritten, StepFailed
+from rlhf_fast.runtime.lines import Lines
+from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.out_of_memory import explain, is_out_of_memory
+from rlhf_fast.runtime.saving import Checkpoints
+from rlhf_fast.train.ppo import PPO
+from rlhf_fast.train.sft import SFT
+from tests.resume.cases import STAGES, outcome, prepare, run
+from tests.resume.counting import Counter, count, names
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_whose_gradients_are_not_finite_is_saved_and_stopped_and_may_try_again(
+    folder, tmp_path, monkeypatch, stage
+):
+    """From the third optimiser step on, each is skipped; PPO takes four in an iteration, and ends the second."""
+    original, calls = Optimiser.step, []
+
+    def step(self, loss):
+        calls.append(loss)
+        return original(self, loss if len(calls) < 3 else math.nan)
+
+    after = 2 if stage == "ppo" else 5
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimiser, "step", step)
+        with pytest.raises(UsageError, match=rf"optimiser steps in a row.*loss nan.*checkpoint-{after} is whole"):
+            run(stage, folder, tmp_path)
+    verify(tmp_path / f"checkpoint-{after}")
+    run(stage, folder, tmp_path, resume="auto")
+    assert outcome(tmp_path)["metrics"][-1]["step"] == 6
+
+
+def test_skipped_steps_at_the_very_end_stop_a_run_too(folder, tmp_path, monkeypatch):
+    original, calls = Optimiser.step, []
+
+    def step(self, loss):
+        calls.append(loss)
+        return original(self, loss if len(calls) <= 3 else math.inf)
+
+    monkeypatch.setattr(Optimiser, "step", step)
+    with pytest.raises(UsageError, match=r"3 optimiser steps in a row.*checkpoint-6 is whole"):
+        run("sft", folder, tmp_path)
+    assert not (tmp_path / "run.json").exists()
+
+
+def full_after(monkeypatch, appends: int) -> None:
+    """The disk takes so many lines, and half of the next."""
+    original, calls = Lines.append, []
+
+    class Full:
+        def __init__(self, file) -> None:
+            self.file, self.first = file, True
+
+        def write(self, data):
+            if self.first:
+                self.first = False
+                return self.file.write(bytes(data)[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def append(self, rows):
+        calls.append(rows)
+        if len(calls) <= appends:
+            return original(self, rows)
+        file, self.file = self.file, Full(self.file)
+        try:
+            return original(self, rows)
+        finally:
+            self.file = file
+
+    monkeypatch.setattr(Lines, "append", append)
+
+
+def test_a_disk_that_is_full_when_metrics_are_written_is_said_and_the_last_checkpoint_is_whole(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        full_after(patch, 3)
+        with pytest.raises(UsageError, match=r"metrics\.jsonl': No space left on device\. Make room.*checkpoint-3 is"):
+            count(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text()[-1] != "\n"
+    assert count(tmp_path, resume="auto").count == 6
+    assert [row.count('"step"') for row in (tmp_path / "metrics.jsonl").open()] == [1] * 6
+
+
+def test_a_disk_that_is_full_when_rollouts_are_written_is_said_and_the_run_goes_on_the_same(
+    folder, tmp_path, monkeypatch
+):
+    """Lines are rollouts and metrics by turns: the fifth are the rollouts of iteration 3."""
+    with monkeypatch.context() as patch:
+        full_after(patch, 4)
+        with pytest.raises(UsageError, match=r"rollouts\.jsonl': No space left on device.*checkpoint-2 is whole"):
+            run("ppo", folder, tmp_path / "full")
+    run("ppo", folder, tmp_path / "full", resume="auto")
+    run("ppo", folder, tmp_path / "whole")
+    assert outcome(tmp_path / "full") == outcome(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_when_the_results_are_saved_is_said(folder, tmp_path, monkeypatch):
+    def refuse(self, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        original = Checkpoints.save_results
+        patch.setattr(
+            Checkpoints, "save_results", lambda self: (setattr(self, "save", refuse.__get__(self)), original(self))
+        )
+        with pytest.raises(UsageError, match=r"cannot write the results to .*No space left.*checkpoint-6 is whole"):
+            run("sft", folder, tmp_path)
+    run("sft", folder, tmp_path, resume="auto")
+    assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_a_line_the_disk_refuses_does_not_fail_again_when_the_file_is_closed(tmp_path, monkeypatch):
+    lines = Lines(tmp_path / "x.jsonl")
+    full_after(monkeypatch, 1)
+    lines.append([{"a": 1}])
+    with pytest.raises(NotWritten, match=r"x\.jsonl': No space left on device"):
+        lines.append([{"b": 2}])
+    lines.close()
+    assert (tmp_path / "x.jsonl").read_text().startswith('{"a": 1}\n')
+
+
+def out_of_memory() -> None:
+    """As torch says it on a CPU: 4 EB."""
+    torch.empty(1 << 60, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("stage", "owner", "name", "call", "step"),
+    [("sft", SFT, "loss_parts", 5, 2), ("reward", RewardTraining, "_micro_batch", 4, 2),
+     ("ppo", PPO, "accumulate", 15, 3)],
+)  # fmt: skip
+def test_a_run_out_of_memory_says_what_was_held_and_what_helps(
+    folder, tmp_path, monkeypatch, stage, owner, name, call, step
+):
+    original, calls = getattr(owner, name), []
+
+    def method(self, *arguments, **options):
+        calls.append(name)
+        if len(calls) == call:
+            out_of_memory()
+        return original(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, method)
+        with pytest.raises(UsageError) as error:
+            run(stage, folder, tmp_path)
+    text = str(error.value)
+    assert "can't allocate memory" in text and "models and adapters 0." in text and "optimiser 0." in text
+    assert "activations of a micro-batch" in text and "Lower max_tokens_per_micro_batch" in text
+    assert f"{tmp_path / f'checkpoint-{step}'} is whole: go on" in text
+    run(stage, folder, tmp_path, resume="auto", max_tokens_per_micro_batch=30)
+    assert outcome(tmp_path)["metrics"][-1]["step"] == 6
+
+
+def too_large_above(monkeypatch, owner, name: str, tokens: int) -> None:
+    """A micro-batch of more tokens than that does not fit, and fails once its first gradients are there."""
+    original = getattr(owner, name)
+
+    def method(self, *arguments, **options):
+        out = original(self, *arguments, **options)
+        if self.budget.tokens > tokens:
+            out_of_memory()
+        return out
+
+    monkeypatch.setattr(owner, name, method)
+
+
+@pytest.mark.parametrize(
+    ("stage", "owner", "name"),
+    [("sft", SFT, "accumulate"), ("reward", RewardTraining, "accumulate"), ("ppo", PPO, "accumulate"),
+     ("ppo", PPO, "score_tokens")],
+)  # fmt: skip
+def test_a_micro_batch_that_does_not_fit_is_halved_and_the_run_ends_as_one_with_the_half(
+    folder, tmp_path, monkeypatch, caplog, stage, owner, name
+):
+    options = {"auto_find_batch_size": True, "save_strategy": "no"}
+    with monkeypatch.context() as patch:
+        too_large_above(patch, owner, name, 25)
+        run(stage, folder, tmp_path / "halved", max_tokens_per_micro_batch=96, **options)
+    run(stage, folder, tmp_path / "half", max_tokens_per_micro_batch=24, **options)
+    said = [record.message for record in caplog.records if "half from now on" in record.message]
+    assert ["with 96 tokens" in said[0], "with 48 tokens" in said[1], len(said)] == [True, True, 2]
+    one, two = outcome(tmp_path / "halved"), outcome(tmp_path / "half")
+    assert one["metrics"][-1]["max_tokens_per_micro_batch"] == 24
+    assert one["metrics"][-1]["grad_norm"] == pytest.approx(two["metrics"][-1]["grad_norm"], rel=1e-3)
+    assert one["metrics"][-1]["lr"] == two["metrics"][-1]["lr"] and len(one["metrics"]) == len(two["metrics"])
+
+
+def test_only_what_ran_out_of_memory_is_run_again():
+    budget, undone = Budget(64, may_halve=True), []
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        budget.run(lambda: (_ for _ in ()).throw(RuntimeError("shapes differ")), undo=lambda: undone.append(1))
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        Budget(64, may_halve=False).run(out_of_memory, undo=lambda: undone.append(1))
+    assert undone == [] and budget.tokens == 64
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        budget.run(out_of_memory, undo=lambda: undone.append(1))
+    assert budget.tokens == 1 and len(undone) == 6
+
+
+def test_what_counts_as_out_of_memory():
+    with pytest.raises(RuntimeError) as cpu:
+        out_of_memory()
+    assert is_out_of_memory(cpu.value) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("shapes differ"))
+    assert explain(MemoryError(), {"a": 3 * 10**9, "b": 5 * 10**5}).startswith(
+        "out of memory: MemoryError. Held all the time: a 3.00 GB, b 0.5 MB; the rest is activations of a micro-batch"
+    )
+
+
+def test_an_error_that_is_a_bug_is_not_dressed_up(tmp_path, monkeypatch):
+    def broken(self):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Counter, "step", broken)
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
+        count(tmp_path)
+
+
+def test_a_step_that_failed_before_it_changed_anything_leaves_the_checkpoint_of_the_one_before(tmp_path, monkeypatch):
+    """Checkpoints would be of steps 3 and 6."""
+    original = Counter.step
+
+    def step(self):
+        if self.count == 4:
+            raise StepFailed("no answer.")
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Counter, "step", step)
+        with pytest.raises(UsageError, match=r"no answer\. .*checkpoint-4 is whole"):
+            count(tmp_path, save_steps=3)
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-3"]
+    assert count(tmp_path, save_steps=3, resume="auto").count == 6
+
+
+def test_a_first_step_that_failed_has_nothing_to_save(tmp_path, monkeypatch):
+    def step(self):
+        raise StepFailed("no answer.")
+
+    monkeypatch.setattr(Counter, "step", step)
+    with pytest.raises(UsageError, match=r"no answer\. There is no checkpoint, so the run has to start again\."):
+        count(tmp_path)
+    assert names(tmp_path) == []

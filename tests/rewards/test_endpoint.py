@@ -1,0 +1,168 @@
+"""A reward behind an address: what it is sent, what it may answer, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from rlhf_fast import PPOConfig, UsageError
+from rlhf_fast.rewards.chosen import named_rewards
+from rlhf_fast.rewards.endpoint import EndpointReward
+from rlhf_fast.rewards.source import RewardBatch
+from rlhf_fast.runtime.tracking import read_metrics
+from rlhf_fast.train.ppo_run import run_ppo
+from tests.resume.cases import config, prepare
+
+BATCH = RewardBatch(["p0", "größer"], ["a", "b\n"], [[1], [2]], {"target": [1, 2]})
+
+
+class Server:
+    """Answers every POST with `answer(request)`, which gives a status, headers and a body; keeps the requests."""
+
+    def __init__(self, answer) -> None:
+        self.requests: list = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                server.requests.append((self.path, self.headers["Content-Type"], json.loads(body)))
+                status, headers, reply = answer(json.loads(body))
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                for piece in [reply] if isinstance(reply, bytes) else reply:
+                    try:
+                        self.wfile.write(piece)
+                        self.wfile.flush()
+                    except OSError:
+                        return
+
+            def log_message(self, *arguments) -> None:
+                """Quiet."""
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}/score?model=a"
+
+    def __enter__(self) -> Server:
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def replies(body: bytes | list, status: int = 200, headers: dict | None = None):
+    return lambda request: (status, headers or {}, body)
+
+
+def test_prompts_and_responses_are_posted_and_scores_come_back_in_order():
+    with Server(replies(b'{"scores": [1, -0.5], "model": "a"}')) as server:
+        reward = EndpointReward(server.address)
+        assert reward.score(BATCH).tolist() == [1.0, -0.5]
+    assert server.requests == [
+        ("/score?model=a", "application/json", {"prompts": ["p0", "größer"], "responses": ["a", "b\n"]})
+    ]
+    assert reward.name == f"127.0.0.1:{server.http.server_port}/score"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (replies(b"not JSON"), "cannot be read"),
+        (replies(b'{"score": [1, 2]}'), "cannot be read .KeyError"),
+        (replies(b"[1, 2]"), "cannot be read .TypeError"),
+        (replies(b"[" * 4000), "cannot be read"),
+        (replies(b'{"scores": [NaN, 1]}'), "NaN is no number of JSON"),
+        (replies(b'{"scores": ["1", 2]}'), "expected a list of numbers"),
+        (replies(b'{"scores": [true, 2]}'), "expected a list of numbers"),
+        (replies(b'{"scores": 3}'), "expected a list of numbers"),
+        (replies(b'{"scores": [1]}'), "1 scores for 2 responses"),
+        (replies(b"overloaded", 503), "status 503"),
+        (replies(b" " * 100_000 + b'{"scores": [1, 2]}'), "longer than 4224 bytes"),
+    ],
+)
+def test_any_other_answer_is_refused_with_the_form_that_was_expected(answer, message):
+    with Server(answer) as server, pytest.raises(UsageError, match=message) as error:
+        EndpointReward(server.address, timeout=5).score(BATCH)
+    assert 'answers {"scores": [...]}' in str(error.value)
+
+
+def test_redirects_are_not_followed():
+    with Server(replies(b'{"scores": [1, 2]}')) as other:
+        redirect = replies(b"", 307, {"Location": other.address})
+        with Server(redirect) as server, pytest.raises(UsageError, match=r"status 307.*redirects are not followed"):
+            EndpointReward(server.address).score(BATCH)
+    assert other.requests == []
+
+
+def test_an_answer_that_drips_is_given_up_when_the_time_is_over():
+    def drip():
+        for _ in range(100):
+            time.sleep(0.05)
+            yield b" "
+
+    started = time.monotonic()
+    with Server(lambda request: (200, {}, drip())) as server, pytest.raises(UsageError, match=r"within 0\.3 s"):
+        EndpointReward(server.address, timeout=0.3).score(BATCH)
+    assert time.monotonic() - started < 3
+
+
+def test_nobody_at_the_address_is_an_error_that_names_it():
+    with Server(replies(b"")) as server:
+        address = server.address
+    with pytest.raises(UsageError, match=f"reward at {address.split('?')[0]}.*ConnectionRefusedError"):
+        EndpointReward(address).score(BATCH)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["file:///etc/passwd", "ftp://host/x", "127.0.0.1:8000", "http://", "http://host:port", "http://a b/", "",
+     "http://host:99999/"],
+)  # fmt: skip
+def test_an_address_that_is_not_http_is_refused(address):
+    with pytest.raises(UsageError, match="cannot be used: expected http"):
+        EndpointReward(address)
+
+
+def test_an_address_with_a_password_is_refused_without_repeating_it():
+    with pytest.raises(UsageError, match="leave it out") as error:
+        EndpointReward("http://me:secret@host/")
+    assert "secret" not in str(error.value)
+
+
+def test_names_and_weights_of_the_config():
+    names = ["endpoint:http://a/x", "endpoint:https://b:1"]
+    (one, weight), (two, other) = named_rewards(names, [2.0, -1.0], timeout=7.0)
+    assert (one.name, two.name, weight, other) == ("a/x", "b:1", 2.0, -1.0)
+    assert (one.timeout, named_rewards(["endpoint:http://a"], None, timeout=None)[0][0].timeout) == (7.0, 60.0)
+    with pytest.raises(UsageError, match="reward_weights has 1 numbers for 2"):
+        named_rewards(["endpoint:http://a", "endpoint:http://b"], [1.0], timeout=None)
+    with pytest.raises(UsageError, match="reward_funcs names 'http://a'; expected endpoint:ADDRESS"):
+        named_rewards(["http://a"], None, timeout=None)
+
+
+@pytest.mark.parametrize("options", [{"reward_timeout": 0.0}, {"reward_retries": -1}])
+def test_limits_that_make_no_sense_are_refused(options):
+    with pytest.raises(UsageError, match=f"{next(iter(options))}="):
+        PPOConfig(use_cpu=True, **options)
+
+
+def test_ppo_trains_against_an_endpoint_and_logs_it_under_its_name(tmp_path):
+    def lengths(request):
+        return 200, {}, json.dumps({"scores": [len(text) for text in request["responses"]]}).encode()
+
+    folder = prepare(tmp_path)
+    with Server(lengths) as server:
+        named = {"reward_funcs": [f"endpoint:{server.address}"], "reward_weights": [0.5], "reward_model_path": None}
+        run_ppo(config("ppo", folder, tmp_path / "out", total_episodes=6, **named))
+        (row,) = read_metrics(tmp_path / "out")
+    sent = server.requests[0][2]["responses"]
+    assert row[f"reward/127.0.0.1:{server.http.server_port}/score"] == pytest.approx(sum(map(len, sent)) / 6)
+    assert row["objective/scores"] == pytest.approx(0.5 * sum(map(len, sent)) / 6)
