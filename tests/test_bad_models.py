@@ -98,7 +98,7 @@ def test_a_reward_function_that_is_wrong_is_named(good, tmp_path, function, mess
 
 
 def test_ppo_without_a_reward_says_so_before_anything_is_opened(good, tmp_path):
-    with pytest.raises(UsageError, match="set reward_model_path, or pass a reward function"):
+    with pytest.raises(UsageError, match="set reward_model_path or reward_funcs, or pass a function"):
         run("ppo", good, tmp_path, rewards=[], sft_model_path="./nowhere")
 
 

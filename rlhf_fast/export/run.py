@@ -34,7 +34,7 @@ def run_export(config: ExportConfig) -> Path:
     refuse_missing(source.base)
     tokenizer = load_tokenizer(config.model_path)
     model = merged_model(config.model_path)
-    model.to(_dtype(config.dtype, source.base))
+    model.to(_dtype(config.dtype, source.base))  # type: ignore[arg-type]
     facts = read_facts(Path(config.model_path))
 
     def fill(folder: Path) -> None:

@@ -26,7 +26,7 @@ def named_rewards(
                 "A Python function is passed to run_ppo as a FunctionReward."
             )
     seconds = TIMEOUT if timeout is None else timeout
-    sources = [EndpointReward(name.removeprefix(ENDPOINT), seconds) for name in names]
+    sources: list[RewardSource] = [EndpointReward(name.removeprefix(ENDPOINT), seconds) for name in names]
     return list(zip(sources, weights, strict=True))
 
 

@@ -35,13 +35,11 @@ class EndpointReward:
     address: str
     timeout: float = TIMEOUT
     url: SplitResult = field(init=False)
+    name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.url = _checked_address(self.address)
-
-    @property
-    def name(self) -> str:
-        return f"{self.url.netloc}{self.url.path}"
+        self.name = f"{self.url.netloc}{self.url.path}"
 
     def score(self, batch: RewardBatch) -> Tensor:
         """Raises `UsageError` for anything but an answer of the form above."""

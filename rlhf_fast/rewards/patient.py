@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -32,10 +32,10 @@ class PatientReward:
     timeout: float | None
     retries: int
     pause: float = 1.0
+    name: str = field(init=False)
 
-    @property
-    def name(self) -> str:
-        return self.source.name
+    def __post_init__(self) -> None:
+        self.name = self.source.name
 
     def score(self, batch: RewardBatch) -> Tensor:
         """Raises `StepFailed`, naming the last error, once every attempt has failed."""
