@@ -34,7 +34,7 @@ RLHF_TARGET inline void pack_outer(const OuterTask& task, std::int64_t row, std:
                                    std::uint16_t* cells) {
     constexpr std::int64_t tile = kStep * kTile;
     for (std::int64_t c = column; c < std::min(column + kOuterColumns, task.last_column); c += 32, cells += 2 * tile) {
-        const __mmask32 present = first_lanes(task.last_column - c);
+        const __mmask32 present = lanes_below(task.last_column - c);
         const std::uint16_t* from = task.right + row * task.right_stride + c;
         for (std::int64_t pair = 0; pair < 16; ++pair, from += 2 * task.right_stride) {
             const std::int64_t left = rows - 2 * pair;
