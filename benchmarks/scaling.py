@@ -148,13 +148,15 @@ def plot(series: dict[str, list[Point]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
-    for (name, points), color in zip(series.items(), ("#2f6f4f", "#c9a227"), strict=True):
-        axes[0].plot([p.floor for p in points], [p.seconds for p in points], "o-", color=color, label=name)
-        axes[1].plot([p.tokens for p in points], [p.memory / 2**30 for p in points], "o-", color=color, label=name)
-    axes[0].set(xlabel="floor of the products, seconds", ylabel="seconds an iteration")
-    axes[1].set(xlabel="tokens an iteration", ylabel="peak memory, GiB")
+    for (name, points), color in zip(series.items(), ("#2f6f4f", "#c9a227"), strict=False):
+        tokens = [p.tokens for p in points]
+        axes[0].plot(tokens, [p.seconds for p in points], "o-", color=color, label=name)
+        axes[1].plot(tokens, [p.memory / 2**30 for p in points], "o-", color=color, label=name)
+    axes[0].set(ylabel="seconds an iteration", ylim=(0, None))
+    axes[1].set(ylabel="peak memory of the run, GiB")
+    axes[1].set_ylim(0, 1.25 * axes[1].get_ylim()[1])
     for axis in axes:
-        axis.set(xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel="tokens an iteration", xlim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(title="doubled", frameon=False)
     figure.tight_layout()
