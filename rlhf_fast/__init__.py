@@ -13,6 +13,7 @@ _EXPORTS = {
     "GenerateConfig": "rlhf_fast.generate.config",
     "LengthWithin": "rlhf_fast.rewards.rules",
     "PPOConfig": "rlhf_fast.train.ppo_config",
+    "PPOTrainer": "rlhf_fast.trainer.ppo_trainer",
     "RewardConfig": "rlhf_fast.preferences.config",
     "Rollout": "rlhf_fast.rollout.arena",
     "SFTConfig": "rlhf_fast.train.sft_config",

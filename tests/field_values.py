@@ -62,7 +62,8 @@ PPO = _TRAINING | {
     "cliprange": Change(1e-3), "cliprange_value": Change(0.5), "vf_coef": Change(1.0), "entropy_coef": Change(0.1),
     "dual_clip": Change(1.0001, {"cliprange": 0.01}), "log_ratio_clamp": Change(1e-3), "gamma": Change(0.5),
     "lam": Change(0.5), "whiten_rewards": Change(True), "whiten_ddof": Change(0), "score_at": Change("eos+1"),
-    "missing_eos_penalty": Change(1.0), "bootstrap_truncated": Change(True), "loss_mean": Change("micro"),
+    "missing_eos_penalty": Change(1.0), "bootstrap_truncated": Change(True),
+    "loss_mean": Change("micro", {"gradient_accumulation_steps": 2}),
     "old_logprobs": Change("sampled"),
 }  # fmt: skip
 

@@ -39,6 +39,10 @@ class StageConfig(TrainingArguments):
     """Fields of every stage. `served` names the inherited fields that this stage uses."""
 
     served: ClassVar[frozenset[str]] = SERVED
+    instead: ClassVar[dict[str, str]] = _INSTEAD
+    """What to use in place of an inherited field that is not served."""
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Fields of a stage's own on which no result depends, nor whether a checkpoint is of the same run."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = field(
         default="auto",
@@ -134,7 +138,7 @@ class StageConfig(TrainingArguments):
             own = type(self).__dataclass_fields__[f.name]
             default = own.default if own.default is not MISSING else default
             if getattr(self, f.name) not in (default, _settled()[f.name]):
-                instead = _INSTEAD.get(f.name)
+                instead = self.instead.get(f.name)
                 raise UsageError(
                     f"{f.name}={getattr(self, f.name)!r} has no effect in {type(self).__name__} and is refused; "
                     + (f"use {instead} instead." if instead else "remove it.")

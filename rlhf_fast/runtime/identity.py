@@ -29,7 +29,7 @@ _SAMPLE = 1 << 20  # bytes
 
 def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the result depends on, as JSON gives it back: fields of the config, and `inputs` beside them."""
-    names = [name for name in field_names(type(config)) if name not in FREE | ROUNDING]
+    names = [name for name in field_names(type(config)) if name not in FREE | ROUNDING | config.free]
     values = {"stage": type(config).__name__} | {name: getattr(config, name) for name in names} | inputs
     return json.loads(json.dumps(values))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,14 @@ class Optimiser:
     skipped_in_a_row: int = field(default=0)
 
     @classmethod
-    def build(cls, config: StageConfig, named: Iterable[tuple[str, nn.Parameter]], total_steps: int) -> Optimiser:
-        """Weight decay goes to matrices only. The schedule is the config's (`lr_scheduler_type`, `warmup_steps`)."""
+    def build(
+        cls, config: StageConfig, named: Iterable[tuple[str, nn.Parameter]], total_steps: int, *,
+        steps_per_rate: int = 1,
+    ) -> Optimiser:  # fmt: skip
+        """Weight decay goes to matrices only. The schedule is the config's (`lr_scheduler_type`, `warmup_steps`).
+
+        `steps_per_rate` steps in a row share a learning rate: the schedule and its warmup then count such groups.
+        """
         parameters = [parameter for _, parameter in named if parameter.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -39,7 +46,7 @@ class Optimiser:
         adamw = torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
         )
-        return cls(parameters, adamw, _schedule(config, adamw, total_steps), config.max_grad_norm)
+        return cls(parameters, adamw, _schedule(config, adamw, total_steps, steps_per_rate), config.max_grad_norm)
 
     def step(self, loss: float) -> float:
         """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
@@ -112,11 +119,21 @@ class Optimiser:
         schedule.last_epoch, schedule._step_count, schedule._last_lr = place, place + 1, rates
 
 
-def _schedule(config: StageConfig, adamw: torch.optim.AdamW, total_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+def _schedule(
+    config: StageConfig, adamw: torch.optim.AdamW, total_steps: int, steps_per_rate: int
+) -> torch.optim.lr_scheduler.LambdaLR:
     """The config's schedule. Raises `UsageError` for one whose arguments are missing or wrong."""
     name = SchedulerType(config.lr_scheduler_type).value
     kwargs = config.lr_scheduler_kwargs if isinstance(config.lr_scheduler_kwargs, dict) else None
+    rates = -(-total_steps // steps_per_rate)
     try:
-        return get_scheduler(name, adamw, config.get_warmup_steps(total_steps), total_steps, kwargs)
+        schedule = get_scheduler(name, adamw, config.get_warmup_steps(rates), rates, kwargs)
     except (TypeError, ValueError) as error:
         raise UsageError(f"lr_scheduler_type={name!r} cannot be used: {error}. Set lr_scheduler_kwargs.") from error
+    if steps_per_rate > 1:
+        schedule.lr_lambdas = [partial(_held, scale, steps_per_rate) for scale in schedule.lr_lambdas]
+    return schedule
+
+
+def _held(scale: Callable[[int], float], steps_per_rate: int, step: int) -> float:
+    return scale(step // steps_per_rate)

@@ -56,14 +56,19 @@ class Checkpoints:
         """The steps to take, counted from 1."""
         return range(self.done + 1, self.total + 1)
 
-    def after(self, step: int, metrics: dict[str, float]) -> None:
-        """Write a checkpoint if one is due after `step`, and remove those that are not kept any more."""
+    def after(self, step: int, metrics: dict[str, float], *, due: bool | None = None) -> None:
+        """Write a checkpoint if one is due after `step`, and remove those that are not kept any more.
+
+        due: None leaves it to the config.
+        """
         name = self.config.metric_for_best_model
         if name is not None and step == 1 and name not in metrics:
             raise UsageError(
                 f"metric_for_best_model={name!r} is no metric of a step; there are: {', '.join(sorted(metrics))}."
             )
-        if self.config.save_strategy == "no" or (step % self.every and step != self.total):
+        if due is None:
+            due = self.config.save_strategy != "no" and (step % self.every == 0 or step == self.total)
+        if not due:
             return
         if name is not None:
             self._compare(step, name, metrics.get(name, math.nan))

@@ -48,6 +48,7 @@ class PPO:
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
     iteration: int = 0
+    starts_as_reference: bool = True  # before the first update; checked then
     controller: FixedKL | AdaptiveKL = field(init=False)
     optimiser: Optimiser = field(init=False)
 
@@ -57,7 +58,8 @@ class PPO:
         self.iterations = max(1, -(-episodes // c.batch_size))
         self.controller = AdaptiveKL(c.kl_coef, c.kl_target, c.kl_horizon) if c.kl_target else FixedKL(c.kl_coef)
         trained = chain(self.policy.named_parameters(), self.critic.named_parameters())
-        self.optimiser = Optimiser.build(c, trained, self.iterations * c.num_ppo_epochs * c.num_mini_batches)
+        steps = self.iterations * c.num_ppo_epochs * c.num_mini_batches
+        self.optimiser = Optimiser.build(c, trained, steps, steps_per_rate=c.steps_per_rate)
         stop = stop_ids(self.tokenizer, c.stop_token, c.stop_token_id, model_eos=self.policy.model.eos_ids)
         strings = stop_strings(self.tokenizer, c.stop)
         self.sampling = Sampling(c.response_length, stop, c.logit_temperature, stop_strings=strings)
@@ -66,10 +68,14 @@ class PPO:
         """One iteration: a rollout and its update. Returns the metrics."""
         with phase("rollout"):
             rollout = self.collect()
+        return self.learn(rollout)
+
+    def learn(self, rollout: Rollout, scores: Tensor | None = None) -> dict[str, float]:
+        """The iteration after the rollout, with `scores` (B,) instead of the reward's if given. Returns the metrics."""
         models, budget = (self.policy.model, *self.critic.models), self.config.max_tokens_per_micro_batch
         with keep_trunk(models, rollout.sequences(), max_tokens=budget):  # the layers that no role adapts run once
             with phase("scoring"):
-                scores = self.score(rollout)
+                scores = self.score(rollout, scores)
                 self.shape(rollout, scores)
                 self.estimate(rollout)
             with phase("update"):
@@ -91,37 +97,56 @@ class PPO:
         c = self.config
         rows = self.prompts.batch(self.iteration, c.batch_size, c.seed)
         first = self.iteration * c.batch_size
-        seeds = [(c.seed << 32) + first + i for i in range(len(rows))]
-        prompts = [self.prompts.ids[row] for row in rows]
+        return self.respond(self.prompts, rows, [(c.seed << 32) + first + i for i in range(len(rows))], self.sampling)
+
+    def respond(self, prompts: Prompts, rows: list[int], seeds: list[int], sampling: Sampling) -> Rollout:
+        """A response to each of `rows` of `prompts`, sampled with its seed."""
+        c = self.config
+        ids = [prompts.ids[row] for row in rows]
         responses = generate(
-            self.policy, prompts, self.sampling, seeds=seeds,
+            self.policy, ids, sampling, seeds=seeds,
             max_batch=c.max_rollout_batch, max_tokens=c.max_tokens_per_micro_batch, max_kv_cache_gb=c.max_kv_cache_gb,
         )  # fmt: skip
         return Rollout.from_responses(
-            prompts, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=c.response_length,
+            ids, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=c.response_length,
             score_at=c.score_at, prompt_rows=rows, seeds=seeds, logprobs=[r.logprobs for r in responses],
             device=self.policy.model.device,
         )  # fmt: skip
 
-    def score(self, rollout: Rollout) -> Tensor:
-        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`; return the scores (B,) f32, missing-EOS penalty included."""
+    def score(self, rollout: Rollout, scores: Tensor | None = None) -> Tensor:
+        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`; return the scores (B,) f32, missing-EOS penalty included.
+
+        `scores` are the reward's, or those given instead.
+        """
         c = self.config
         score_rollout(
             rollout, self.policy, self.reference, self.critic,
             temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=c.max_tokens_per_micro_batch,
         )  # fmt: skip
         invariants.check_scored(
-            rollout, first=self.iteration == 0, exact=c.kl_estimator == "exact", dtype=self.policy.model.dtype
-        )
+            rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
+            dtype=self.policy.model.dtype,
+        )  # fmt: skip
+        scores = self.judge(rollout, self.prompts) if scores is None else scores.to(rollout.tokens.device)
+        return scores - (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
+
+    def judge(self, rollout: Rollout, prompts: Prompts) -> Tensor:
+        """(B,) f32: what the reward gives the responses to rows of `prompts`."""
         rows = rollout.prompt_rows.tolist()
         texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
-        columns = {name: [values[row] for row in rows] for name, values in self.prompts.columns.items()}
+        columns = {name: [values[row] for row in rows] for name, values in prompts.columns.items()}
         batch = RewardBatch(
-            [self.prompts.texts[row] for row in rows], texts, rollout.sequences(), columns,
-            [self.prompts.conversations[row] for row in rows],
+            [prompts.texts[row] for row in rows], texts, rollout.sequences(), columns,
+            [prompts.conversations[row] for row in rows],
         )  # fmt: skip
-        scores = self.reward.score(batch).to(rollout.tokens.device)
-        return scores - (c.missing_eos_penalty or 0.0) * rollout.truncated.float()
+        return self.reward.score(batch).to(rollout.tokens.device)
+
+    def unended(self, rollout: Rollout) -> Tensor:
+        """(B,) bool: responses cut off by the budget; where nothing ends a response, those without an EOS in them."""
+        if self.sampling.stop_ids or self.sampling.stop_strings:
+            return rollout.truncated
+        eos = self.tokenizer.eos_token_id
+        return torch.tensor([eos not in response for response in rollout.responses()], device=rollout.tokens.device)
 
     def shape(self, rollout: Rollout, scores: Tensor) -> None:
         """Fill `rewards`."""
@@ -177,15 +202,21 @@ class PPO:
 
     def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
         """Backward of one minibatch, micro-batch by micro-batch; their losses add up to the minibatch's."""
+        groups = [sequences]
+        if self.config.loss_mean == "micro":
+            size = self.config.per_device_train_batch_size
+            groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+        return [loss for group in groups for loss in self._accumulate(rollout, group, old, share=len(groups))]
+
+    def _accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor, *, share: int) -> list[PPOLoss]:
+        """Backward of the mean over the slots of `sequences`, divided by `share`."""
         c, columns = self.config, rollout.columns
         parts = list(micro_batches(rollout, sequences, c.max_tokens_per_micro_batch))
-        actions = max(1, sum(int((packed.labels != -100).sum()) for packed, _ in parts))
-        slots = sum(len(index) for _, index in parts)
+        actions = max(1, sum(int((packed.labels != -100).sum()) for packed, _ in parts)) * share
+        slots = max(1, sum(len(index) for _, index in parts)) * share
         losses = []
         for packed, index in parts:
             mask = packed.labels != -100
-            if c.loss_mean == "micro":
-                actions, slots = max(1, int(mask.sum())) * len(parts), max(1, len(index)) * len(parts)
             hidden = self.policy.hidden(packed)
             scored = self.policy.read(
                 hidden, packed.labels,

@@ -104,7 +104,11 @@ class PPOConfig(StageConfig):
         default=False, metadata={"help": "Let GAE continue with the critic's value beyond a truncated response."}
     )
     loss_mean: Literal["token", "micro"] = field(
-        default="token", metadata={"help": "token: mean over the minibatch's tokens; micro: mean of micro-batch means."}
+        default="token",
+        metadata={
+            "help": "token: mean over the minibatch's tokens. micro: mean of the means over "
+            "per_device_train_batch_size sequences each, as TRL's."
+        },
     )
     old_logprobs: Literal["recomputed", "sampled"] = field(
         default="recomputed",
@@ -135,6 +139,11 @@ class PPOConfig(StageConfig):
     def logit_temperature(self) -> float:
         """What logits are divided by, in rollout, scoring and update; TRL adds 1e-7."""
         return self.temperature + (1e-7 if self.preset == "trl" else 0.0)
+
+    @property
+    def steps_per_rate(self) -> int:
+        """Optimiser steps that share a learning rate; in TRL those of an iteration."""
+        return self.num_ppo_epochs * self.num_mini_batches if self.preset == "trl" else 1
 
     def _check(self) -> None:
         at_least_one = ("response_length", "num_ppo_epochs", "num_mini_batches", "max_rollout_batch", "kl_horizon")
