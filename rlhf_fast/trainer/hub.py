@@ -25,7 +25,7 @@ def push(
     (folder / "README.md").write_text(model_card(name, base, dataset_name, tags), encoding="utf-8")
     api = HfApi(token=token or args.hub_token)
     repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
-    return api.upload_folder(
+    return api.upload_folder(  # type: ignore[call-overload]  # one overload for each value of run_as_future
         repo_id=repository, folder_path=folder, commit_message=commit_message, ignore_patterns=KEPT_HERE,
         revision=revision or args.hub_revision, run_as_future=not blocking,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from rlhf_fast.runtime.identity import fingerprint
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
+from rlhf_fast.runtime.state import Stateful
 from rlhf_fast.runtime.tracking import Tracker
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo import PPO
@@ -89,7 +90,7 @@ class PPOTrainer(Events):
         if start.finished:
             return
         watch = CollapseWatch()
-        parts = {"ppo": self.ppo, "optimiser": self.ppo.optimiser, "collapse": watch}
+        parts: dict[str, Stateful] = {"ppo": self.ppo, "optimiser": self.ppo.optimiser, "collapse": watch}
         checkpoints = Checkpoints(args, start, self.ppo.iterations, parts, self._save)
         quiet = bool(args.disable_tqdm)
         with Tracker(output, "PPO", self.ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet) as tracker:
@@ -142,7 +143,7 @@ class PPOTrainer(Events):
         completions = [one for prompts in self.held_out.values() for one in complete(self.ppo, prompts, count)]
         if completions:
             show(completions)
-            if "wandb" in self.args.report_to:
+            if "wandb" in (self.args.report_to or ()):
                 send_to_wandb(completions)
         return completions
 

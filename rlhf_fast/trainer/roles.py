@@ -73,7 +73,7 @@ def build_roles(
         for each_model in {id(m): m for m in (shared, *critic.models)}.values():
             each_model.checkpoint_activations()
     policy = Policy(shared, None if trains_base else "policy")
-    return GivenRoles(policy, reference, critic, same and given is None, base.name_or_path)
+    return GivenRoles(policy, reference, critic, same and given is None, str(base.name_or_path))
 
 
 def _adapters(args: PPOConfig, model: PreTrainedModel | PeftModel, peft_config: object | None) -> GivenAdapters | None:
