@@ -35,6 +35,7 @@ class Rollout:
     prompt_rows: Tensor  # (B,) int64, row of the dataset
     seeds: Tensor  # (B,) int64, sampling seed
     sampled_logprobs: Tensor | None = None  # (T,) f32, as the engine sampled; 0 in an eos+1 slot
+    bootstrap: Tensor | None = None  # (B,) f32, value after a truncated response and 0 after others, where GAE reads it
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (T,) f32
     ref_hidden: Tensor | None = None  # (T, H) the reference's states, where the critic reads them
 
