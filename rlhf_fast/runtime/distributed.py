@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -78,7 +79,7 @@ def start(*, use_cpu: bool, timeout: float) -> None:
     if gpus:
         _choose_gpu()
     for backend in ("GLOO", "NCCL"):  # all processes are on this node: nothing has to listen on its network
-        os.environ.setdefault(f"{backend}_SOCKET_IFNAME", "lo")
+        os.environ.setdefault(f"{backend}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     with _exchange():
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout))
     if not is_main():
@@ -102,8 +103,7 @@ def total(*numbers: float) -> list[float]:
     """The sum of each number over the processes, in float64."""
     if world_size() == 1:
         return list(numbers)
-    parts = gather(torch.tensor([numbers], dtype=torch.float64))
-    return parts.sum(0).tolist()
+    return torch.stack(_all_gather(torch.tensor(numbers, dtype=torch.float64))).sum(0).tolist()
 
 
 def gather(x: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class PPO:
     def collect(self) -> Rollout:
         """This process's share of the iteration's prompts, each with a response that its number in the run seeds."""
         c = self.config
-        rows = share(self.prompts.batch(self.iteration, c.batch_size, c.seed))
+        rows = list(share(self.prompts.batch(self.iteration, c.batch_size, c.seed)))
         numbers = share(range(self.iteration * c.batch_size, (self.iteration + 1) * c.batch_size))
         seeds = [(c.seed << 32) + number for number in numbers]
         prompts = [self.prompts.ids[row] for row in rows]
