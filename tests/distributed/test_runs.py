@@ -39,9 +39,9 @@ def test_a_run_in_several_processes_is_the_run_in_one(folder, tmp_path, stage, o
     """Minibatches of two rows in four processes leave two processes without any."""
     train(stage, folder, tmp_path / "1", options)
     wanted, rows = weights(tmp_path / "1"), metrics(tmp_path / "1")
-    train(stage, folder, tmp_path / "start", options | {"learning_rate": 1e-12})
-    start = weights(tmp_path / "start")
-    assert max(float((wanted[name] - start[name]).abs().max()) for name in wanted) > 1e-3  # what is compared has moved
+    train(stage, folder, tmp_path / "slower", options | {"learning_rate": 5e-4})
+    slower = weights(tmp_path / "slower")
+    assert max(float((wanted[name] - slower[name]).abs().max()) for name in wanted) > 1e-4  # training moves them
     for world in worlds:
         output, log = tmp_path / str(world), tmp_path / f"log{world}"
         codes = finish(launch(world, train, stage, folder, output, options, log=log))
@@ -105,9 +105,7 @@ def test_torchrun_starts_a_stage_from_the_command_line(folder, tmp_path):
     for before, size in (([], 8), (torchrun, 4)):
         output = tmp_path / str(size)
         own = ["--output_dir", str(output), "--per_device_train_batch_size", str(size)]
-        done = subprocess.run(
-            [sys.executable, *before, *rest, *own], env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, *before, *rest, *own], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [str(output)]
     wanted, got = weights(tmp_path / "8"), weights(tmp_path / "4")
