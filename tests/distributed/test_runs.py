@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +11,6 @@ from tests.distributed.cases import STEPS, finish, launch, metrics, printed, tra
 from tests.preferences.cases import write_rows
 from tests.resume.cases import prepare
 
-ROOT = Path(__file__).parents[2]
 EVERYTHING = {
     "critic": "reference_mlp", "num_mini_batches": 4, "old_logprobs": "sampled", "score_at": "eos+1",
     "entropy_coef": 0.01, "kl_target": None,
@@ -93,21 +88,3 @@ def test_process_0_alone_prints(folder, tmp_path):
     assert finish(launch(2, checks.with_progress, folder, tmp_path / "out", log=log)) == [0, 0]
     assert "SFT" in printed(log, 0)
     assert "SFT" not in printed(log, 1)
-
-
-@pytest.mark.slow
-def test_torchrun_starts_a_stage_from_the_command_line(folder, tmp_path):
-    """Two processes with half of the batch each leave what one process leaves."""
-    words = f"--model_name_or_path {folder}/base --dataset_name {folder}/demonstrations.jsonl --use_cpu --dtype float32"
-    rest = ["-m", "rlhf_fast", "sft", *words.split(), "--lora_r", "4", "--disable_tqdm", "True"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    for before, size in (([], 8), (torchrun, 4)):
-        output = tmp_path / str(size)
-        own = ["--output_dir", str(output), "--per_device_train_batch_size", str(size)]
-        done = subprocess.run([sys.executable, *before, *rest, *own], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(output)]
-    wanted, got = weights(tmp_path / "8"), weights(tmp_path / "4")
-    assert max(float((wanted[name] - got[name]).abs().max()) for name in wanted) < 1e-5
-    assert all(math.isfinite(row["loss"]) for row in metrics(tmp_path / "4"))
