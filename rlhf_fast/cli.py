@@ -55,7 +55,7 @@ USAGE = "\n".join(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 with a message for what the user gave, or 130 when interrupted."""
+    """Exit status: 0, 2 with a message for what the user gave, 1 where another process was lost, 130 if interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -64,20 +64,27 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in VERBS:
         print(f"unknown verb {name!r}\n\n{USAGE}", file=sys.stderr)
         return 2
+    from rlhf_fast.runtime.distributed import LostProcess, is_main, rank, stop, world_size
     from rlhf_fast.runtime.parse import parse_config
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
-    verb = VERBS[name]
+    if is_main():
+        logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
+    verb, where = VERBS[name], f"rlhf-fast {name}" + (f", process {rank()}" if world_size() > 1 else "")
     try:
         result = load(verb.run)(parse_config(load(verb.config), rest, prog=f"rlhf-fast {name}"))
     except UsageError as error:
-        print(f"rlhf-fast {name}: {error}", file=sys.stderr)
+        print(f"{where}: {error}", file=sys.stderr)
         return 2
+    except LostProcess as error:
+        print(f"{where}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(f"rlhf-fast {name}: interrupted", file=sys.stderr)
+        print(f"{where}: interrupted", file=sys.stderr)
         return 130
-    print(result)
+    if is_main():
+        print(result)
+    stop()
     return 0
 
 

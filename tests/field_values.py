@@ -12,9 +12,9 @@ class Change:
     beside: dict[str, Any] = field(default_factory=dict)
 
 
-ELSEWHERE = {"output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume"}
+ELSEWHERE = {"output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume", "ddp_timeout"}
 """Where the results go is seen in every test that reads them; the others have tests of their own in test_fields.py,
-and `resume` in tests/resume."""
+`resume` in tests/resume, and `ddp_timeout` in tests/distributed."""
 
 ONE_ROW = 4e-6
 """GB that fit one sequence of these small models, and not two."""

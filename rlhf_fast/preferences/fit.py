@@ -23,6 +23,7 @@ from rlhf_fast.preferences.metrics import (
     rule_accuracy,
     strict_pairs,
 )
+from rlhf_fast.runtime.distributed import gather, share, total
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.statistics import Interval
@@ -63,7 +64,6 @@ class RewardTraining:
         c = self.config
         if not self.comparisons:
             raise UsageError("there are no comparisons to train on; expected at least one.")
-        self.batch_size = c.per_device_train_batch_size * c.gradient_accumulation_steps
         self.steps = total_steps(c, len(self.comparisons))
         self.optimiser = Optimiser.build(c, self.critic.named_parameters(), self.steps)
         self.orders: dict[int, list[int]] = {}
@@ -73,28 +73,31 @@ class RewardTraining:
 
     def batch(self, step: int) -> list[EncodedComparison]:
         """Passes over all comparisons, each in an order of its own in which those of one prompt follow one another."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        size = self.config.batch_size
+        places = range(step * size, (step + 1) * size)
         numbers = [divmod(place, len(self.comparisons)) for place in places]
         return [self.comparisons[self._order(epoch)[i]] for epoch, i in numbers]
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step on batch `index`: its loss, pair accuracy, mean margin, gradient norm, learning rate."""
-        batch = self.batch(index)
-        loss, pairs = self.accumulate(batch)
+        part, pairs = self.accumulate(self.batch(index))
+        right = pair_accuracy(pairs).value * len(pairs) if pairs else 0.0
+        loss, count, right, margins = total(part, len(pairs), right, sum(pair.margin for pair in pairs))
         metrics = {"loss": loss}
-        if pairs:
-            margin = sum(pair.margin for pair in pairs) / len(pairs)
-            metrics |= {"accuracy": pair_accuracy(pairs).value, "margin": margin}
+        if count:
+            metrics |= {"accuracy": right / count, "margin": margins / count}
         return metrics | {"grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
 
     def accumulate(self, batch: Sequence[EncodedComparison]) -> tuple[float, list[Pair]]:
         """Add the gradient of the batch's mean loss; returns the loss and the strict pairs with their margins.
 
+        Of several processes each takes its share of the batch; their gradients, losses and pairs make up the batch's.
+
         A micro-batch holds whole comparisons of at most max_tokens_per_micro_batch tokens (one that has more goes
         alone), a sequence that comes again counted and computed once. The result does not depend on the cut.
         """
         loss, pairs = 0.0, []
-        for group in cut_comparisons(batch, self.config.max_tokens_per_micro_batch):
+        for group in cut_comparisons(share(batch), self.config.max_tokens_per_micro_batch):
             part, found = self._micro_batch(group, len(batch))
             loss += part
             pairs += found
@@ -142,8 +145,7 @@ def cut_comparisons(batch: Sequence[EncodedComparison], max_tokens: int) -> list
 
 def total_steps(config: RewardConfig, comparisons: int) -> int:
     """Optimiser steps that `fit` takes."""
-    batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return max(1, round(config.num_train_epochs * comparisons / batch_size))
+    return max(1, round(config.num_train_epochs * comparisons / config.batch_size))
 
 
 def fit(critic: Critic, comparisons: Sequence[EncodedComparison], config: RewardConfig) -> list[dict[str, float]]:
@@ -176,7 +178,7 @@ def scored_pairs(
 ) -> list[list[Pair]]:
     """The strict pairs of each comparison with the margins of `critic`. A sequence that comes again is scored once."""
     different = list(dict.fromkeys(tuple(sequence) for c in comparisons for sequence in c.sequences))
-    scores = sequence_scores(critic, [list(sequence) for sequence in different], max_tokens).tolist()
+    scores = gather(sequence_scores(critic, [list(sequence) for sequence in share(different)], max_tokens)).tolist()
     score_of = dict(zip(different, scores, strict=True))
     return [strict_pairs(c.row, [score_of[tuple(sequence)] for sequence in c.sequences]) for c in comparisons]
 

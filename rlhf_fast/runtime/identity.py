@@ -14,13 +14,15 @@ from rlhf_fast.runtime.parse import field_names
 
 FREE = frozenset({
     "output_dir", "resume", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model",
-    "greater_is_better", "disable_tqdm", "profile",
+    "greater_is_better", "disable_tqdm", "ddp_timeout", "profile",
 })  # fmt: skip
 """Fields that no number depends on."""
 ROUNDING = frozenset({
     "max_tokens_per_micro_batch", "max_rollout_batch", "gradient_checkpointing", "activation_checkpointing",
 })  # fmt: skip
 """Fields that change the order of sums only: a run that ran out of memory may go on with others."""
+DIVISION = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps"})
+"""Fields that divide a batch, as the number of processes does: only their product, `batch_size`, has to stay."""
 LENGTH = frozenset({"num_train_epochs", "total_episodes"})
 """Fields that say how long the run is: one may go on for longer. Its learning rates are those of the new length."""
 
@@ -29,8 +31,9 @@ _SAMPLE = 1 << 20  # bytes
 
 def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the result depends on, as JSON gives it back: fields of the config, and `inputs` beside them."""
-    names = [name for name in field_names(type(config)) if name not in FREE | ROUNDING | config.free]
-    values = {"stage": type(config).__name__} | {name: getattr(config, name) for name in names} | inputs
+    names = [name for name in field_names(type(config)) if name not in FREE | ROUNDING | DIVISION | config.free]
+    own = {"stage": type(config).__name__, "batch_size": config.batch_size}
+    values = own | {name: getattr(config, name) for name in names} | inputs
     return json.loads(json.dumps(values))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import SchedulerType, get_scheduler
 
 from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.distributed import sum_gradients
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.state import State
 
@@ -51,10 +52,13 @@ class Optimiser:
     def step(self, loss: float) -> float:
         """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
 
+        Of several processes each has its part of the gradient; `loss` and norm are those of the whole.
+
         A `loss` or a norm that is not finite skips step and schedule and counts it; `MAX_SKIPPED` in a row raise
         `UsageError` with a diagnosis.
         """
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if math.isfinite(loss) and math.isfinite(norm):
             self.adamw.step()

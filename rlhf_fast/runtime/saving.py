@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_fast.runtime.agreement import refuse_disagreement
 from rlhf_fast.runtime.checkpoint import (
     clean,
     list_checkpoints,
@@ -20,6 +21,7 @@ from rlhf_fast.runtime.checkpoint import (
     write_checkpoint,
 )
 from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.distributed import is_main, wait_for_all
 from rlhf_fast.runtime.durable import remove_folder, write_text
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.random_state import RandomState
@@ -35,6 +37,8 @@ class Checkpoints:
 
     parts: what a checkpoint holds and restores, by name; the random generators are added. save: writes the model into a
     folder. `done` is the number of steps that earlier processes took; their metrics stand in the output folder again.
+    Of several processes, which have to agree on what the run is, all restore and process 0 writes. Raises `UsageError`
+    where they do not agree.
     """
 
     def __init__(
@@ -44,11 +48,13 @@ class Checkpoints:
         self.config, self.identity, self.total, self.save = config, start.identity, total, save
         self.parts: dict[str, Stateful] = {**parts, "random": RandomState()}
         self.output = Path(str(config.output_dir))
+        refuse_disagreement(start.identity, str(start.path), State.join({k: part.state() for k, part in parts.items()}))
         self.output.mkdir(parents=True, exist_ok=True)
         self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
         self.best: dict[str, Any] | None = None
         self.done = 0 if start.path is None else self._step_of(start.path)
-        self._discard_later()
+        if is_main():
+            self._discard_later()
         if start.path is not None:
             self._restore(start.path)
 
@@ -72,14 +78,18 @@ class Checkpoints:
             return
         if name is not None:
             self._compare(step, name, metrics.get(name, math.nan))
+        if not is_main():
+            return
         state = State.join({key: part.state() for key, part in self.parts.items()})
         state.facts["run"] = {"step": step, "identity": self.identity, "best": self.best}
         write_checkpoint(path_of(self.output, step), state, self._fill)
         self._prune()
 
     def finish(self) -> None:
-        """Say on disk that the results are saved."""
-        write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
+        """Say on disk that the results are saved, and return once that is done."""
+        if is_main():
+            write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
+        wait_for_all()
 
     def _step_of(self, path: Path) -> int:
         step = read_facts(path)["run"]["step"]
@@ -97,7 +107,8 @@ class Checkpoints:
         best = state.part("run").facts["best"]
         if best and best["metric"] == self.config.metric_for_best_model:
             self.best = best
-        write_text(self.output / METRICS_FILE, (path / METRICS_FILE).read_text(encoding="utf-8"))
+        if is_main():
+            write_text(self.output / METRICS_FILE, (path / METRICS_FILE).read_text(encoding="utf-8"))
         logger.info("resumed from %s: step %d of %d is done", path, self.done, self.total)
 
     def _discard_later(self) -> None:

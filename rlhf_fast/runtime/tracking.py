@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from types import TracebackType
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlhf_fast.runtime.distributed import is_main
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -19,21 +22,22 @@ class Tracker:
     """Writes one JSON line a step to `metrics.jsonl` and shows a progress bar with the chosen metrics.
 
     Use it as a context manager; `total` is the number of steps, `shown` maps a metric to its short name in the bar.
-    After `done` steps of an earlier process, its rows are kept and its clock goes on.
+    After `done` steps of an earlier process, its rows are kept and its clock goes on. Of several processes only
+    process 0 writes and shows.
     """
 
     def __init__(
         self, folder: str | Path, stage: str, total: int, shown: dict[str, str], *, done: int = 0, quiet: bool = False
     ) -> None:
-        self.path = Path(folder) / METRICS_FILE
+        self.path = Path(folder) / METRICS_FILE if is_main() else Path(os.devnull)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.shown = shown
         self.done = done
-        self.started = time.perf_counter() - (read_metrics(folder)[-1]["seconds"] if done else 0)
+        self.started = time.perf_counter() - (read_metrics(folder)[-1]["seconds"] if done and is_main() else 0)
         self.progress = Progress(
             TextColumn("[bold]{task.description:<14}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"),
-            disable=quiet,
+            disable=quiet or not is_main(),
         )  # fmt: skip
         self.task = self.progress.add_task(stage, total=total, completed=done, metrics="")
 
@@ -71,6 +75,6 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
 def activity(text: str, *, quiet: bool = False) -> Iterator[None]:
     """Show `text` with a spinner and the time it has taken, for work that has no steps to count."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, transient=True, disable=quiet) as progress:
+    with Progress(*columns, transient=True, disable=quiet or not is_main()) as progress:
         progress.add_task(text, total=None)
         yield

@@ -5,6 +5,8 @@ score     log-probs of policy and reference, their KL, values, the reward's scor
 shape     r_t = -kl_coef * kl_t, plus the score at its slot
 estimate  advantages by GAE, whitened; returns
 update    clipped policy and value losses over PPO epochs and minibatches
+
+Of several processes each collects, scores and updates with its share of a rollout; all shape and estimate the whole.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.engine import generate
+from rlhf_fast.rollout.gather import gather_rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import micro_batches, score_rollout
 from rlhf_fast.rollout.stop_strings import stop_strings
+from rlhf_fast.runtime.distributed import gather, share, total
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.phases import phase
 from rlhf_fast.runtime.state import State
@@ -75,12 +79,14 @@ class PPO:
         models, budget = (self.policy.model, *self.critic.models), self.config.max_tokens_per_micro_batch
         with keep_trunk(models, rollout.sequences(), max_tokens=budget):  # the layers that no role adapts run once
             with phase("scoring"):
-                scores = self.score(rollout, scores)
+                scores = gather(self.score(rollout, scores))
+                rollout = gather_rollout(rollout)
                 self.shape(rollout, scores)
                 self.estimate(rollout)
             with phase("update"):
                 updates = self.update(rollout)
-        metrics = ppo_metrics.summarise(rollout, scores, self.reward.parts, updates, self.controller.coef)
+        parts = {name: gather(values) for name, values in self.reward.parts.items()}
+        metrics = ppo_metrics.summarise(rollout, scores, parts, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
         self.iteration += 1
         self.controller.update(metrics["objective/kl"], len(rollout))
@@ -94,10 +100,11 @@ class PPO:
         self.iteration, self.controller.coef = state.facts["iteration"], state.facts["kl_coef"]
 
     def collect(self) -> Rollout:
+        """This process's share of the iteration's prompts, each with a response that its number in the run seeds."""
         c = self.config
-        rows = self.prompts.batch(self.iteration, c.batch_size, c.seed)
-        first = self.iteration * c.batch_size
-        return self.respond(self.prompts, rows, [(c.seed << 32) + first + i for i in range(len(rows))], self.sampling)
+        rows = list(share(self.prompts.batch(self.iteration, c.batch_size, c.seed)))
+        numbers = share(range(self.iteration * c.batch_size, (self.iteration + 1) * c.batch_size))
+        return self.respond(self.prompts, rows, [(c.seed << 32) + number for number in numbers], self.sampling)
 
     def respond(self, prompts: Prompts, rows: list[int], seeds: list[int], sampling: Sampling) -> Rollout:
         """A response to each of `rows` of `prompts`, sampled with its seed."""
@@ -114,7 +121,8 @@ class PPO:
         )  # fmt: skip
 
     def score(self, rollout: Rollout, scores: Tensor | None = None) -> Tensor:
-        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`; return the scores (B,) f32, missing-EOS penalty included.
+        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read; return the scores (B,)
+        f32, missing-EOS penalty included.
 
         `scores` are the reward's, or those given instead.
         """
@@ -127,6 +135,10 @@ class PPO:
             rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
             dtype=self.policy.model.dtype,
         )  # fmt: skip
+        if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
+            assert isinstance(self.critic, Critic)  # the config refuses the others
+            after = sequence_scores(self.critic, rollout.sequences(), c.max_tokens_per_micro_batch)
+            rollout.bootstrap = after.to(rollout.tokens.device) * rollout.truncated
         scores = self.judge(rollout, self.prompts) if scores is None else scores.to(rollout.tokens.device)
         return scores - (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
 
@@ -166,18 +178,13 @@ class PPO:
         """Fill `advantages` (whitened over the action slots) and `returns`."""
         c, columns = self.config, rollout.columns
         columns["advantages"] = columns["rewards"].clone()
-        bootstrap = None
-        if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
-            assert isinstance(self.critic, Critic)  # the config refuses the others
-            after = sequence_scores(self.critic, rollout.sequences(), c.max_tokens_per_micro_batch)
-            bootstrap = after.to(rollout.tokens.device) * rollout.truncated
         columns["returns"] = gae_(
             columns["advantages"],
             columns["values"],
             rollout.cu_responses,
             gamma=c.gamma,
             lam=c.lam,
-            bootstrap=bootstrap,
+            bootstrap=rollout.bootstrap,
         )
         whiten_(columns["advantages"], mask=rollout.action_mask, ddof=c.whiten_ddof)
 
@@ -186,36 +193,42 @@ class PPO:
         c = self.config
         old = rollout.sampled_logprobs if c.old_logprobs == "sampled" else rollout.columns["logprobs"]
         assert old is not None
+        own = set(share(range(len(rollout))))
         shuffle = torch.Generator().manual_seed(c.seed + self.iteration)
         steps: list[dict[str, float]] = []
         for _ in range(c.num_ppo_epochs):
             order = torch.randperm(len(rollout), generator=shuffle)
             for minibatch in order.tensor_split(c.num_mini_batches):
-                losses = self.accumulate(rollout, minibatch.tolist(), old)
-                if not steps and c.old_logprobs == "recomputed":
-                    invariants.check_first_ratio(losses, self.policy.model.dtype)
+                losses = self.accumulate(rollout, [b for b in minibatch.tolist() if b in own], old)
                 step = ppo_metrics.add_up(losses)
+                if not steps and c.old_logprobs == "recomputed":
+                    invariants.check_first_ratio(step["ratio_mean"], step["clipfrac"], self.policy.model.dtype)
                 steps.append(step | {"grad_norm": self.optimiser.step(step["loss"])})
                 if c.target_kl is not None and step["approx_kl"] > c.target_kl:
                     return steps
         return steps
 
     def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
-        """Backward of one minibatch, micro-batch by micro-batch; their losses add up to the minibatch's."""
-        groups = [sequences]
-        if self.config.loss_mean == "micro":
-            size = self.config.per_device_train_batch_size
-            groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
-        return [loss for group in groups for loss in self._accumulate(rollout, group, old, share=len(groups))]
+        """Backward of this process's `sequences` of a minibatch (perhaps none), micro-batch by micro-batch; the losses
+        of all processes add up to the minibatch's."""
+        if self.config.loss_mean == "token":
+            return self._accumulate(rollout, sequences, old, *total(*rollout.counts(sequences)))
+        size = self.config.per_device_train_batch_size
+        groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+        (count,) = total(len(groups))
+        return [
+            loss
+            for group in groups
+            for loss in self._accumulate(rollout, group, old, *(max(1, n) * count for n in rollout.counts(group)))
+        ]
 
-    def _accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor, *, share: int) -> list[PPOLoss]:
-        """Backward of the mean over the slots of `sequences`, divided by `share`."""
+    def _accumulate(
+        self, rollout: Rollout, sequences: list[int], old: Tensor, actions: float, slots: float
+    ) -> list[PPOLoss]:
+        """Backward of sums over `sequences`, divided by the numbers of actions and slots of all that they belong to."""
         c, columns = self.config, rollout.columns
-        parts = list(micro_batches(rollout, sequences, c.max_tokens_per_micro_batch))
-        actions = max(1, sum(int((packed.labels != -100).sum()) for packed, _ in parts)) * share
-        slots = max(1, sum(len(index) for _, index in parts)) * share
         losses = []
-        for packed, index in parts:
+        for packed, index in micro_batches(rollout, sequences, c.max_tokens_per_micro_batch):
             mask = packed.labels != -100
             hidden = self.policy.hidden(packed)
             scored = self.policy.read(
@@ -227,7 +240,7 @@ class PPO:
             loss = ppo_loss(
                 scored.logprobs, old[index], columns["advantages"][index],
                 values, columns["values"][index], columns["returns"][index],
-                mask=mask, value_mask=torch.ones_like(mask), denominator=float(actions), value_denominator=float(slots),
+                mask=mask, value_mask=torch.ones_like(mask), denominator=max(1.0, actions), value_denominator=slots,
                 cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef, entropy=scored.entropy,
                 entropy_coef=c.entropy_coef, dual_clip=c.dual_clip, log_ratio_clamp=c.log_ratio_clamp,
             )  # fmt: skip

@@ -131,11 +131,6 @@ class PPOConfig(StageConfig):
         self._check()
 
     @property
-    def batch_size(self) -> int:
-        """Responses in a rollout."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
-
-    @property
     def logit_temperature(self) -> float:
         """What logits are divided by, in rollout, scoring and update; TRL adds 1e-7."""
         return self.temperature + (1e-7 if self.preset == "trl" else 0.0)

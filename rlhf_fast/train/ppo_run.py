@@ -23,6 +23,7 @@ from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
+from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.output import refuse_unwritable
@@ -66,12 +67,12 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
     sources = WeightedRewards([*_model_reward(roles, config), *rewards])
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts)
     watch = CollapseWatch()
-    save = partial(save_policy, ppo, roles, tokenizer)
+    save = main_only(partial(save_policy, ppo, roles, tokenizer))
     parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch}
     checkpoints = Checkpoints(config, start, ppo.iterations, parts, save)
     model, quiet = roles.reference.model, bool(config.disable_tqdm)
     with (
-        profiled(output, model.dtype, model.device) if config.profile else nullcontext(),
+        profiled(output, model.dtype, model.device) if config.profile and is_main() else nullcontext(),
         Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
     ):
         for iteration in checkpoints.remaining():

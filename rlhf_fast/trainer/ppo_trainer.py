@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.runtime.device import seed_everything
+from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint
 from rlhf_fast.runtime.output import refuse_unwritable
@@ -60,6 +61,7 @@ class PPOTrainer(Events):
         callbacks: list[Callback] | None = None,
         peft_config: object | None = None,
     ) -> None:
+        refuse_many("PPOTrainer")
         check_models(args, model, ref_model, reward_model, value_model)
         refuse_unwritable("output_dir", Path(str(args.output_dir)))
         models = (model, ref_model, reward_model, value_model)
