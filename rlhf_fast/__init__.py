@@ -8,6 +8,7 @@ from typing import Any
 _EXPORTS = {
     "ClassifierReward": "rlhf_fast.rewards.classifier",
     "EvaluateConfig": "rlhf_fast.evaluate.config",
+    "ExportConfig": "rlhf_fast.export.config",
     "ForbiddenPhrases": "rlhf_fast.rewards.rules",
     "FunctionReward": "rlhf_fast.rewards.function",
     "GenerateConfig": "rlhf_fast.generate.config",
@@ -22,6 +23,7 @@ _EXPORTS = {
     "run_demo": "rlhf_fast.demo.run",
     "DemoConfig": "rlhf_fast.demo.config",
     "run_evaluate": "rlhf_fast.evaluate.run",
+    "run_export": "rlhf_fast.export.run",
     "run_generate": "rlhf_fast.generate.run",
     "run_ppo": "rlhf_fast.train.ppo_run",
     "run_reward": "rlhf_fast.preferences.reward_model",

@@ -37,6 +37,10 @@ VERBS = {
         "rlhf_fast.evaluate.config:EvaluateConfig", "rlhf_fast.evaluate.run:run_evaluate",
         "two models compared on held-out prompts",
     ),
+    "export": Verb(
+        "rlhf_fast.export.config:ExportConfig", "rlhf_fast.export.run:run_export",
+        "an adapter merged into its base, with a model card",
+    ),
     "demo": Verb(
         "rlhf_fast.demo.config:DemoConfig", "rlhf_fast.demo.run:run_demo",
         "all of it on bundled customer-service data",

@@ -1,0 +1,1 @@
+"""A trained model as others open it: adapter and base merged into one folder, with a model card."""

@@ -1,0 +1,27 @@
+"""`ExportConfig`: what is exported, and where to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.fields import check_kinds
+
+
+@dataclass
+class ExportConfig:
+    """An adapter merged into its base, as a plain transformers model."""
+
+    model_path: str | None = field(
+        default=None, metadata={"help": "The output or a checkpoint of sft or ppo: an adapter folder or a whole model."}
+    )
+    output_dir: str = field(default="exported", metadata={"help": "Where the model goes: a folder that is not there."})
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
+        default="auto", metadata={"help": "Of the written weights. auto: that of the base's files."}
+    )
+
+    def __post_init__(self) -> None:
+        check_kinds(self, (f.name for f in fields(self)))
+        if not self.output_dir:
+            raise UsageError("output_dir='' cannot be used: expected the path of a folder that is not there.")
