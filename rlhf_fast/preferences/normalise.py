@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.roles import Critic, Policy, sequence_scores
 from rlhf_fast.preferences.comparisons import EncodedComparison
 from rlhf_fast.preferences.config import RewardConfig
@@ -61,5 +62,6 @@ def normalise(
             f"the reward model gives {len(prompts)} sampled responses scores with standard deviation {std:.3g}, so it "
             "tells none apart; expected more. Train longer, raise temperature, or set normalise=False."
         )
+    assert isinstance(critic.head, ScalarHead)
     critic.head.normalise_(mean, std)
     return Normalisation(mean, std, len(prompts))

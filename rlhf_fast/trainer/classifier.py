@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf_fast.model.attention import ATTENTION
+from rlhf_fast.model.head import ScoreHead
+from rlhf_fast.model.load import own_attention
 from rlhf_fast.model.roles import Critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.errors import UsageError
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
-
-
-class ScoreHead:
-    """The classifier's own `score` layer: hidden (..., H) -> (...) f32."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return self.layer(hidden.to(self.layer.weight.dtype))[..., 0].float()
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ def open_classifier(role: str, model: PreTrainedModel, *, train: bool = False) -
         )
     shared = SharedModel(model, train_base=train)
     _check(role, shared)
-    return Classifier(shared, None, cast("nn.Module", ScoreHead(layer)))  # type: ignore[arg-type]
+    return Classifier(shared, None, ScoreHead(layer))
 
 
 @torch.no_grad()
@@ -61,12 +51,8 @@ def _check(role: str, shared: SharedModel) -> None:
     rows = shared.base.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     tokens = torch.arange(1, 7, device=shared.device) * (rows // 8)
     packed = shared.hidden(torch.cat([tokens, tokens]), [0, 6, 12], None)[6:].float()
-    capped = getattr(shared.base.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    shared.base.set_attn_implementation("sdpa" if shared.base._supports_sdpa and not capped else "eager")
-    try:
+    with own_attention(shared):
         own = shared.backbone(input_ids=tokens[None], use_cache=False).last_hidden_state[0].float()
-    finally:
-        shared.base.set_attn_implementation(ATTENTION)
     error = float((packed - own).abs().max() / own.abs().max().clamp_min(1e-6))
     if not error <= TOLERANCE[shared.dtype]:
         raise UsageError(

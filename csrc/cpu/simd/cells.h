@@ -46,5 +46,29 @@ RLHF_INLINE void transpose(__m512i (&x)[16]) {
     }
 }
 
+// The same from memory, rows `stride` apart, to memory, `to_stride` apart: half of the shuffles are part of the loads
+RLHF_INLINE void transpose_cells(const std::uint32_t* from, std::int64_t stride, std::uint32_t* to,
+                                 std::int64_t to_stride) {
+    RLHF_UNROLL
+    for (int quad = 0; quad < 4; ++quad) {
+        __m512i v[4];  // rows i, i + 4, i + 8 and i + 12 of these four columns
+        RLHF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const auto* const at = reinterpret_cast<const __m128i*>(from + i * stride + quad * 4);
+            v[i] = _mm512_castsi128_si512(_mm_loadu_si128(at));
+            v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at + stride), 1);  // 4 rows of `stride` cells further on
+            v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at + 2 * stride), 2);
+            v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at + 3 * stride), 3);
+        }
+        const __m512i low = _mm512_unpacklo_epi32(v[0], v[1]), low2 = _mm512_unpacklo_epi32(v[2], v[3]);
+        const __m512i high = _mm512_unpackhi_epi32(v[0], v[1]), high2 = _mm512_unpackhi_epi32(v[2], v[3]);
+        std::uint32_t* const column = to + quad * 4 * to_stride;
+        _mm512_storeu_si512(column, _mm512_unpacklo_epi64(low, low2));
+        _mm512_storeu_si512(column + to_stride, _mm512_unpackhi_epi64(low, low2));
+        _mm512_storeu_si512(column + 2 * to_stride, _mm512_unpacklo_epi64(high, high2));
+        _mm512_storeu_si512(column + 3 * to_stride, _mm512_unpackhi_epi64(high, high2));
+    }
+}
+
 }  // namespace
 }  // namespace rlhf
