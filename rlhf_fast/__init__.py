@@ -7,15 +7,16 @@ from typing import Any
 
 _EXPORTS = {
     "ClassifierReward": "rlhf_fast.rewards.classifier",
-    "EvaluateConfig": "rlhf_fast.evaluate.config",
     "EndpointReward": "rlhf_fast.rewards.endpoint",
-    "ForbiddenPhrases": "rlhf_fast.rewards.rules",
+    "EvaluateConfig": "rlhf_fast.evaluate.config",
     "ExportConfig": "rlhf_fast.export.config",
+    "ForbiddenPhrases": "rlhf_fast.rewards.rules",
     "FunctionReward": "rlhf_fast.rewards.function",
     "GenerateConfig": "rlhf_fast.generate.config",
     "Interrupted": "rlhf_fast.runtime.interrupt",
     "LengthWithin": "rlhf_fast.rewards.rules",
     "PPOConfig": "rlhf_fast.train.ppo_config",
+    "PPOTrainer": "rlhf_fast.trainer.ppo_trainer",
     "RewardConfig": "rlhf_fast.preferences.config",
     "Rollout": "rlhf_fast.rollout.arena",
     "SFTConfig": "rlhf_fast.train.sft_config",

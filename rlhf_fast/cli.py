@@ -60,7 +60,8 @@ USAGE = "\n".join(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 with a message for what the user gave, or 128 + the signal that stopped it (130, 143)."""
+    """Exit status: 0, 2 with a message for what the user gave, 1 where another process was lost, or 128 + the signal
+    that stopped it (130, 143)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -69,23 +70,30 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in VERBS:
         print(f"unknown verb {name!r}\n\n{USAGE}", file=sys.stderr)
         return 2
+    from rlhf_fast.runtime.distributed import LostProcess, is_main, rank, stop, world_size
     from rlhf_fast.runtime.parse import parse_config
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
-    verb = VERBS[name]
+    if is_main():
+        logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
+    verb, where = VERBS[name], f"rlhf-fast {name}" + (f", process {rank()}" if world_size() > 1 else "")
     try:
         result = load(verb.run)(parse_config(load(verb.config), rest, prog=f"rlhf-fast {name}"))
     except UsageError as error:
-        print(f"rlhf-fast {name}: {error}", file=sys.stderr)
+        print(f"{where}: {error}", file=sys.stderr)
         return 2
-    except Interrupted as stop:
-        print(f"rlhf-fast {name}: {stop}", file=sys.stderr)
-        return 128 + stop.signal
+    except Interrupted as stopped:
+        print(f"{where}: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
+    except LostProcess as error:
+        print(f"{where}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(f"rlhf-fast {name}: interrupted", file=sys.stderr)
+        print(f"{where}: interrupted", file=sys.stderr)
         return 130
-    print(result)
+    if is_main():
+        print(result)
+    stop()
     return 0
 
 

@@ -13,10 +13,12 @@ class Change:
 
 
 ELSEWHERE = {
-    "output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume", "reward_timeout", "reward_retries",
+    "output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume", "ddp_timeout", "reward_timeout",
+    "reward_retries",
 }  # fmt: skip
 """Where the results go is seen in every test that reads them; the others have tests of their own in test_fields.py,
-`resume` in tests/resume, and what is done about rewards that fail in tests/rewards/test_patient.py."""
+`resume` in tests/resume, `ddp_timeout` in tests/distributed, and what is done about rewards that fail in
+tests/rewards/test_patient.py."""
 
 ONE_ROW = 4e-6
 """GB that fit one sequence of these small models, and not two."""
@@ -66,7 +68,8 @@ PPO = _TRAINING | {
     "cliprange": Change(1e-3), "cliprange_value": Change(0.5), "vf_coef": Change(1.0), "entropy_coef": Change(0.1),
     "dual_clip": Change(1.0001, {"cliprange": 0.01}), "log_ratio_clamp": Change(1e-3), "gamma": Change(0.5),
     "lam": Change(0.5), "whiten_rewards": Change(True), "whiten_ddof": Change(0), "score_at": Change("eos+1"),
-    "missing_eos_penalty": Change(1.0), "bootstrap_truncated": Change(True), "loss_mean": Change("micro"),
+    "missing_eos_penalty": Change(1.0), "bootstrap_truncated": Change(True),
+    "loss_mean": Change("micro", {"gradient_accumulation_steps": 2}),
     "old_logprobs": Change("sampled"),
 }  # fmt: skip
 

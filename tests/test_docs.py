@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 from dataclasses import fields
@@ -25,12 +26,16 @@ BLOCKS = [
 
 @pytest.mark.parametrize("text", [text for _, language, text in BLOCKS if language == "python"])
 def test_python_in_the_docs_compiles_and_imports_what_exists(text):
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module == "rlhf_fast":
-            for alias in node.names:
-                assert getattr(rlhf_fast, alias.name)
+    nodes = list(ast.walk(ast.parse(text)))
+    imported = {
+        alias.name: getattr(importlib.import_module(node.module), alias.name)
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0
+        for alias in node.names
+    }
+    for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Config"):
-            known = {f.name for f in fields(getattr(rlhf_fast, node.func.id))}
+            known = {f.name for f in fields(imported.get(node.func.id) or getattr(rlhf_fast, node.func.id))}
             assert {keyword.arg for keyword in node.keywords} <= known
 
 

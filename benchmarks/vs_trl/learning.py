@@ -22,10 +22,12 @@ from rich.table import Table
 from benchmarks import environments
 from benchmarks.vs_trl.jobs import Iteration, Job
 from benchmarks.vs_trl.report import Run, of_side, sides
-from benchmarks.vs_trl.sides import PACKAGES, SIDES, TRL, run
+from benchmarks.vs_trl.sides import PACKAGES, SIDES, TRL, Side, run
 from benchmarks.vs_trl.task import make_task, prompts
 
-ROWS = tuple(name for name in SIDES if "micro-batch 4" not in name)
+ROWS = {name: side for name, side in SIDES.items() if "micro-batch 4" not in name} | {
+    "rlhf_fast, full critic": Side("benchmarks.vs_trl.drop_in", "full"),  # from the classifier, as TRL's
+}
 BATCH, RESPONSE_LENGTH, LEARNING_RATE = 32, 16, 1e-3
 LAST = 10  # iterations that a row's result is the mean of
 CURVES = {"score": "mean score of the responses", "kl": "KL to the reference, nats a response"}
@@ -39,7 +41,7 @@ def main() -> None:
     runs = []
     for seed in range(given.seeds):
         for name in given.sides:
-            side = SIDES[name]
+            side = ROWS[name]
             job = Job(
                 str(model.resolve()), str(classifier.resolve()), prompts(BATCH), RESPONSE_LENGTH, True, 4, 0,
                 given.iterations, side.critic, side.micro_batch, "float32", LEARNING_RATE, seed,
@@ -51,7 +53,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(ROWS), help="The rows.", metavar="ROW")
+    parser.add_argument("--sides", nargs="+", choices=ROWS, default=list(ROWS), help="The rows.", metavar="ROW")
     parser.add_argument("--iterations", type=int, default=50, help="Iterations of a run.")
     parser.add_argument("--seeds", type=int, default=3, help="Runs of a row.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/learning"), help="Models, curves and the plot.")
@@ -91,7 +93,7 @@ def plot(runs: list[Run], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4))
-    colors = dict(zip(sides(runs), ("#8c8c8c", "#c9a227", "#2f6f4f", "#3b6fb6", "#b0413e"), strict=False))
+    colors = dict(zip(sides(runs), ("#8c8c8c", "#c9a227", "#2f6f4f", "#b0413e", "#3b6fb6", "#5b3f8c"), strict=False))
     for (curve, label), axis in zip(CURVES.items(), axes, strict=True):
         for name in sides(runs):
             values = [[getattr(i, curve) for i in one.iterations] for one in of_side(runs, name)]

@@ -73,7 +73,7 @@ void multiply(const LoraLayer& layer, const Direction& direction) {
     for (std::int64_t i = 0; i < chunks * count; ++i) {
         const Part& part = parts[i % count];
         const std::int64_t chunk = i / count, first = chunk * panels / chunks * kPanel;
-        TileProductTask task{};
+        LoraProductTask task{};
         task.rows = part.last - part.first;
         task.columns = std::min((chunk + 1) * panels / chunks * kPanel, columns) - first;
         task.left = {direction.left.data + part.first * direction.left.stride, direction.left.stride,

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tile_kernels.h"
+#include "lora_kernels.h"
 
 namespace rlhf {
 

@@ -20,10 +20,6 @@ ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}  # by 
 Arguments = Mapping[str, Any]
 
 
-class Unneeded(str):
-    """A reason not to run where the next backend is as fast as any: it is not logged."""
-
-
 class Backend(NamedTuple):
     """One implementation of one operation, called with the operation's arguments by name."""
 
@@ -61,8 +57,7 @@ def select(op: str, backend: str | None, args: Arguments) -> Callable[..., Any]:
         reason = available[name].supports(args)
         if reason is None:
             return available[name].run
-        if not isinstance(reason, Unneeded):
-            _log_once(op, name, reason)
+        _log_once(op, name, reason)
     raise ValueError(f"no backend of {op} can run on {device}: move the tensors to a CPU or CUDA device")
 
 

@@ -27,6 +27,7 @@ from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.preferences.fit import Evaluation
 from rlhf_fast.preferences.result import REWARD_FACTS
 from rlhf_fast.preferences.reward_model import run_reward
+from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.records import read_record
 from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.ppo_config import PPOConfig
@@ -65,6 +66,7 @@ class _Pipeline:
 
 def run_demo(config: DemoConfig) -> Path:
     """Run what is not there yet, print the summary, write `report.html`; returns its path. Raises `UsageError`."""
+    refuse_many("demo")
     console = Console()
     disable_progress_bar()  # of model loading, which takes a second here
     logging.getLogger(NOTICES).setLevel(logging.ERROR)

@@ -17,6 +17,7 @@ from rlhf_fast.report.sections import training
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
+from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
@@ -28,6 +29,7 @@ REPORT_FILE = "report.html"
 
 def run_evaluate(config: EvaluateConfig) -> Comparison:
     """Compare, write both files to `output_dir`, return the comparison. Raises `UsageError`."""
+    refuse_many("evaluate")
     if not config.model_path or not config.dataset_name or not config.reward_model_paths:
         raise UsageError(
             "an evaluation needs model_path (the policy), dataset_name (held-out prompts) and reward_model_paths "

@@ -13,6 +13,7 @@ from rlhf_fast.export.config import ExportConfig
 from rlhf_fast.export.merge import merged_model
 from rlhf_fast.model.adapter_files import HEAD_WEIGHTS
 from rlhf_fast.model.load import Source, load_tokenizer, refuse_missing, resolve_source
+from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.durable import write_folder
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
@@ -23,6 +24,7 @@ def run_export(config: ExportConfig) -> Path:
 
     Weights are added up in float32 and rounded once. Raises `UsageError`.
     """
+    refuse_many("export")
     if not config.model_path:
         raise UsageError("export needs model_path: the output folder of sft or ppo.")
     output = Path(config.output_dir)

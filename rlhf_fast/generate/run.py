@@ -18,12 +18,14 @@ from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
+from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 
 
 def run_generate(config: GenerateConfig) -> Path:
     """Write `output_file` and return its path. Raises `UsageError` before anything is sampled."""
+    refuse_many("generate")
     if not config.model_path or not (config.prompts or config.dataset_name):
         raise UsageError("generation needs model_path, and prompts or dataset_name.")
     output = _output(config)

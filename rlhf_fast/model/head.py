@@ -1,4 +1,4 @@
-"""A scalar head: hidden state -> one number (the value of a critic, the score of a reward model)."""
+"""Scalar heads: hidden state -> one number (the value of a critic, the score of a reward model)."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ class ScalarHead(nn.Module):
         """Change the head in place so that y becomes (y - mean) / std."""
         self.weight.div_(std)
         self.bias.copy_((self.bias - mean) / std)
+
+
+class ScoreHead(nn.Module):
+    """The `score` layer of a sequence classifier of transformers, which has one output."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) of any float dtype -> (...) f32."""
+        return self.layer(hidden.to(self.layer.weight.dtype))[..., 0].float()

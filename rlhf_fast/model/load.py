@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -163,13 +165,20 @@ def _logits(shared: SharedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _own_logits(shared: SharedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """(T, V) f32 of tokens (T,) through the model's own attention and head.
+    """(T, V) f32 of tokens (T,) through the model's own attention and head."""
+    with own_attention(shared):
+        return shared.base(input_ids=tokens[None], use_cache=False).logits[0].float()
+
+
+@contextmanager
+def own_attention(shared: SharedModel) -> Iterator[None]:
+    """The base with an attention of transformers inside, for a check of ours.
 
     SDPA where the model has it: the same products in the same order as ours; in bfloat16 another order differs a lot.
     """
     capped = getattr(shared.base.config.get_text_config(), "attn_logit_softcapping", None) is not None
     shared.base.set_attn_implementation("sdpa" if shared.base._supports_sdpa and not capped else "eager")
     try:
-        return shared.base(input_ids=tokens[None], use_cache=False).logits[0].float()
+        yield
     finally:
         shared.base.set_attn_implementation(ATTENTION)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rlhf_fast.model.head import ScalarHead
+from rlhf_fast.model.head import ScalarHead, ScoreHead
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.work import tell_head
@@ -67,7 +67,7 @@ class Critic:
 
     model: SharedModel
     adapter: str | None
-    head: ScalarHead
+    head: ScalarHead | ScoreHead
     reads_reference: ClassVar[bool] = False
 
     @property

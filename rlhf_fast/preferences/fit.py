@@ -25,6 +25,7 @@ from rlhf_fast.preferences.metrics import (
     strict_pairs,
 )
 from rlhf_fast.runtime.budget import Budget
+from rlhf_fast.runtime.distributed import gather, share, total
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
@@ -66,7 +67,6 @@ class RewardTraining:
         c = self.config
         if not self.comparisons:
             raise UsageError("there are no comparisons to train on; expected at least one.")
-        self.batch_size = c.per_device_train_batch_size * c.gradient_accumulation_steps
         self.steps = total_steps(c, len(self.comparisons))
         self.budget = Budget.of(c)
         self.optimiser = Optimiser.build(c, self.critic.named_parameters(), self.steps)
@@ -77,30 +77,34 @@ class RewardTraining:
 
     def batch(self, step: int) -> list[EncodedComparison]:
         """Passes over all comparisons, each in an order of its own in which those of one prompt follow one another."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        size = self.config.batch_size
+        places = range(step * size, (step + 1) * size)
         numbers = [divmod(place, len(self.comparisons)) for place in places]
         return [self.comparisons[self._order(epoch)[i]] for epoch, i in numbers]
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step on batch `index`: its loss, pair accuracy, mean margin, gradient norm, learning rate."""
         self.optimiser.refuse_stuck()
-        batch = self.batch(index)
-        loss, pairs = self.budget.run(partial(self.accumulate, batch), undo=self.optimiser.clear)
+        work = partial(self.accumulate, self.batch(index))
+        part, pairs = self.budget.run(work, undo=self.optimiser.clear)
+        right = pair_accuracy(pairs).value * len(pairs) if pairs else 0.0
+        loss, count, right, margins = total(part, len(pairs), right, sum(pair.margin for pair in pairs))
         metrics = {"loss": loss}
-        if pairs:
-            margin = sum(pair.margin for pair in pairs) / len(pairs)
-            metrics |= {"accuracy": pair_accuracy(pairs).value, "margin": margin}
+        if count:
+            metrics |= {"accuracy": right / count, "margin": margins / count}
         metrics |= {"grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
         return metrics | self.budget.metrics()
 
     def accumulate(self, batch: Sequence[EncodedComparison]) -> tuple[float, list[Pair]]:
         """Add the gradient of the batch's mean loss; returns the loss and the strict pairs with their margins.
 
+        Of several processes each takes its share of the batch; their gradients, losses and pairs make up the batch's.
+
         A micro-batch holds whole comparisons of at most max_tokens_per_micro_batch tokens (one that has more goes
         alone), a sequence that comes again counted and computed once. The result does not depend on the cut.
         """
         loss, pairs = 0.0, []
-        for group in cut_comparisons(batch, self.budget.tokens):
+        for group in cut_comparisons(share(batch), self.budget.tokens):
             part, found = self._micro_batch(group, len(batch))
             give_way()
             loss += part
@@ -149,8 +153,7 @@ def cut_comparisons(batch: Sequence[EncodedComparison], max_tokens: int) -> list
 
 def total_steps(config: RewardConfig, comparisons: int) -> int:
     """Optimiser steps that `fit` takes."""
-    batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return max(1, round(config.num_train_epochs * comparisons / batch_size))
+    return max(1, round(config.num_train_epochs * comparisons / config.batch_size))
 
 
 def fit(critic: Critic, comparisons: Sequence[EncodedComparison], config: RewardConfig) -> list[dict[str, float]]:
@@ -185,7 +188,7 @@ def scored_pairs(
 ) -> list[list[Pair]]:
     """The strict pairs of each comparison with the margins of `critic`. A sequence that comes again is scored once."""
     different = list(dict.fromkeys(tuple(sequence) for c in comparisons for sequence in c.sequences))
-    scores = sequence_scores(critic, [list(sequence) for sequence in different], max_tokens).tolist()
+    scores = gather(sequence_scores(critic, [list(sequence) for sequence in share(different)], max_tokens)).tolist()
     score_of = dict(zip(different, scores, strict=True))
     return [strict_pairs(c.row, [score_of[tuple(sequence)] for sequence in c.sequences]) for c in comparisons]
 

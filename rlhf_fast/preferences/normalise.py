@@ -6,11 +6,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.roles import Critic, Policy, sequence_scores
 from rlhf_fast.preferences.comparisons import EncodedComparison
 from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.runtime.distributed import gather, share
 from rlhf_fast.runtime.errors import UsageError
 
 SMALLEST_STD = 1e-6
@@ -49,16 +51,17 @@ def normalise(
     mean 0 and standard deviation 1 (Ouyang et al. 2022, Huang et al. 2024). Raises `UsageError` if all score the same.
     """
     sampling = Sampling(config.response_length, (stop_id,), temperature=config.temperature)
-    seeds = [config.seed * 1_000_003 + i for i in range(len(prompts))]
+    own, seeds = share(prompts), [config.seed * 1_000_003 + i for i in share(range(len(prompts)))]
     budget = config.max_tokens_per_micro_batch
-    responses = generate(policy, prompts, sampling, seeds=seeds, max_tokens=budget)
-    sequences = [prompt + response.tokens for prompt, response in zip(prompts, responses, strict=True)]
-    scores = sequence_scores(critic, sequences, budget).double()
+    responses = generate(policy, list(own), sampling, seeds=seeds, max_tokens=budget)
+    sequences = [prompt + response.tokens for prompt, response in zip(own, responses, strict=True)]
+    scores = gather(sequence_scores(critic, sequences, budget)).double()
     mean, std = float(scores.mean()), float(scores.std())
     if not std >= SMALLEST_STD:
         raise UsageError(
             f"the reward model gives {len(prompts)} sampled responses scores with standard deviation {std:.3g}, so it "
             "tells none apart; expected more. Train longer, raise temperature, or set normalise=False."
         )
+    assert isinstance(critic.head, ScalarHead)
     critic.head.normalise_(mean, std)
     return Normalisation(mean, std, len(prompts))

@@ -27,7 +27,9 @@ from rlhf_fast.preferences.normalise import choose_prompts, normalise
 from rlhf_fast.preferences.page import build_report
 from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_history, read_result
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
+from rlhf_fast.runtime.distributed import is_main, main_only, wait_for_all
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
@@ -74,7 +76,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
     critic = add_reward_adapter(shared, config, sft=sft, name=ADAPTER)
     if config.activation_checkpointing:
         shared.checkpoint_activations()
-    save = partial(_save, shared, tokenizer, resolve_source(config.model_name_or_path).base)
+    save = main_only(partial(_save, shared, tokenizer, resolve_source(config.model_name_or_path).base))
     checkpoints = train(RewardTraining(config, critic, split.train), start, save)
     checkpoints.save_results()  # before anything else can fail
     budget = config.max_tokens_per_micro_batch
@@ -83,10 +85,10 @@ def run_reward(config: RewardConfig) -> RewardResult:
         scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
     if scale:
         checkpoints.save_results()  # again, as the head has changed
+    wait_for_all()  # so that the history is there to read
     result = RewardResult(output, evaluation, scale, read_history(output))
-    write_record(output / REWARD_FACTS, facts(config, split, result))
-    if evaluation:
-        build_report(output.name, evaluation).write(output / REPORT_FILE)
+    if is_main():
+        _write(output, config, split, result)
     checkpoints.finish()
     return result
 
@@ -98,7 +100,7 @@ def train(training: RewardTraining, start: Start, save: Callable[[Path], None]) 
     output, quiet = checkpoints.output, bool(c.disable_tqdm)
     with (
         Tracker(output, "reward model", training.steps, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
-        checkpoints.guard(partial(holdings, [training.critic.model], training.optimiser)),
+        guard(checkpoints, partial(holdings, [training.critic.model], training.optimiser)),
     ):
         for step in checkpoints.remaining():
             metrics = training.step(step - 1)
@@ -106,6 +108,12 @@ def train(training: RewardTraining, start: Start, save: Callable[[Path], None]) 
             checkpoints.after(step, metrics)
         training.optimiser.refuse_stuck()
     return checkpoints
+
+
+def _write(output: Path, config: RewardConfig, split: Split, result: RewardResult) -> None:
+    write_record(output / REWARD_FACTS, facts(config, split, result))
+    if result.evaluation:
+        build_report(output.name, result.evaluation).write(output / REPORT_FILE)
 
 
 def _save(shared: SharedModel, tokenizer: PreTrainedTokenizerBase, base: str, folder: Path) -> None:

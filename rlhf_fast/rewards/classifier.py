@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from rlhf_fast.model.fused_blocks import is_served
+from rlhf_fast.model.head import ScoreHead
 from rlhf_fast.model.load import refuse_missing
-from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.roles import Critic, sequence_scores
 from rlhf_fast.model.shared import SharedModel, context_length
 from rlhf_fast.rewards.source import Conversation, RewardBatch
 from rlhf_fast.runtime.errors import UsageError
@@ -49,7 +50,9 @@ class ClassifierReward:
     warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self.packed = SharedModel(self.model) if is_served(self.model) and hasattr(self.model, "score") else None
+        layer, self.packed = getattr(self.model, "score", None), None
+        if isinstance(layer, nn.Linear) and is_served(self.model):
+            self.packed = Critic(SharedModel(self.model), None, ScoreHead(layer))
 
     @classmethod
     def load(cls, name: str, path: str, *, dtype: torch.dtype, device: torch.device) -> ClassifierReward:
@@ -80,7 +83,7 @@ class ClassifierReward:
     def score(self, batch: RewardBatch) -> Tensor:
         encoded = [self._encode(batch, i) for i in range(len(batch))]
         if self.packed is not None:
-            return self._score_packed(self.packed, [text["input_ids"] for text in encoded])
+            return sequence_scores(self.packed, [text["input_ids"] for text in encoded], self.max_tokens)
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
         decoder = hasattr(self.model, "score")
         size = 1 if not decoder and self.tokenizer.pad_token is None else self.batch_size
@@ -104,14 +107,6 @@ class ClassifierReward:
         last = torch.tensor([len(text) - 1 for text in ids], device=hidden.device)
         rows = torch.arange(len(ids), device=hidden.device)
         return cast(nn.Module, self.model.score)(hidden[rows, last])[:, 0]
-
-    def _score_packed(self, model: SharedModel, texts: list[list[int]]) -> Tensor:
-        scores = []
-        for group in cut_by_tokens([len(text) for text in texts], self.max_tokens):
-            packed = Packed.from_sequences([texts[i] for i in group], device=model.device)
-            hidden = model.hidden(packed.tokens, packed.cu_seqlens, None)[packed.rows]
-            scores.append(cast(nn.Module, self.model.score)(hidden)[:, 0].float().cpu())
-        return torch.cat(scores) if scores else torch.empty(0)
 
     @property
     def max_length(self) -> int | None:

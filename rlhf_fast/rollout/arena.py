@@ -35,6 +35,7 @@ class Rollout:
     prompt_rows: Tensor  # (B,) int64, row of the dataset
     seeds: Tensor  # (B,) int64, sampling seed
     sampled_logprobs: Tensor | None = None  # (T,) f32, as the engine sampled; 0 in an eos+1 slot
+    bootstrap: Tensor | None = None  # (B,) f32, value after a truncated response and 0 after others, where GAE reads it
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (T,) f32
     ref_hidden: Tensor | None = None  # (T, H) the reference's states, where the critic reads them
 
@@ -114,6 +115,12 @@ class Rollout:
     def lengths(self) -> list[int]:
         """Tokens of each sequence."""
         return self.cu_seqlens.diff().tolist()
+
+    def counts(self, sequences: list[int]) -> tuple[int, int]:
+        """How many actions, and how many slots, these sequences have."""
+        cu = self.cu_responses.tolist()
+        slots = [self.labels[cu[b] : cu[b + 1]] for b in sequences]
+        return sum(int((labels != -100).sum()) for labels in slots), sum(map(len, slots))
 
     def responses(self) -> list[list[int]]:
         tokens, cu, prompt = self.tokens.tolist(), self.cu_seqlens.tolist(), self.prompt_lengths.tolist()

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from rlhf_fast.runtime.distributed import start, world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.fields import check_kinds
 
@@ -20,8 +21,8 @@ SERVED = frozenset({
     "output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "max_grad_norm", "gradient_checkpointing", "activation_checkpointing", "seed", "use_cpu",
-    "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model", "greater_is_better",
-    "auto_find_batch_size",
+    "disable_tqdm", "ddp_timeout", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model",
+    "greater_is_better", "auto_find_batch_size",
 })  # fmt: skip
 _AT_LEAST_ONE = (
     "max_length", "max_tokens_per_micro_batch", "lora_r", "gradient_accumulation_steps", "per_device_train_batch_size",
@@ -40,6 +41,10 @@ class StageConfig(TrainingArguments):
     """Fields of every stage. `served` names the inherited fields that this stage uses."""
 
     served: ClassVar[frozenset[str]] = SERVED
+    instead: ClassVar[dict[str, str]] = _INSTEAD
+    """What to use in place of an inherited field that is not served."""
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Fields of a stage's own on which no result depends, nor whether a checkpoint is of the same run."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = field(
         default="auto",
@@ -80,6 +85,10 @@ class StageConfig(TrainingArguments):
         default=None,
         metadata={"help": "auto: go on from the newest whole checkpoint in output_dir. Or the path of a checkpoint."},
     )
+    ddp_timeout: int = field(
+        default=600,
+        metadata={"help": "Seconds that the processes of a run wait for one of them, before they end with an error."},
+    )
     save_strategy: SaveStrategy | str = field(
         default="steps",
         metadata={"help": "steps: a checkpoint every save_steps steps and after the last. no: none."},
@@ -99,9 +108,11 @@ class StageConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        self._refuse_unserved()
         inherited = {f.name for f in fields(TrainingArguments)}
         check_kinds(self, (f.name for f in fields(self) if f.name in self.served or f.name not in inherited))
+        self.require(self.ddp_timeout >= 1, "ddp_timeout", "at least 1")
+        start(use_cpu=self.use_cpu, timeout=self.ddp_timeout)  # before transformers does, for the timeout
+        self._refuse_unserved()
         try:
             super().__post_init__()
         except ValueError as error:
@@ -113,6 +124,11 @@ class StageConfig(TrainingArguments):
         for name in ("weight_decay", "max_grad_norm"):
             self.require(getattr(self, name) >= 0, name, "0 (off) or more")
         self._check_saving()
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of an optimiser step over all processes; in PPO, responses of a rollout."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size()
 
     def require(self, condition: bool, name: str, expected: str) -> None:
         """Raise `UsageError` naming the field, its value and what was expected, unless `condition`."""
@@ -138,7 +154,7 @@ class StageConfig(TrainingArguments):
             own = type(self).__dataclass_fields__[f.name]
             default = own.default if own.default is not MISSING else default
             if getattr(self, f.name) not in (default, _settled()[f.name]):
-                instead = _INSTEAD.get(f.name)
+                instead = self.instead.get(f.name)
                 raise UsageError(
                     f"{f.name}={getattr(self, f.name)!r} has no effect in {type(self).__name__} and is refused; "
                     + (f"use {instead} instead." if instead else "remove it.")

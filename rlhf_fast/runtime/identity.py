@@ -14,7 +14,8 @@ from rlhf_fast.runtime.parse import field_names
 
 FREE = frozenset({
     "output_dir", "resume", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model",
-    "greater_is_better", "disable_tqdm", "profile", "log_rollouts", "reward_timeout", "reward_retries",
+    "greater_is_better", "disable_tqdm", "ddp_timeout", "profile", "log_rollouts", "reward_timeout",
+    "reward_retries",
 })  # fmt: skip
 """Fields that no number depends on."""
 ROUNDING = frozenset({
@@ -22,6 +23,9 @@ ROUNDING = frozenset({
     "auto_find_batch_size",
 })  # fmt: skip
 """Fields that change the order of sums only: a run that ran out of memory may go on with others."""
+DIVISION = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps"})
+"""Fields that divide a batch, as the number of processes does: only their product, `batch_size`, has to stay, unless
+`loss_mean=micro` is a mean over the parts."""
 LENGTH = frozenset({"num_train_epochs", "total_episodes"})
 """Fields that say how long the run is: one may go on for longer. Its learning rates are those of the new length."""
 
@@ -30,8 +34,12 @@ _SAMPLE = 1 << 20  # bytes
 
 def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the result depends on, as JSON gives it back: fields of the config, and `inputs` beside them."""
-    names = [name for name in field_names(type(config)) if name not in FREE | ROUNDING]
-    values = {"stage": type(config).__name__} | {name: getattr(config, name) for name in names} | inputs
+    free = FREE | ROUNDING | config.free
+    if getattr(config, "loss_mean", "token") == "token":
+        free |= DIVISION
+    names = [name for name in field_names(type(config)) if name not in free]
+    own = {"stage": type(config).__name__, "batch_size": config.batch_size}
+    values = own | {name: getattr(config, name) for name in names} | inputs
     return json.loads(json.dumps(values))
 
 

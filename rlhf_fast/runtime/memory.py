@@ -7,17 +7,21 @@ from pathlib import Path
 import psutil
 import torch
 
+from rlhf_fast.runtime.distributed import world_size
+
 CGROUP = Path("/sys/fs/cgroup")  # of a container, as it sees it
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device` without swapping: for a CPU, also within the container's limit."""
+    """Bytes that this process can still allocate on `device` without swapping: for a CPU, its share of what the machine
+    and the container's limit leave."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for its next use
         return torch.cuda.mem_get_info(device)[0] + kept
     available = psutil.virtual_memory().available
     limited = container_room(CGROUP)
-    return available if limited is None else min(available, limited)
+    left = available if limited is None else min(available, limited)
+    return left // world_size()
 
 
 def container_room(cgroup: Path) -> int | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import SchedulerType, get_scheduler
 
 from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.distributed import sum_gradients
 from rlhf_fast.runtime.errors import StepFailed, UsageError
 from rlhf_fast.runtime.state import State
 
@@ -19,7 +21,10 @@ MAX_SKIPPED = 3
 
 @dataclass
 class Optimiser:
-    """AdamW, a learning-rate schedule over `total_steps`, gradient clipping, and the count of skipped steps."""
+    """AdamW, a learning-rate schedule over `total_steps`, gradient clipping, and the count of skipped steps.
+
+    `begun` counts the changes of the parameters in this process, from the moment that one begins.
+    """
 
     parameters: list[nn.Parameter]
     adamw: torch.optim.AdamW
@@ -28,10 +33,17 @@ class Optimiser:
     skipped: int = 0
     skipped_in_a_row: int = 0
     last_skipped: str = ""
+    begun: int = 0
 
     @classmethod
-    def build(cls, config: StageConfig, named: Iterable[tuple[str, nn.Parameter]], total_steps: int) -> Optimiser:
-        """Weight decay goes to matrices only. The schedule is the config's (`lr_scheduler_type`, `warmup_steps`)."""
+    def build(
+        cls, config: StageConfig, named: Iterable[tuple[str, nn.Parameter]], total_steps: int, *,
+        steps_per_rate: int = 1,
+    ) -> Optimiser:  # fmt: skip
+        """Weight decay goes to matrices only. The schedule is the config's (`lr_scheduler_type`, `warmup_steps`).
+
+        `steps_per_rate` steps in a row share a learning rate: the schedule and its warmup then count such groups.
+        """
         parameters = [parameter for _, parameter in named if parameter.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -40,16 +52,20 @@ class Optimiser:
         adamw = torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
         )
-        return cls(parameters, adamw, _schedule(config, adamw, total_steps), config.max_grad_norm)
+        return cls(parameters, adamw, _schedule(config, adamw, total_steps, steps_per_rate), config.max_grad_norm)
 
     def step(self, loss: float) -> float:
         """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
 
+        Of several processes each has its part of the gradient; `loss` and norm are those of the whole.
+
         A `loss` or a norm that is not finite skips step and schedule and counts it: see `refuse_stuck`.
         """
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if math.isfinite(loss) and math.isfinite(norm):
+            self.begun += 1
             self.adamw.step()
             self.schedule.step()
             self.skipped_in_a_row = 0
@@ -122,11 +138,21 @@ class Optimiser:
         schedule.last_epoch, schedule._step_count, schedule._last_lr = place, place + 1, rates
 
 
-def _schedule(config: StageConfig, adamw: torch.optim.AdamW, total_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+def _schedule(
+    config: StageConfig, adamw: torch.optim.AdamW, total_steps: int, steps_per_rate: int
+) -> torch.optim.lr_scheduler.LambdaLR:
     """The config's schedule. Raises `UsageError` for one whose arguments are missing or wrong."""
     name = SchedulerType(config.lr_scheduler_type).value
     kwargs = config.lr_scheduler_kwargs if isinstance(config.lr_scheduler_kwargs, dict) else None
+    rates = -(-total_steps // steps_per_rate)
     try:
-        return get_scheduler(name, adamw, config.get_warmup_steps(total_steps), total_steps, kwargs)
+        schedule = get_scheduler(name, adamw, config.get_warmup_steps(rates), rates, kwargs)
     except (TypeError, ValueError) as error:
         raise UsageError(f"lr_scheduler_type={name!r} cannot be used: {error}. Set lr_scheduler_kwargs.") from error
+    if steps_per_rate > 1:
+        schedule.lr_lambdas = [partial(_held, scale, steps_per_rate) for scale in schedule.lr_lambdas]
+    return schedule
+
+
+def _held(scale: Callable[[int], float], steps_per_rate: int, step: int) -> float:
+    return scale(step // steps_per_rate)

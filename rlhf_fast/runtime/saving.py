@@ -7,13 +7,12 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 from safetensors import SafetensorError
 
+from rlhf_fast.runtime.agreement import refuse_disagreement
 from rlhf_fast.runtime.checkpoint import (
     clean,
     list_checkpoints,
@@ -24,10 +23,11 @@ from rlhf_fast.runtime.checkpoint import (
     write_checkpoint,
 )
 from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.distributed import is_main, main_only, wait_for_all
 from rlhf_fast.runtime.durable import remove_folder, write_text
-from rlhf_fast.runtime.errors import NotWritten, StepFailed, UsageError
-from rlhf_fast.runtime.interrupt import Abandoned, Interrupted, asked, listening
-from rlhf_fast.runtime.out_of_memory import explain, is_out_of_memory
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.interrupt import asked, give_way
+from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.random_state import RandomState
 from rlhf_fast.runtime.resume import FINISHED, Start
 from rlhf_fast.runtime.state import State, Stateful
@@ -41,8 +41,9 @@ class Checkpoints:
 
     parts: what a checkpoint holds and restores, by name; the random generators are added. save: writes the model into a
     folder. `done` is the number of steps that earlier processes took; their metrics stand in the output folder again.
-    `taken` counts this process's steps, too. undo: keep a copy of the parts from before a step, so that one that is
-    given up may have changed them; else only the random generators are taken back.
+    `taken` counts this process's steps, too. undo: keep a copy of the "optimiser" and what it trains from before a
+    step, so that one that is given up may have changed them. Of several processes, which have to agree on what the run
+    is, all restore and process 0 writes. Raises `UsageError` where they do not agree.
     """
 
     def __init__(
@@ -54,66 +55,43 @@ class Checkpoints:
         self.before: dict[str, State] = {}
         self.parts: dict[str, Stateful] = {**parts, "random": RandomState()}
         self.output = Path(str(config.output_dir))
+        refuse_disagreement(start.identity, str(start.path), State.join({k: part.state() for k, part in parts.items()}))
         self.output.mkdir(parents=True, exist_ok=True)
         self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
         self.best: dict[str, Any] | None = None
         self.done = 0 if start.path is None else self._step_of(start.path)
         self.taken = self.done
-        self._discard_later()
+        if is_main():
+            self._discard_later()
         if start.path is not None:
             self._restore(start.path)
 
     def remaining(self) -> Iterator[int]:
         """The steps to take, counted from 1. What a step that is given up has to leave as it was is kept meanwhile."""
         for step in range(self.done + 1, self.total + 1):
-            kept = self.parts if self.undo else ("random",)
+            kept = [name for name in self.parts if self.undo or name != "optimiser"]
             self.before = {name: self.parts[name].state().copy() for name in kept}
+            self.begun = self._begun()
             yield step
-        self.before = {}
 
-    @contextmanager
-    def guard(self, held: Callable[[], Mapping[str, int]] = dict) -> Iterator[None]:
-        """Around the steps: SIGINT and SIGTERM save the run and raise `Interrupted`; a step that is given up saves the
-        run as before it; errors say what is saved and how to go on.
-
-        held: bytes of memory that the run holds all the time, by name, for the case that there is not enough.
-        """
-        with listening():
-            try:
-                yield
-            except Abandoned as stop:
-                self._save_before()
-                raise self._interrupted(stop.signal) from None
-            except StepFailed as error:
-                self._save_before()
-                raise UsageError(f"{error} {self._how_to_go_on()}") from error
-            except NotWritten as error:
-                raise UsageError(f"{error} Make room. {self._how_to_go_on()}") from error
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.undo:
-                    self._save_before()
-                raise UsageError(f"{explain(error, held())} {self._how_to_go_on()}") from error
-
-    def after(self, step: int, metrics: dict[str, float]) -> None:
+    def after(self, step: int, metrics: dict[str, float], *, due: bool | None = None) -> None:
         """Write a checkpoint if one is due after `step`, or a signal came, and remove those that are not kept any more.
 
-        Raises `Interrupted` if a signal came.
+        due: None leaves it to the config. If a signal came, the step is the last (`rlhf_fast.runtime.interrupt`).
         """
-        name = self.config.metric_for_best_model
+        self.taken, self.before, self.begun = step, {}, self._begun()
+        name, saves = self.config.metric_for_best_model, self.config.save_strategy != "no"
         if name is not None and step == 1 and name not in metrics:
             raise UsageError(
                 f"metric_for_best_model={name!r} is no metric of a step; there are: {', '.join(sorted(metrics))}."
             )
-        self.taken, number = step, asked()
-        due = step % self.every == 0 or step == self.total
+        if due is None:
+            due = saves and (step % self.every == 0 or step == self.total)
         if due and name is not None:
             self._compare(step, name, metrics.get(name, math.nan))
-        if due or number is not None:
+        if due or (saves and asked()):
             self._write()
-        if number is not None:
-            raise self._interrupted(number)
+        give_way()
 
     def save_results(self) -> None:
         """Write the model into the output folder. Raises `UsageError` if the disk refuses; it can be done again."""
@@ -121,38 +99,45 @@ class Checkpoints:
             self.save(self.output)
         except (OSError, SafetensorError) as error:
             raise UsageError(
-                f"cannot write the results to {str(self.output)!r}: {error}. Make room. {self._how_to_go_on()}"
+                f"cannot write the results to {str(self.output)!r}: {error}. Make room. {self.how_to_go_on()}"
             ) from error
 
     def finish(self) -> None:
-        """Say on disk that the results are saved."""
-        write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
+        """Say on disk that the results are saved, and return once that is done."""
+        if is_main():
+            write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
+        wait_for_all()
 
-    def _write(self) -> None:
-        """The checkpoint of the step that was taken last, unless none are written."""
-        if self.config.save_strategy == "no":
+    def save_before(self) -> None:
+        """Write the checkpoint of the last whole step; what one that is given up has changed is taken back.
+
+        Nothing if it was written, the config wants none, or the changes cannot be taken back.
+        """
+        cannot = not self.undo and self._begun() != self.begun
+        if cannot or self.config.save_strategy == "no":
             return
-        state = State.join({key: part.state() for key, part in self.parts.items()})
-        state.facts["run"] = {"step": self.taken, "identity": self.identity, "best": self.best}
-        write_checkpoint(path_of(self.output, self.taken), state, self._fill)
-        self._prune()
-
-    def _save_before(self) -> None:
-        """Take back what the step has changed, and write the checkpoint of the one before."""
         if self.taken and not path_of(self.output, self.taken).exists():
             for name, state in self.before.items():
                 self.parts[name].load_state(state)
             self._write()
 
-    def _interrupted(self, number: Signals) -> Interrupted:
-        what = f"stopped by {number.name} after step {self.taken} of {self.total}."
-        return Interrupted(f"{what} {self._how_to_go_on()}", number)
-
-    def _how_to_go_on(self) -> str:
+    def how_to_go_on(self) -> str:
+        """A sentence about the newest checkpoint."""
         saved = list_checkpoints(self.output)
         if not saved:
             return "There is no checkpoint, so the run has to start again."
         return f"{saved[0]} is whole: go on with the same command and --resume auto (resume='auto' from Python)."
+
+    def _begun(self) -> int:
+        optimiser = self.parts.get("optimiser")
+        return optimiser.begun if isinstance(optimiser, Optimiser) else 0
+
+    @main_only
+    def _write(self) -> None:
+        state = State.join({key: part.state() for key, part in self.parts.items()})
+        state.facts["run"] = {"step": self.taken, "identity": self.identity, "best": self.best}
+        write_checkpoint(path_of(self.output, self.taken), state, self._fill)
+        self._prune()
 
     def _step_of(self, path: Path) -> int:
         step = read_facts(path)["run"]["step"]
@@ -170,7 +155,8 @@ class Checkpoints:
         best = state.part("run").facts["best"]
         if best and best["metric"] == self.config.metric_for_best_model:
             self.best = best
-        write_text(self.output / METRICS_FILE, (path / METRICS_FILE).read_text(encoding="utf-8"))
+        if is_main():
+            write_text(self.output / METRICS_FILE, (path / METRICS_FILE).read_text(encoding="utf-8"))
         logger.info("resumed from %s: step %d of %d is done", path, self.done, self.total)
 
     def _discard_later(self) -> None:

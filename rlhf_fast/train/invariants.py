@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from rlhf_fast.rollout.arena import Rollout
-from rlhf_kernels import PPOLoss
 
 KL_AT_START = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # nats, mean per token
 ROUNDING = 1e-5  # nats: how far below 0 a sum over the vocabulary may round
@@ -39,10 +38,8 @@ def check_entropy(entropy: Tensor | None) -> None:
         raise InvariantError(f"the entropy of a token is {float(entropy.detach().min())}; an entropy is at least 0.")
 
 
-def check_first_ratio(losses: list[PPOLoss], dtype: torch.dtype) -> None:
-    """Before the first step on a rollout the probability ratio is 1 and nothing is clipped."""
-    ratio = sum(float(loss.ratio_mean) for loss in losses)
-    clipped = sum(float(loss.clipfrac) for loss in losses)
+def check_first_ratio(ratio: float, clipped: float, dtype: torch.dtype) -> None:
+    """Before the first step on a rollout the mean probability ratio is 1 and no share of the tokens is clipped."""
     if not abs(ratio - 1) <= FIRST_RATIO[dtype] or (dtype == torch.float32 and clipped > 0):
         raise InvariantError(
             f"on the first minibatch after a rollout the mean ratio is {ratio:.6f} and {clipped:.2%} of the tokens are "

@@ -5,6 +5,8 @@ score     log-probs of policy and reference, their KL, values, the reward's scor
 shape     r_t = -kl_coef * kl_t, plus the score at its slot
 estimate  advantages by GAE, whitened; returns
 update    clipped policy and value losses over PPO epochs and minibatches
+
+Of several processes each collects, scores and updates with its share of a rollout; all shape and estimate the whole.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.engine import generate
+from rlhf_fast.rollout.gather import gather_rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import micro_batches, score_rollout
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.budget import Budget
+from rlhf_fast.runtime.distributed import gather, share, total
 from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.phases import phase
@@ -36,7 +40,7 @@ from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
 from rlhf_fast.train.ppo_config import PPOConfig
 from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.rollout_log import RolloutLog, rollout_rows
+from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
 
 
@@ -52,8 +56,8 @@ class PPO:
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
     iteration: int = 0
+    starts_as_reference: bool = True  # before the first update; checked then
     rollouts: RolloutLog | None = None
-    undone: bool = False  # whether the caller takes back an update that is given up because the run was asked to stop
     controller: FixedKL | AdaptiveKL = field(init=False)
     optimiser: Optimiser = field(init=False)
     budget: Budget = field(init=False)
@@ -64,27 +68,40 @@ class PPO:
         self.iterations = max(1, -(-episodes // c.batch_size))
         self.controller = AdaptiveKL(c.kl_coef, c.kl_target, c.kl_horizon) if c.kl_target else FixedKL(c.kl_coef)
         trained = chain(self.policy.named_parameters(), self.critic.named_parameters())
-        self.optimiser = Optimiser.build(c, trained, self.iterations * c.num_ppo_epochs * c.num_mini_batches)
+        steps = self.iterations * c.num_ppo_epochs * c.num_mini_batches
+        self.optimiser = Optimiser.build(c, trained, steps, steps_per_rate=c.steps_per_rate)
         self.budget = Budget.of(c)
         stop = stop_ids(self.tokenizer, c.stop_token, c.stop_token_id, model_eos=self.policy.model.eos_ids)
         strings = stop_strings(self.tokenizer, c.stop)
         self.sampling = Sampling(c.response_length, stop, c.logit_temperature, stop_strings=strings)
 
+    @property
+    def undoes(self) -> bool:
+        """Whether a run keeps a copy of what is trained, to give up an update: of adapters it is small."""
+        return not any(model.train_base for model in (self.policy.model, *self.critic.models))
+
     def step(self) -> dict[str, float]:
         """One iteration: a rollout and its update. Returns the metrics."""
-        self.optimiser.refuse_stuck()
         with phase("rollout"):
             rollout = self.collect()
+        return self.learn(rollout)
+
+    def learn(self, rollout: Rollout, scores: Tensor | None = None) -> dict[str, float]:
+        """The iteration after the rollout, with `scores` (B,) instead of the reward's if given. Returns the metrics."""
+        self.optimiser.refuse_stuck()
         models = (self.policy.model, *self.critic.models)
         with keep_trunk(models, rollout.sequences(), max_tokens=self.budget.tokens):  # layers no role adapts run once
             with phase("scoring"):
-                scores = self.score(rollout)
+                scores = gather(self.score(rollout, scores))
+                rollout = gather_rollout(rollout)
                 self.shape(rollout, scores)
                 self.estimate(rollout)
-            self.record(rollout, scores)
+            parts = {name: gather(values) for name, values in self.reward.parts.items()}
+            if self.rollouts is not None:
+                self.rollouts.record(self.iteration + 1, rollout, scores, parts, self.tokenizer)
             with phase("update"):
                 updates = self.update(rollout)
-        metrics = ppo_metrics.summarise(rollout, scores, self.reward.parts, updates, self.controller.coef)
+        metrics = ppo_metrics.summarise(rollout, scores, parts, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
         metrics |= self.budget.metrics()
         self.iteration += 1
@@ -99,44 +116,70 @@ class PPO:
         self.iteration, self.controller.coef = state.facts["iteration"], state.facts["kl_coef"]
 
     def collect(self) -> Rollout:
+        """This process's share of the iteration's prompts, each with a response that its number in the run seeds."""
         c = self.config
-        rows = self.prompts.batch(self.iteration, c.batch_size, c.seed)
-        first = self.iteration * c.batch_size
-        seeds = [(c.seed << 32) + first + i for i in range(len(rows))]
-        prompts = [self.prompts.ids[row] for row in rows]
+        rows = list(share(self.prompts.batch(self.iteration, c.batch_size, c.seed)))
+        numbers = share(range(self.iteration * c.batch_size, (self.iteration + 1) * c.batch_size))
+        return self.respond(self.prompts, rows, [(c.seed << 32) + number for number in numbers], self.sampling)
+
+    def respond(self, prompts: Prompts, rows: list[int], seeds: list[int], sampling: Sampling) -> Rollout:
+        """A response to each of `rows` of `prompts`, sampled with its seed."""
+        c = self.config
+        ids = [prompts.ids[row] for row in rows]
         responses = generate(
-            self.policy, prompts, self.sampling, seeds=seeds,
+            self.policy, ids, sampling, seeds=seeds,
             max_batch=c.max_rollout_batch, max_tokens=self.budget.tokens, max_kv_cache_gb=c.max_kv_cache_gb,
         )  # fmt: skip
         return Rollout.from_responses(
-            prompts, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=c.response_length,
+            ids, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=c.response_length,
             score_at=c.score_at, prompt_rows=rows, seeds=seeds, logprobs=[r.logprobs for r in responses],
             device=self.policy.model.device,
         )  # fmt: skip
 
-    def score(self, rollout: Rollout) -> Tensor:
-        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`; return the scores (B,) f32, missing-EOS penalty included."""
+    def score(self, rollout: Rollout, scores: Tensor | None = None) -> Tensor:
+        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read; return the scores (B,)
+        f32, missing-EOS penalty included.
+
+        `scores` are the reward's, or those given instead.
+        """
         c = self.config
         self.budget.run(partial(self.score_tokens, rollout), undo=self.optimiser.clear)
         invariants.check_scored(
-            rollout, first=self.iteration == 0, exact=c.kl_estimator == "exact", dtype=self.policy.model.dtype
-        )
+            rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
+            dtype=self.policy.model.dtype,
+        )  # fmt: skip
+        scores = self.judge(rollout, self.prompts) if scores is None else scores.to(rollout.tokens.device)
+        return scores - (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
+
+    def judge(self, rollout: Rollout, prompts: Prompts) -> Tensor:
+        """(B,) f32: what the reward gives the responses to rows of `prompts`."""
         rows = rollout.prompt_rows.tolist()
         texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
-        columns = {name: [values[row] for row in rows] for name, values in self.prompts.columns.items()}
+        columns = {name: [values[row] for row in rows] for name, values in prompts.columns.items()}
         batch = RewardBatch(
-            [self.prompts.texts[row] for row in rows], texts, rollout.sequences(), columns,
-            [self.prompts.conversations[row] for row in rows],
+            [prompts.texts[row] for row in rows], texts, rollout.sequences(), columns,
+            [prompts.conversations[row] for row in rows],
         )  # fmt: skip
-        scores = self.reward.score(batch).to(rollout.tokens.device)
-        return scores - (c.missing_eos_penalty or 0.0) * rollout.truncated.float()
+        return self.reward.score(batch).to(rollout.tokens.device)
+
+    def unended(self, rollout: Rollout) -> Tensor:
+        """(B,) bool: responses cut off by the budget; where nothing ends a response, those without an EOS in them."""
+        if self.sampling.stop_ids or self.sampling.stop_strings:
+            return rollout.truncated
+        eos = self.tokenizer.eos_token_id
+        return torch.tensor([eos not in response for response in rollout.responses()], device=rollout.tokens.device)
 
     def score_tokens(self, rollout: Rollout) -> None:
+        """Fill what the models give: all but the reward's scores."""
         c = self.config
         score_rollout(
             rollout, self.policy, self.reference, self.critic,
             temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=self.budget.tokens,
         )  # fmt: skip
+        if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
+            assert isinstance(self.critic, Critic)  # the config refuses the others
+            after = sequence_scores(self.critic, rollout.sequences(), self.budget.tokens)
+            rollout.bootstrap = after.to(rollout.tokens.device) * rollout.truncated
 
     def shape(self, rollout: Rollout, scores: Tensor) -> None:
         """Fill `rewards`."""
@@ -156,63 +199,65 @@ class PPO:
         """Fill `advantages` (whitened over the action slots) and `returns`."""
         c, columns = self.config, rollout.columns
         columns["advantages"] = columns["rewards"].clone()
-        bootstrap = None
-        if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
-            assert isinstance(self.critic, Critic)  # the config refuses the others
-            after = sequence_scores(self.critic, rollout.sequences(), self.budget.tokens)
-            bootstrap = after.to(rollout.tokens.device) * rollout.truncated
         columns["returns"] = gae_(
             columns["advantages"],
             columns["values"],
             rollout.cu_responses,
             gamma=c.gamma,
             lam=c.lam,
-            bootstrap=bootstrap,
+            bootstrap=rollout.bootstrap,
         )
         whiten_(columns["advantages"], mask=rollout.action_mask, ddof=c.whiten_ddof)
-
-    def record(self, rollout: Rollout, scores: Tensor) -> None:
-        """Write the responses and what they are worth to the log of rollouts, if there is one."""
-        if self.rollouts is None:
-            return
-        prompts = [self.prompts.texts[row] for row in rollout.prompt_rows.tolist()]
-        texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
-        number = self.iteration + 1
-        self.rollouts.write(
-            rollout_rows(rollout, scores, self.reward.parts, iteration=number, prompts=prompts, responses=texts)
-        )
 
     def update(self, rollout: Rollout) -> list[dict[str, float]]:
         """`num_ppo_epochs` passes in `num_mini_batches` optimiser steps each; returns the metrics of every step."""
         c = self.config
         old = rollout.sampled_logprobs if c.old_logprobs == "sampled" else rollout.columns["logprobs"]
         assert old is not None
+        own = set(share(range(len(rollout))))
         shuffle = torch.Generator().manual_seed(c.seed + self.iteration)
         steps: list[dict[str, float]] = []
         for _ in range(c.num_ppo_epochs):
             order = torch.randperm(len(rollout), generator=shuffle)
             for minibatch in order.tensor_split(c.num_mini_batches):
-                work = partial(self.accumulate, rollout, minibatch.tolist(), old)
-                losses = self.budget.run(work, undo=self.optimiser.clear)
-                if not steps and c.old_logprobs == "recomputed":
-                    invariants.check_first_ratio(losses, self.policy.model.dtype)
+                losses = self.accumulate(rollout, [b for b in minibatch.tolist() if b in own], old)
                 step = ppo_metrics.add_up(losses)
+                if not steps and c.old_logprobs == "recomputed":
+                    invariants.check_first_ratio(step["ratio_mean"], step["clipfrac"], self.policy.model.dtype)
                 steps.append(step | {"grad_norm": self.optimiser.step(step["loss"])})
                 if c.target_kl is not None and step["approx_kl"] > c.target_kl:
                     return steps
         return steps
 
     def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
-        """Backward of one minibatch, micro-batch by micro-batch; their losses add up to the minibatch's."""
+        """Backward of this process's `sequences` of a minibatch (perhaps none), micro-batch by micro-batch; the losses
+        of all processes add up to the minibatch's."""
+        parts = self._parts(rollout, sequences)
+
+        def work() -> list[PPOLoss]:
+            return [loss for part in parts for loss in self._accumulate(rollout, old, *part)]
+
+        return self.budget.run(work, undo=self.optimiser.clear)
+
+    def _parts(self, rollout: Rollout, sequences: list[int]) -> list[tuple[list[int], float, float]]:
+        """Sequences whose means are added up, with what their sums over actions and over slots are divided by."""
+        if self.config.loss_mean == "token":
+            actions, slots = total(*rollout.counts(sequences))
+            return [(sequences, actions, slots)]
+        size = self.config.per_device_train_batch_size
+        groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+        (number,) = total(len(groups))
+        counts = [rollout.counts(group) for group in groups]
+        return [(g, max(1, n) * number, max(1, m) * number) for g, (n, m) in zip(groups, counts, strict=True)]
+
+    def _accumulate(
+        self, rollout: Rollout, old: Tensor, sequences: list[int], actions: float, slots: float
+    ) -> list[PPOLoss]:
+        """Backward of sums over `sequences`, divided by the numbers of actions and slots of all that they belong to."""
         c, columns = self.config, rollout.columns
-        parts = list(micro_batches(rollout, sequences, self.budget.tokens))
-        actions = max(1, sum(int((packed.labels != -100).sum()) for packed, _ in parts))
-        slots = sum(len(index) for _, index in parts)
         losses = []
-        for packed, index in parts:
+        for packed, index in micro_batches(rollout, sequences, self.budget.tokens):
             mask = packed.labels != -100
-            if c.loss_mean == "micro":
-                actions, slots = max(1, int(mask.sum())) * len(parts), max(1, len(index)) * len(parts)
             hidden = self.policy.hidden(packed)
             scored = self.policy.read(
                 hidden, packed.labels,
@@ -223,12 +268,12 @@ class PPO:
             loss = ppo_loss(
                 scored.logprobs, old[index], columns["advantages"][index],
                 values, columns["values"][index], columns["returns"][index],
-                mask=mask, value_mask=torch.ones_like(mask), denominator=float(actions), value_denominator=float(slots),
+                mask=mask, value_mask=torch.ones_like(mask), denominator=max(1.0, actions), value_denominator=slots,
                 cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef, entropy=scored.entropy,
                 entropy_coef=c.entropy_coef, dual_clip=c.dual_clip, log_ratio_clamp=c.log_ratio_clamp,
             )  # fmt: skip
             loss.loss.backward()
-            if self.undone:
+            if self.undoes:
                 give_way()
             losses.append(loss._replace(loss=loss.loss.detach()))
         return losses

@@ -125,7 +125,11 @@ class PPOConfig(StageConfig):
         default=False, metadata={"help": "Let GAE continue with the critic's value beyond a truncated response."}
     )
     loss_mean: Literal["token", "micro"] = field(
-        default="token", metadata={"help": "token: mean over the minibatch's tokens; micro: mean of micro-batch means."}
+        default="token",
+        metadata={
+            "help": "token: mean over the minibatch's tokens. micro: mean of the means over "
+            "per_device_train_batch_size sequences each, as TRL's."
+        },
     )
     old_logprobs: Literal["recomputed", "sampled"] = field(
         default="recomputed",
@@ -152,14 +156,14 @@ class PPOConfig(StageConfig):
         self._check()
 
     @property
-    def batch_size(self) -> int:
-        """Responses in a rollout."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
-
-    @property
     def logit_temperature(self) -> float:
         """What logits are divided by, in rollout, scoring and update; TRL adds 1e-7."""
         return self.temperature + (1e-7 if self.preset == "trl" else 0.0)
+
+    @property
+    def steps_per_rate(self) -> int:
+        """Optimiser steps that share a learning rate; in TRL those of an iteration."""
+        return self.num_ppo_epochs * self.num_mini_batches if self.preset == "trl" else 1
 
     def _check(self) -> None:
         at_least_one = ("response_length", "num_ppo_epochs", "num_mini_batches", "max_rollout_batch", "kl_horizon")
@@ -179,10 +183,6 @@ class PPOConfig(StageConfig):
             "bootstrap_truncated",
             "false unless critic=adapter",
         )
-        self.require(
-            not self.auto_find_batch_size or self.loss_mean == "token",
-            "auto_find_batch_size", "false with loss_mean=micro, as the loss depends on the micro-batches then",
-        )  # fmt: skip
         self.require(self.cliprange < 1, "cliprange", "below 1")
         for name in ("gamma", "lam"):
             self.require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.diversity import distinct_n, repetition
+from rlhf_fast.runtime.distributed import total
 from rlhf_kernels import PPOLoss
 
 
@@ -47,12 +48,9 @@ def summarise(
 
 
 def add_up(losses: list[PPOLoss]) -> dict[str, float]:
-    """Micro-batch results share the minibatch's denominators, so the sum is the minibatch's mean."""
-    return {
-        name: sum(float(getattr(loss, name)) for loss in losses)
-        for name in PPOLoss._fields
-        if getattr(losses[0], name) is not None
-    }
+    """Micro-batch results share the minibatch's denominators, so their sum over all processes is its mean."""
+    sums = (sum(float(getattr(loss, name)) for loss in losses) for name in PPOLoss._fields)
+    return dict(zip(PPOLoss._fields, total(*sums), strict=True))
 
 
 def per_response(column: Tensor, rollout: Rollout) -> Tensor:

@@ -25,7 +25,9 @@ from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
+from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
@@ -71,22 +73,17 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
     asked = patient(rewards, timeout=config.reward_timeout, retries=config.reward_retries)
     sources = WeightedRewards([*_model_reward(roles, config), *asked])
     rollouts = RolloutLog(output, enabled=config.log_rollouts)
-    undo = config.use_peft  # of adapters a copy is small; a full model's update is finished before a run stops
-    ppo = PPO(
-        config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts, undone=undo
-    )  # fmt: skip
+    ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
     watch = CollapseWatch()
-    save = partial(save_policy, ppo, roles, tokenizer)
-    parts: dict[str, Stateful] = {
-        "ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts,
-    }  # fmt: skip
-    checkpoints = Checkpoints(config, start, ppo.iterations, parts, save, undo=undo)
+    save = main_only(partial(save_policy, ppo, roles, tokenizer))
+    parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
+    checkpoints = Checkpoints(config, start, ppo.iterations, parts, save, undo=ppo.undoes)
     model, quiet = roles.reference.model, bool(config.disable_tqdm)
     with (
-        profiled(output, model.dtype, model.device) if config.profile else nullcontext(),
+        profiled(output, model.dtype, model.device) if config.profile and is_main() else nullcontext(),
         Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
         rollouts,
-        checkpoints.guard(partial(holdings, [model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)),
+        guard(checkpoints, partial(holdings, [model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)),
     ):
         for iteration in checkpoints.remaining():
             metrics = ppo.step()

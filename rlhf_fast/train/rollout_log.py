@@ -9,8 +9,10 @@ from types import TracebackType
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.lines import Lines
 from rlhf_fast.runtime.state import State
 from rlhf_fast.train.ppo_metrics import per_response
@@ -21,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 class RolloutLog:
     """The file, as a context manager and a part of a run: a resumed one goes on where the checkpoint was written, and
-    what came later is cut off. `enabled=False` writes nothing."""
+    what came later is cut off. `enabled=False` writes nothing, nor does any process but 0."""
 
     def __init__(self, folder: Path, *, enabled: bool) -> None:
         self.path, self.enabled = folder / ROLLOUTS_FILE, enabled
@@ -29,6 +31,8 @@ class RolloutLog:
         self.lines: Lines | None = None
 
     def __enter__(self) -> RolloutLog:
+        if not is_main():
+            return self
         if self.enabled:
             self.lines = Lines(self.path, keep=self.kept)
         elif not self.kept:
@@ -41,15 +45,27 @@ class RolloutLog:
         if self.lines is not None:
             self.lines.close()
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Raises `NotWritten` if the disk refuses."""
-        if self.lines is not None:
-            self.lines.append(rows)
+    def record(
+        self, iteration: int, rollout: Rollout, scores: Tensor, parts: dict[str, Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:  # fmt: skip
+        """A line for each response (`rollout_rows`). Raises `NotWritten` if the disk refuses."""
+        if self.lines is None:
+            return
+        lengths = rollout.prompt_lengths.tolist()
+        ids = [sequence[:length] for sequence, length in zip(rollout.sequences(), lengths, strict=True)]
+        responses = tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
+        rows = rollout_rows(
+            rollout, scores, parts, iteration=iteration, prompts=tokenizer.batch_decode(ids), responses=responses
+        )
+        self.lines.append(rows)
 
     def state(self) -> State:
         return State(facts={"bytes": self.kept if self.lines is None else self.lines.sync()})
 
     def load_state(self, state: State) -> None:
+        if not is_main():
+            return
         wanted, there = state.facts["bytes"], self.path.stat().st_size if self.path.exists() else 0
         if there < wanted:
             logger.warning(

@@ -23,7 +23,9 @@ from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.runtime.budget import Budget
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
+from rlhf_fast.runtime.distributed import main_only, share, total
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
@@ -45,15 +47,14 @@ class SFT:
 
     def __post_init__(self) -> None:
         c = self.config
-        self.batch_size = c.per_device_train_batch_size * c.gradient_accumulation_steps
-        self.steps = max(1, round(c.num_train_epochs * len(self.rows) / self.batch_size))
+        self.steps = max(1, round(c.num_train_epochs * len(self.rows) / c.batch_size))
         self.budget = Budget.of(c)
         self.optimiser = Optimiser.build(c, self.policy.named_parameters(), self.steps)
 
     def batch(self, step: int) -> list[Encoded]:
         """Passes over all rows, each in an order of its own."""
-        rows = []
-        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+        rows, size = [], self.config.batch_size
+        for position in range(step * size, (step + 1) * size):
             epoch, index = divmod(position, len(self.rows))
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
             rows.append(self.rows[int(torch.randperm(len(self.rows), generator=generator)[index])])
@@ -62,12 +63,16 @@ class SFT:
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step: the mean negative log-prob over all response tokens of the batch."""
         self.optimiser.refuse_stuck()
-        loss = self.budget.run(partial(self.accumulate, self.batch(index)), undo=self.optimiser.clear)
+        part = self.budget.run(partial(self.accumulate, self.batch(index)), undo=self.optimiser.clear)
+        (loss,) = total(part)
         metrics = {"loss": loss, "grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
         return metrics | self.budget.metrics()
 
     def accumulate(self, rows: list[Encoded]) -> float:
-        """Add the gradient of the mean loss over the response tokens of `rows`; returns the loss."""
+        """Add the gradient of the mean loss over the response tokens of `rows`; returns the loss.
+
+        Of several processes each takes its share of the rows; their gradients and losses add up.
+        """
         loss = 0.0
         for part in self.loss_parts(rows):
             part.backward()
@@ -78,11 +83,15 @@ class SFT:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """`eval_loss`, the same mean over the held-out demonstrations, where there are any."""
-        return {"eval_loss": sum(map(float, self.loss_parts(self.heldout)))} if self.heldout else {}
+        if not self.heldout:
+            return {}
+        (loss,) = total(sum(map(float, self.loss_parts(self.heldout))))
+        return {"eval_loss": loss}
 
     def loss_parts(self, rows: list[Encoded]) -> Iterator[Tensor]:
-        """Losses of micro-batches, which add up to the mean over all response tokens of `rows`."""
+        """Losses of this process's micro-batches; all of them add up to the mean over all response tokens of `rows`."""
         tokens = sum(label != -100 for row in rows for label in row.labels[1:])
+        rows = list(share(rows))
         for group in cut_by_tokens([len(row.input_ids) for row in rows], self.budget.tokens):
             packed = Packed.from_sequences(
                 [rows[i].input_ids for i in group], [rows[i].labels for i in group], self.policy.model.device
@@ -111,13 +120,13 @@ def run_sft(config: SFTConfig) -> Path:
     if config.activation_checkpointing:
         policy.model.checkpoint_activations()
     run = SFT(config, policy, rows, heldout)
-    save = partial(_save, policy, tokenizer, resolve_source(config.model_name_or_path).base)
+    save = main_only(partial(_save, policy, tokenizer, resolve_source(config.model_name_or_path).base))
     checkpoints = Checkpoints(config, start, run.steps, {"optimiser": run.optimiser}, save)
     shown, quiet = {"loss": "loss", "eval_loss": "held out"}, bool(config.disable_tqdm)
     held = partial(holdings, [policy.model], run.optimiser)
     with (
         Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet) as tracker,
-        checkpoints.guard(held),
+        guard(checkpoints, held),
     ):
         if heldout and not checkpoints.done:
             tracker.log(0, run.evaluate())

@@ -6,6 +6,7 @@ import torch
 
 from rlhf_fast.runtime.checkpoint import list_checkpoints
 from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import State
@@ -38,7 +39,7 @@ def count(output, steps: int = 6, *, losses=(0.5,) * 6, until: int | None = None
     checkpoints = Checkpoints(
         config, start, steps, {"counter": counter}, lambda folder: (folder / "model").write_text("m")
     )
-    with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker, checkpoints.guard():
+    with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker, guard(checkpoints):
         for step in checkpoints.remaining():
             counter.step()
             tracker.log(step, {"loss": losses[step - 1]})

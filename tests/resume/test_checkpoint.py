@@ -55,7 +55,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, c
     with pytest.raises(DamagedCheckpoint, match=reason):
         verify(tmp_path / "checkpoint-4")
     counter = count(tmp_path, resume="auto")
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert f"{tmp_path / 'checkpoint-4'} is damaged: {reason}" in record.message
     assert record.message.endswith("checkpoint-3 is used instead")
     assert counter.count == 6 and counter.vector.tolist() == [6, 6, 6]

@@ -144,7 +144,7 @@ def out_of_memory() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "owner", "name", "call", "step"),
-    [("sft", SFT, "loss_parts", 5, 2), ("reward", RewardTraining, "_micro_batch", 4, 2),
+    [("sft", SFT, "loss_parts", 5, 3), ("reward", RewardTraining, "_micro_batch", 4, 3),
      ("ppo", PPO, "accumulate", 15, 3)],
 )  # fmt: skip
 def test_a_run_out_of_memory_says_what_was_held_and_what_helps(
@@ -185,7 +185,7 @@ def too_large_above(monkeypatch, owner, name: str, tokens: int) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "owner", "name"),
-    [("sft", SFT, "accumulate"), ("reward", RewardTraining, "accumulate"), ("ppo", PPO, "accumulate"),
+    [("sft", SFT, "accumulate"), ("reward", RewardTraining, "accumulate"), ("ppo", PPO, "_accumulate"),
      ("ppo", PPO, "score_tokens")],
 )  # fmt: skip
 def test_a_micro_batch_that_does_not_fit_is_halved_and_the_run_ends_as_one_with_the_half(

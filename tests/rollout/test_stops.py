@@ -67,9 +67,10 @@ def test_the_missing_eos_penalty_follows_the_stop_tokens_of_the_run(tmp_path, st
     options = {"custom": {"stop_token_id": likely}, "none": {"stop_token": "none"}, "eos": {}}[stop]
     ppo = run(tmp_path, lambda prompts, responses: [0.0] * len(responses), missing_eos_penalty=1.5, **options)
     rollout = ppo.collect()
-    ends = [response[-1] for response in rollout.responses()]
-    finished = [end == {"custom": likely, "none": None, "eos": 2}[stop] for end in ends]
-    assert any(finished) == (stop != "none") and not all(finished)
+    end = {"custom": likely, "none": 2, "eos": 2}[stop]
+    finished = [end in (response if stop == "none" else response[-1:]) for response in rollout.responses()]
+    assert any(finished) and not all(finished)
+    assert rollout.finished.tolist() == [done and stop != "none" for done in finished]
     assert ppo.score(rollout).tolist() == [0.0 if done else -1.5 for done in finished]
 
 

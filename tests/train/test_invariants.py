@@ -11,7 +11,6 @@ from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.invariants import InvariantError, check_entropy, check_first_ratio, check_scored
-from rlhf_kernels import PPOLoss
 from tests.train.cases import estimated, run
 
 
@@ -20,14 +19,6 @@ def scored(logprobs=(-1.0, -2.0), ref_logprobs=(-1.0, -2.0), kl=(0.0, 0.0)) -> R
     for name, values in (("logprobs", logprobs), ("ref_logprobs", ref_logprobs), ("kl", kl)):
         rollout.columns[name] = torch.tensor(values)
     return rollout
-
-
-def losses(ratio: float, clipfrac: float) -> list[PPOLoss]:
-    """Two micro-batches that add up to the minibatch's numbers."""
-    zero = torch.tensor(0.0)
-    half = [torch.tensor(ratio / 2), torch.tensor(clipfrac / 2)]
-    part = PPOLoss(zero, zero, zero, zero, clipfrac=half[1], value_clipfrac=zero, approx_kl=zero, ratio_mean=half[0])
-    return [part, part]
 
 
 @pytest.mark.parametrize(
@@ -95,10 +86,10 @@ def test_every_update_checks_its_entropies(tmp_path, monkeypatch):
 )
 def test_the_first_minibatch_sees_the_network_that_was_scored(ratio, clipfrac, dtype, holds):
     if holds:
-        check_first_ratio(losses(ratio, clipfrac), dtype)
+        check_first_ratio(ratio, clipfrac, dtype)
     else:
         with pytest.raises(InvariantError, match="do not see"):
-            check_first_ratio(losses(ratio, clipfrac), dtype)
+            check_first_ratio(ratio, clipfrac, dtype)
 
 
 def test_a_policy_that_changed_between_scoring_and_update_is_noticed(tmp_path):

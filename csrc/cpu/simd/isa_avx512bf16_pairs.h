@@ -2,19 +2,14 @@
 // ones, in which order they come out of their cells and go back at half the cost of 16 in a row.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
+#include "cells.h"
 #include "elements.h"
 #include "isa_avx512bf16.h"
 
 namespace rlhf {
 namespace {
-
-// The lanes i < count of up to 32
-inline std::uint32_t lanes_below(std::int64_t count) {
-    return static_cast<std::uint32_t>((std::uint64_t{1} << std::clamp<std::int64_t>(count, 0, 32)) - 1);
-}
 
 // 16 elements and the 16 after them to pairs of one of each
 RLHF_INLINE __m512i zip_halves(__m512i elements) {

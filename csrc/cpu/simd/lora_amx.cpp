@@ -1,16 +1,16 @@
-#include "../tile_kernels.h"
+#include "../lora_kernels.h"
 
 #if RLHF_AMX
 #include "isa_amx.h"
 #include "lora_outer.h"
-#include "tile_pack.h"
+#include "lora_pack.h"
 #include "lora_product.h"
 
 namespace rlhf::amx {
 
 void pack(const RightMatrix& matrix, std::uint16_t* packed) { pack_right(matrix, packed); }
 
-void multiply(const TileProductTask& task) { tile_product(task); }
+void multiply(const LoraProductTask& task) { lora_product(task); }
 
 void pack_transposed(const std::uint16_t* left, std::int64_t stride, std::int64_t ranks, const RowRange& range,
                      std::uint16_t* packed) {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "tile_pack.h"
+#include "lora_pack.h"
 
 namespace rlhf {
 namespace {
@@ -12,7 +12,7 @@ RLHF_TARGET inline void transpose_ranks(const std::uint16_t* left, std::int64_t 
                                         const RowRange& range, std::uint16_t* packed) {
     for (std::int64_t row = range.first; row < range.last; row += kStep) {
         for (std::int64_t rank = 0; rank < ranks; rank += kTile, packed += kStep * kTile) {
-            pack_rows(left + row * stride + rank, stride, ranks - rank, range.last - row, packed);
+            pack_rows(left + row * stride + rank, stride, ranks - rank, range.last - row, packed, 2 * kTile);
             __m512i cells[16];  // [pair of rows][rank]
             RLHF_UNROLL
             for (int i = 0; i < 16; ++i) cells[i] = _mm512_loadu_si512(packed + i * 32);
@@ -34,7 +34,7 @@ RLHF_TARGET inline void pack_outer(const OuterTask& task, std::int64_t row, std:
                                    std::uint16_t* cells) {
     constexpr std::int64_t tile = kStep * kTile;
     for (std::int64_t c = column; c < std::min(column + kOuterColumns, task.last_column); c += 32, cells += 2 * tile) {
-        const __mmask32 present = first_lanes(task.last_column - c);
+        const __mmask32 present = lanes_below(task.last_column - c);
         const std::uint16_t* from = task.right + row * task.right_stride + c;
         for (std::int64_t pair = 0; pair < 16; ++pair, from += 2 * task.right_stride) {
             const std::int64_t left = rows - 2 * pair;

@@ -2,36 +2,16 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include "../buffer.h"
-#include "../tile_kernels.h"
+#include "../lora_kernels.h"
 #include "isa_amx.h"
+#include "tile_sums.h"
 
 namespace rlhf {
 namespace {
 
 constexpr std::int64_t kBlockRows = 2 * kTile;
-
-// Two tiles of rows times kWidth tiles of columns, added to sums 0..3
-template <int kWidth>
-RLHF_INLINE void add_steps(const std::uint16_t* left, std::int64_t stride, std::int64_t depth,
-                           const std::uint16_t* right) {
-    const std::int64_t bytes = stride * 2;
-    const std::uint16_t* below = left + kTile * stride;
-    for (std::int64_t d = 0; d < depth; d += kStep, right += kWidth * kStep * kTile) {
-        tile_load<6>(right, Tiles::kRowBytes);
-        tile_load<4>(left + d, bytes);
-        tile_load<5>(below + d, bytes);
-        tile_multiply<0, 4, 6>();
-        if constexpr (kWidth == 2) {
-            tile_load<7>(right + kStep * kTile, Tiles::kRowBytes);
-            tile_multiply<1, 4, 7>();
-        }
-        tile_multiply<2, 5, 6>();
-        if constexpr (kWidth == 2) tile_multiply<3, 5, 7>();
-    }
-}
 
 // sums (32, kPanel) + bias -> bf16 rows of out
 RLHF_TARGET inline void write_block(const float* sums, const float* bias, std::int64_t rows, std::int64_t columns,
@@ -92,28 +72,17 @@ class RowPrefetch {
     std::int64_t bytes_, stride_, rows_, share_, row_ = 0, byte_ = 0;
 };
 
+// sums (32, up to 16 kWidth) += rows times a panel of a right operand
 template <int kWidth>
-RLHF_INLINE void store_sums(float* sums) {
-    constexpr std::int64_t bytes = kPanel * sizeof(float);
-    tile_store<0>(sums, bytes);
-    tile_store<2>(sums + kTile * kPanel, bytes);
-    if constexpr (kWidth == 2) {
-        tile_store<1>(sums + kTile, bytes);
-        tile_store<3>(sums + kTile * kPanel + kTile, bytes);
-    }
-}
-
-RLHF_INLINE void clear_sums() {
-    tile_zero<0>();
-    tile_zero<1>();
-    tile_zero<2>();
-    tile_zero<3>();
+RLHF_INLINE void add_panel(const std::uint16_t* left, std::int64_t stride, std::int64_t depth,
+                           const std::uint16_t* panel) {
+    multiply_tiles<2, kWidth>(left, stride * 2, panel, kWidth * Tiles::kRowBytes, depth / kStep);
 }
 
 // The rows of a block times the columns of an adapter, as the left operand of its second product.
 class InnerBlock {
    public:
-    explicit InnerBlock(const TileProductTask& task)
+    explicit InnerBlock(const LoraProductTask& task)
         : stride(round_up(task.ranks, kStep)), data(kBlockRows * stride), task_(task) {
         std::fill_n(data.data(), kBlockRows * stride, std::uint16_t(0));
     }
@@ -122,14 +91,7 @@ class InnerBlock {
         const std::int64_t depth = round_up(task_.left.depth, kStep);
         for (std::int64_t rank = 0; rank < task_.ranks; rank += kPanel) {
             const std::int64_t ranks = std::min(kPanel, task_.ranks - rank);
-            clear_sums();
-            if (ranks > kTile) {
-                add_steps<2>(left.data, left.stride, depth, task_.into + rank * depth);
-                store_sums<2>(sums);
-            } else {
-                add_steps<1>(left.data, left.stride, depth, task_.into + rank * depth);
-                store_sums<1>(sums);
-            }
+            (ranks > kTile ? project<2> : project<1>)(left, depth, task_.into + rank * depth, sums);
             write_block(sums, nullptr, rows, ranks, data.data() + rank, stride);
             if (task_.inner != nullptr) {
                 write_block(sums, nullptr, rows, ranks, task_.inner + row * task_.inner_stride + rank,
@@ -142,22 +104,30 @@ class InnerBlock {
     const Buffer<std::uint16_t> data;
 
    private:
-    const TileProductTask& task_;
+    template <int kWidth>
+    RLHF_TARGET static void project(const LeftBlock& left, std::int64_t depth, const std::uint16_t* panel,
+                                    float* sums) {
+        zero_sums<2, kWidth>();
+        add_panel<kWidth>(left.data, left.stride, depth, panel);
+        store_sums<2, kWidth>(sums, kPanel);
+    }
+
+    const LoraProductTask& task_;
 };
 
 template <int kWidth>
-RLHF_TARGET void panel_sums(const TileProductTask& task, const LeftBlock& left, const InnerBlock& inner,
+RLHF_TARGET void panel_sums(const LoraProductTask& task, const LeftBlock& left, const InnerBlock& inner,
                             std::int64_t panel, float* sums) {
     const std::int64_t depth = round_up(task.left.depth, kStep);
-    clear_sums();
-    add_steps<kWidth>(left.data, left.stride, depth, task.right + panel * depth);
+    zero_sums<2, kWidth>();
+    add_panel<kWidth>(left.data, left.stride, depth, task.right + panel * depth);
     if (task.ranks > 0) {
-        add_steps<kWidth>(inner.data.data(), inner.stride, inner.stride, task.out_of + panel * inner.stride);
+        add_panel<kWidth>(inner.data.data(), inner.stride, inner.stride, task.out_of + panel * inner.stride);
     }
-    store_sums<kWidth>(sums);
+    store_sums<2, kWidth>(sums, kPanel);
 }
 
-RLHF_TARGET inline void tile_product(const TileProductTask& task) {
+RLHF_TARGET inline void lora_product(const LoraProductTask& task) {
     const Tiles tiles;
     alignas(64) float sums[kBlockRows * kPanel];
     LeftBlock left(task.left);

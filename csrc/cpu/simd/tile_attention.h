@@ -7,6 +7,7 @@
 
 #include "math.h"
 #include "tile_operands.h"
+#include "tile_sums.h"
 
 namespace rlhf {
 namespace {
@@ -41,27 +42,15 @@ struct TileQueries {
 
 // c (32, 32): = or += a (32, 32 steps) times b [16 steps][32]; strides in elements
 template <bool kAdd>
-RLHF_TARGET inline void multiply_tiles(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b,
+RLHF_TARGET inline void multiply_block(const std::uint16_t* a, std::int64_t a_stride, const std::uint32_t* b,
                                        std::int64_t b_stride, std::int64_t steps, float* c, std::int64_t c_stride) {
-    const std::int64_t a_bytes = a_stride * 2, b_bytes = b_stride * 4, c_bytes = c_stride * 4;
-    float* const lower = c + 16 * c_stride;
     if constexpr (kAdd) {
-        tile_load<0>(c, c_bytes), tile_load<1>(c + 16, c_bytes);
-        tile_load<2>(lower, c_bytes), tile_load<3>(lower + 16, c_bytes);
+        load_sums<2, 2>(c, c_stride);
     } else {
-        tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+        zero_sums<2, 2>();
     }
-    for (std::int64_t step = 0; step < steps; ++step, a += kBlock, b += 16 * b_stride) {
-        tile_load<4>(a, a_bytes), tile_load<6>(b, b_bytes);
-        tile_multiply<0, 4, 6>();
-        tile_load<7>(b + 16, b_bytes);
-        tile_multiply<1, 4, 7>();
-        tile_load<5>(a + 16 * a_stride, a_bytes);
-        tile_multiply<2, 5, 6>();
-        tile_multiply<3, 5, 7>();
-    }
-    tile_store<0>(c, c_bytes), tile_store<1>(c + 16, c_bytes);
-    tile_store<2>(lower, c_bytes), tile_store<3>(lower + 16, c_bytes);
+    multiply_tiles<2, 2>(a, a_stride * 2, b, b_stride * 4, steps);
+    store_sums<2, 2>(c, c_stride);
 }
 
 // 2^x, exactly 1 at 0 and 0 for -inf; relative error 3e-6, a thousandth of what rounding to bf16 takes.

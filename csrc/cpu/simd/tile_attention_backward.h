@@ -115,14 +115,14 @@ RLHF_TARGET inline void add_keys(const TileBackwardScratch& s, const TileQueries
     const std::int64_t steps = s.depth / kBlock, rows = key * s.depth;
     for (std::int64_t slot = 0; slot < heads; ++slot) {
         const std::int64_t at = slot * s.depth / 2 * kBlock;
-        multiply_tiles<false>(s.key_rows + rows, s.depth, s.queries + at, kBlock, steps, s.scores, kBlock);
-        multiply_tiles<false>(s.value_rows + rows, s.depth, s.d_out + at, kBlock, steps, s.slopes, kBlock);
+        multiply_block<false>(s.key_rows + rows, s.depth, s.queries + at, kBlock, steps, s.scores, kBlock);
+        multiply_block<false>(s.value_rows + rows, s.depth, s.d_out + at, kBlock, steps, s.slopes, kBlock);
         differentiate(s, block, scale, key, slot);
     }
     for (std::int64_t d = 0; d < s.depth; d += kBlock) {
         float *const dk = s.dk + rows + d, *const dv = s.dv + rows + d;
-        multiply_tiles<true>(s.shares, kHeads * kBlock, s.d_out_zipped + d, s.depth, heads, dv, s.depth);
-        multiply_tiles<true>(s.d_scores, kHeads * kBlock, s.queries_zipped + d, s.depth, heads, dk, s.depth);
+        multiply_block<true>(s.shares, kHeads * kBlock, s.d_out_zipped + d, s.depth, heads, dv, s.depth);
+        multiply_block<true>(s.d_scores, kHeads * kBlock, s.queries_zipped + d, s.depth, heads, dk, s.depth);
     }
 }
 
@@ -132,7 +132,7 @@ RLHF_TARGET inline void write_query_gradient(const TileBackwardScratch& s, const
     const __m512 scale = Avx512::set1(a.scale);
     const std::uint32_t* const d_scores = s.d_scores_zipped + (slot * s.keys + block.first_key) / 2 * kBlock;
     for (std::int64_t d = 0; d < a.head_dim; d += kBlock) {
-        multiply_tiles<false>(s.key_columns + d * s.stride() + block.first_key, s.stride(), d_scores, kBlock,
+        multiply_block<false>(s.key_columns + d * s.stride() + block.first_key, s.stride(), d_scores, kBlock,
                               (block.last_key - block.first_key) / kBlock, s.scores, kBlock);
         for (std::int64_t query = 0; query < block.count; query += kLanes) {
             __m512i low[16], high[16];

@@ -103,14 +103,14 @@ RLHF_TARGET inline void tile_forward_block(const AttentionForward& forward, cons
     const std::int64_t token = task.first + block.first, steps = s.depth / kBlock;
     copy_rows({head_rows<std::uint16_t>(a.q, token, head), block.count, a.head_dim}, kBlock, s.depth, s.queries);
     for (std::int64_t key = block.first_key; key < block.last_key; key += kBlock) {
-        multiply_tiles<false>(s.queries, s.depth, s.packed_keys + key * s.depth / 2, kBlock, steps,
+        multiply_block<false>(s.queries, s.depth, s.packed_keys + key * s.depth / 2, kBlock, steps,
                               s.scores + key - block.first_key, s.stride());
     }
     float factors[kBlock];
     softmax(s, block, a.scale, forward.log_sum + head * a.tokens + token, factors);
     auto* const out = static_cast<std::uint16_t*>(forward.out) + (token * a.heads + head) * a.head_dim;
     for (std::int64_t d = 0; d < a.head_dim; d += kBlock) {
-        multiply_tiles<false>(s.shares, s.stride(), s.values + block.first_key / 2 * s.depth + d, s.depth,
+        multiply_block<false>(s.shares, s.stride(), s.values + block.first_key / 2 * s.depth + d, s.depth,
                               (block.last_key - block.first_key) / kBlock, s.out, kBlock);
         for (std::int64_t i = 0; i < block.count; ++i) {
             const float* const row = s.out + i * kBlock;

@@ -27,8 +27,8 @@ struct TileRows {
         const bool all_rows = first + 16 * R <= count;
         const std::int64_t whole = all_rows ? std::clamp(hidden_size / kTileDepth, begin, end) : begin;
         const std::uint16_t* const rows = data + first * stride;
-        multiply_tiles<R, G>(reinterpret_cast<const char*>(rows + begin * kTileDepth), stride * 2,
-                             panel + begin * G * 256, whole - begin);
+        multiply_tiles<R, G>(rows + begin * kTileDepth, stride * 2, panel + begin * G * 256, G * Tiles::kRowBytes,
+                             whole - begin);
         for (std::int64_t tile = whole; tile < end; ++tile) {
             alignas(64) char copy[2 * kTileBytes] = {};
             const std::int64_t elements = std::min(hidden_size - tile * kTileDepth, kTileDepth);
@@ -36,7 +36,7 @@ struct TileRows {
                 std::memcpy(copy + r * Tiles::kRowBytes, rows + r * stride + tile * kTileDepth,
                             static_cast<std::size_t>(elements) * sizeof *rows);
             }
-            multiply_tiles<R, G>(copy, Tiles::kRowBytes, panel + tile * G * 256, 1);
+            multiply_tiles<R, G>(copy, Tiles::kRowBytes, panel + tile * G * 256, G * Tiles::kRowBytes, 1);
         }
     }
 };

@@ -6,49 +6,19 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cells.h"
 #include "strips.h"
 #include "tile_product.h"
 
 namespace rlhf {
 namespace {
 
-// 16 x 16 cells, `stride` apart -> their transpose, `to_stride` apart
-RLHF_INLINE void transpose_cells(const std::uint32_t* from, std::int64_t stride, std::uint32_t* to,
-                                 std::int64_t to_stride) {
-    RLHF_UNROLL
-    for (int quad = 0; quad < 4; ++quad) {
-        __m512i v[4];  // rows i, i + 4, i + 8 and i + 12 of these four columns
-        RLHF_UNROLL
-        for (int i = 0; i < 4; ++i) {
-            const auto* const at = reinterpret_cast<const __m128i*>(from + i * stride + quad * 4);
-            v[i] = _mm512_castsi128_si512(_mm_loadu_si128(at));
-            v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at + stride), 1);  // 4 rows of `stride` cells further on
-            v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at + 2 * stride), 2);
-            v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at + 3 * stride), 3);
-        }
-        const __m512i low = _mm512_unpacklo_epi32(v[0], v[1]), low2 = _mm512_unpacklo_epi32(v[2], v[3]);
-        const __m512i high = _mm512_unpackhi_epi32(v[0], v[1]), high2 = _mm512_unpackhi_epi32(v[2], v[3]);
-        std::uint32_t* const column = to + quad * 4 * to_stride;
-        _mm512_storeu_si512(column, _mm512_unpacklo_epi64(low, low2));
-        _mm512_storeu_si512(column + to_stride, _mm512_unpackhi_epi64(low, low2));
-        _mm512_storeu_si512(column + 2 * to_stride, _mm512_unpacklo_epi64(high, high2));
-        _mm512_storeu_si512(column + 3 * to_stride, _mm512_unpackhi_epi64(high, high2));
-    }
-}
-
-// The first elements of two rows, as many as `present` has bits -> the cells of their pairs
-RLHF_INLINE void zip_rows(const std::uint16_t* even, const std::uint16_t* odd, __mmask16 present, std::uint32_t* out) {
-    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, even));
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, odd));
-    _mm512_store_si512(out, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-}
-
 // d_hidden (16 R rows, 16 G elements) += left (rows [row][step]) strip
 template <int R, int G>
 RLHF_TARGET void add_tiles(const std::uint32_t* left, std::int64_t left_stride, const std::uint32_t* strip,
                            std::int64_t steps, float* d_hidden, std::int64_t stride) {
     load_sums<R, G>(d_hidden, stride);
-    multiply_tiles<R, G>(reinterpret_cast<const char*>(left), left_stride * 4, strip, steps / 16);
+    multiply_tiles<R, G>(left, left_stride * 4, strip, G * Tiles::kRowBytes, steps / 16);
     store_sums<R, G>(d_hidden, stride);
 }
 
@@ -94,9 +64,11 @@ class GradientSums<TilePanelProduct, Source> {
             const std::uint16_t* const odd = weights_->data + std::min(2 * step + 1, last) * weights_->stride;
             RLHF_UNROLL
             for (int g = 0; g < G; ++g) {
-                const std::int64_t at = h + 16 * g, left = std::min<std::int64_t>(hidden_size_ - at, 16);
-                zip_rows(even + at, odd + at, static_cast<__mmask16>((1u << left) - 1),
-                         strip_.data() + (step * G + g) * 16);
+                const std::int64_t at = h + 16 * g;
+                const auto there = static_cast<__mmask16>(lanes_below(hidden_size_ - at));
+                _mm512_store_si512(strip_.data() + (step * G + g) * 16,
+                                   zip(_mm256_maskz_loadu_epi16(there, even + at),
+                                       _mm256_maskz_loadu_epi16(there, odd + at)));
             }
         }
     }

@@ -37,8 +37,8 @@ def lora_linear(
     view; it and `bias` share x's dtype.
 
     Differentiable once in x, weight, bias, A and B; what needs no gradient costs none. Nothing is mutated. Without an
-    adapter this is one `F.linear`. Backends: "native" (C++, bf16 on a CPU with AMX and a frozen weight) and
-    "reference", whose products are torch's. Raises
+    adapter this is one `F.linear`. C++ runs for bf16 on a CPU with AMX (not where RLHF_FAST_BACKEND=reference), and its
+    gradient where weight and bias are frozen; elsewhere the products are torch's. Raises
     ValueError for shapes, slots or offsets that do not fit.
     """
     if x.dim() != 2:

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_kernels.backends import Unneeded
 from rlhf_kernels.extension import LEVEL, MISSING, native
 from rlhf_kernels.library import Arguments
 from rlhf_kernels.lora_linear.reference import groups, split
+
+
+def serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether this backend is the faster one: elsewhere the reference's products are the vendor's own."""
+    return LEVEL == "amx" and x.is_cpu and x.dtype == weight.dtype == torch.bfloat16
 
 
 def supports(args: Arguments) -> str | None:
@@ -19,16 +23,14 @@ def supports(args: Arguments) -> str | None:
     if MISSING:
         return MISSING
     x, weight = args["x"], args["weight"]
-    if not (x.is_cpu and weight.is_cpu):
-        return f"x is on {x.device} and the weight on {weight.device}, and it runs on CPU tensors only"
-    if LEVEL != "amx" or x.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
-        return Unneeded("its tile registers need a processor with AMX and bfloat16 tensors")
+    if not serves(x, weight):
+        return "its tile registers need bfloat16 tensors on a processor with AMX"
     if any(t.dtype != torch.float32 or not t.is_contiguous() for t in (*args["lora_a"], *args["lora_b"])):
         return "it takes contiguous float32 adapters"
     if 1 not in weight.stride():
         return f"the weight has strides {weight.stride()}, expected contiguous rows or columns"
     if args.get("weight_gradient") or args.get("bias_gradient"):
-        return Unneeded("it leaves the weight and the bias frozen")
+        return "it leaves the weight and the bias frozen"
     return None
 
 

@@ -65,7 +65,8 @@ class Layer(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, *adapters: Tensor
     ) -> Tensor:
         lora_a, lora_b = adapters[: len(adapters) // 2], adapters[len(adapters) // 2 :]
-        y, inner, factors = lora_linear(x, weight, bias, lora_a, lora_b, *settings, None)
+        backend = None if native.serves(x, weight) else "reference"
+        y, inner, factors = lora_linear(x, weight, bias, lora_a, lora_b, *settings, backend)
         ctx.save_for_backward(x, weight, inner, factors, *adapters)
         ctx.settings = settings
         return y
@@ -76,9 +77,10 @@ class Layer(torch.autograd.Function):
         x, weight, inner, factors, *adapters = ctx.saved_tensors
         lora_a, lora_b = adapters[: len(adapters) // 2], adapters[len(adapters) // 2 :]
         x_gradient, weight_gradient, bias_gradient, _, *of_adapters = ctx.needs_input_grad
+        backend = None if native.serves(x, weight) and not (weight_gradient or bias_gradient) else "reference"
         dx, d_weight, d_bias, da, db = lora_linear_backward(
             x, weight, inner, factors, lora_a, lora_b, *ctx.settings, dy,
-            x_gradient, weight_gradient, bias_gradient, any(of_adapters), None,
+            x_gradient, weight_gradient, bias_gradient, any(of_adapters), backend,
         )  # fmt: skip
         return (
             dx if x_gradient else None,

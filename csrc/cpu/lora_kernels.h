@@ -1,7 +1,7 @@
 // Products of bf16 matrices in tile registers: what `lora_linear` is made of where the processor has them.
 //
-// A right operand is packed: panels of kPanel columns, a panel [step of kStep depth][tile of 16 columns][16 pairs][16],
-// with zeros where there is no column or depth; its last panel has one tile where one is enough.
+// A right operand is packed: panels of kPanel columns, a panel [pair of the depth][column], with zeros behind the last
+// column and depth up to whole tiles and steps; the last panel has one tile of columns where one is enough.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ struct LeftMatrix {
 
 // out = left right + (left into) out_of + bias: a product, and beside it a second one through `ranks` columns, an
 // adapter's, whose inner value is rounded to bf16.
-struct TileProductTask {
+struct LoraProductTask {
     std::int64_t rows, columns;
     LeftMatrix left;
     const std::uint16_t* right;  // packed (depth, columns)
@@ -67,7 +67,7 @@ struct OuterTask {
 #if RLHF_AMX
 namespace amx {
 void pack(const RightMatrix& matrix, std::uint16_t* packed);
-void multiply(const TileProductTask& task);
+void multiply(const LoraProductTask& task);
 // Rows [first, last) of left (.., ranks) -> [block of 32 rows][tile of 16 ranks][16][32], zeros where there is none
 void pack_transposed(const std::uint16_t* left, std::int64_t stride, std::int64_t ranks, const RowRange& range,
                      std::uint16_t* packed);

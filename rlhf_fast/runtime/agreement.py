@@ -1,0 +1,41 @@
+"""Whether all processes of a run are of the same one, checked before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from rlhf_fast.runtime.distributed import gather_parts, world_size
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.identity import differences
+from rlhf_fast.runtime.state import State
+
+
+def refuse_disagreement(identity: dict[str, Any], start: str, state: State) -> None:
+    """Raise `UsageError`, in every process, naming the first that differs from process 0 and in what.
+
+    Compared are the run's identity (config, data, models), the checkpoint that it starts from, and a digest of the
+    tensors of `state` (what is trained).
+    """
+    if world_size() == 1:
+        return
+    own = identity | {"the checkpoint to start from": start, "the initial weights": _digest(state)}
+    text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
+    first, *others = [json.loads(bytes(part.tolist())) for part in gather_parts(text)]
+    for rank, other in enumerate(others, 1):
+        if names := differences(first, other):
+            what = "; ".join(f"{name} is {other.get(name)!r}, on process 0 {first.get(name)!r}" for name in names)
+            raise UsageError(
+                f"process {rank} is of another run than process 0: {what}. Start all processes with the same command, "
+                "and let them read the same files."
+            )
+
+
+def _digest(state: State) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.tensors.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,186 @@
+"""`PPOConfig` of the trainer: the fields and defaults of TRL 1.12's, over those of the engine.
+
+Fields of the command line that models and data given as objects leave no use for (`dataset_name`, `dtype`, `lora_r`)
+are no arguments here, so that the class stands beside a script's own dataclasses in one `HfArgumentParser`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from transformers.trainer_utils import SaveStrategy
+
+from rlhf_fast.runtime.config import SERVED
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.train import ppo_config
+
+logger = logging.getLogger("rlhf_fast.notices")
+
+EVENTS = frozenset({
+    "report_to", "run_name", "project", "trackio_space_id", "logging_steps", "logging_strategy", "logging_first_step",
+    "eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "do_train", "do_eval", "do_predict",
+})  # fmt: skip
+"""Inherited fields that callbacks, the evaluation or the script itself read."""
+HUB = frozenset({"push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision"})
+UNNEEDED = {
+    "gradient_checkpointing_kwargs": "recomputation is non-reentrant",
+    "activation_checkpointing_kwargs": "recomputation is non-reentrant",
+    "remove_unused_columns": "columns beside the prompt go to reward functions",
+    "dataloader_num_workers": "prompts are tokenised once, before training",
+    "dataloader_drop_last": "a batch is always full",
+    "ddp_find_unused_parameters": "training is one process",
+    "torch_empty_cache_steps": "nothing is padded, so the cache does not fragment",
+    "use_liger_kernel": "logits are never stored",
+    "log_level": "logging follows Python's own settings",
+}
+"""Fields that TRL takes and on which no result depends, and why; setting one is answered with one line."""
+INSTEAD = {
+    "fp16": "bf16", "max_steps": "total_episodes", "resume_from_checkpoint": "train(resume_from_checkpoint=...)",
+}  # fmt: skip
+COMPUTED = frozenset({
+    "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "local_mini_batch_size", "batch_size",
+    "mini_batch_size",
+})  # fmt: skip
+"""Fields that follow from others; TRL fills them in, and so does this class."""
+FOR_THE_SCRIPT = frozenset({
+    "sft_model_path", "reward_model_path", "dataset_num_proc", "num_sample_generations",
+    "local_rollout_forward_batch_size", "ds3_gather_for_generation",
+})  # fmt: skip
+"""Fields on which no result of the trainer depends."""
+
+_AS_PARSED: dict[str, tuple[Any, Any]] = {"include_num_input_tokens_seen": (False, "no"), "debug": (None, "")}
+"""Inherited fields that `HfArgumentParser` hands over as something else than their defaults when they are left out."""
+
+
+@dataclass
+class PPOConfig(ppo_config.PPOConfig):
+    """TRL's `PPOConfig`. `preset="trl"` is the default: its formulas, past EOS unless a stop token is named."""
+
+    served: ClassVar[frozenset[str]] = SERVED | EVENTS | HUB | {"bf16"} | set(UNNEEDED)
+    instead: ClassVar[dict[str, str]] = ppo_config.PPOConfig.instead | INSTEAD
+    free: ClassVar[frozenset[str]] = EVENTS | HUB | set(UNNEEDED) | COMPUTED | FOR_THE_SCRIPT
+
+    preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = field(
+        default="trl", metadata={"help": "Whose formulas are taken, in the fields that have their default values."}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints and metrics.jsonl are written."})
+    stop_token: Literal["eos", "none"] | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "eos: a response ends at the tokenizer's EOS. Default: it runs to its budget."}
+    )
+    sft_model_path: str | None = field(
+        default="EleutherAI/pythia-160m", metadata={"help": "For the script: where it loads the policy from."}
+    )
+    reward_model_path: str | None = field(
+        default="EleutherAI/pythia-160m", metadata={"help": "For the script: where it loads the reward model from."}
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "For the script: processes with which it tokenises."}
+    )
+    local_rollout_forward_batch_size: int = field(
+        default=64, metadata={"help": "Sequences decoded together. Memory and speed only."}
+    )
+    num_sample_generations: int = field(
+        default=10, metadata={"help": "How often in a run completions of eval_dataset are printed; 0: never."}
+    )
+    model_adapter_name: str | None = field(
+        default=None, metadata={"help": "Which adapter of a PeftModel is trained. Default: its active one."}
+    )
+    ref_adapter_name: str | None = field(
+        default=None, metadata={"help": "Which adapter of a PeftModel is the reference. Default: none, the bare base."}
+    )
+    ds3_gather_for_generation: bool = field(
+        default=True, metadata={"help": "DeepSpeed is not used: only true is accepted."}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "true: compute a frozen base in bfloat16; false: in float32. Default: as it was loaded."},
+    )
+    logging_steps: float = field(
+        default=1, metadata={"help": "Iterations from one on_log to the next; below 1, their share of all."}
+    )
+    eval_steps: float | None = field(
+        default=10, metadata={"help": "Iterations from one evaluation to the next; below 1, their share of all."}
+    )
+    save_steps: float = field(
+        default=500, metadata={"help": "Iterations from one checkpoint to the next; below 1, their share of all."}
+    )
+    save_total_limit: int | None = field(default=None, metadata={"help": "Newest checkpoints kept. Default: all."})
+    save_strategy: SaveStrategy | str = field(
+        default="steps", metadata={"help": "steps: a checkpoint every save_steps and after the last. no: none."}
+    )
+    world_size: int | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Set by the trainer: 1."}
+    )
+    num_total_batches: int | None = field(default=None, metadata={"help": "Set by the trainer: iterations."})
+    micro_batch_size: int | None = field(default=None, metadata={"help": "Computed: per_device_train_batch_size."})
+    local_batch_size: int | None = field(default=None, metadata={"help": "Computed: batch_size."})
+    batch_size: int | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Computed: per_device_train_batch_size * gradient_accumulation_steps."}
+    )
+    local_mini_batch_size: int | None = field(default=None, metadata={"help": "Computed: mini_batch_size."})
+    mini_batch_size: int | None = field(default=None, metadata={"help": "Computed: batch_size / num_mini_batches."})
+
+    # what the command line needs and objects handed over leave no use for
+    dtype: Literal["auto", "bfloat16", "float32"] = field(default="auto", init=False)
+    use_peft: bool = field(default=True, init=False)
+    lora_r: int = field(default=16, init=False)
+    lora_alpha: float = field(default=32, init=False)
+    lora_target_modules: list[str] | None = field(default=None, init=False)
+    lora_layers: list[int] | None = field(default=None, init=False)
+    dataset_name: str | None = field(default=None, init=False)
+    dataset_format: str | None = field(default=None, init=False)
+    chat_template_path: str | None = field(default=None, init=False)
+    max_rollout_batch: int = field(default=32, init=False)
+    profile: bool = field(default=False, init=False)
+    reward_funcs: list[str] = field(default_factory=list, init=False)
+    reward_weights: list[float] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._refuse_both_stops()
+        self.stop_token = self.stop_token or "none"
+        self.max_rollout_batch = self.local_rollout_forward_batch_size
+        for name, (parsed, default) in _AS_PARSED.items():
+            if getattr(self, name) is parsed:
+                setattr(self, name, default)
+        self._compute_sizes()
+        self._say_what_is_unneeded()
+        super().__post_init__()
+        self.require(self.ds3_gather_for_generation, "ds3_gather_for_generation", "true: DeepSpeed is not used here")
+        self.require(self.local_rollout_forward_batch_size >= 1, "local_rollout_forward_batch_size", "at least 1")
+        self.require(self.num_sample_generations >= 0, "num_sample_generations", "0 (never) or more")
+        self.require(self.eval_strategy in ("no", "steps"), "eval_strategy", "steps or no")
+        self.require(self.logging_strategy in ("no", "steps"), "logging_strategy", "steps or no")
+
+    def _refuse_both_stops(self) -> None:
+        if self.stop_token == "eos" and self.stop_token_id is not None:
+            raise UsageError(f"stop_token='eos' and stop_token_id={self.stop_token_id} are both set; set one of them.")
+
+    def _compute_sizes(self) -> None:
+        """Fill in the sizes that follow from others. Raises `UsageError` for one that was given and does not."""
+        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if self.num_mini_batches < 1 or batch % self.num_mini_batches:
+            raise UsageError(
+                f"the batch of {batch} responses (per_device_train_batch_size * gradient_accumulation_steps) is no "
+                f"multiple of num_mini_batches={self.num_mini_batches}; change one of them."
+            )
+        mini = batch // self.num_mini_batches
+        sizes = {
+            "world_size": 1, "micro_batch_size": self.per_device_train_batch_size, "local_batch_size": batch,
+            "batch_size": batch, "local_mini_batch_size": mini, "mini_batch_size": mini,
+        }  # fmt: skip
+        for name, value in sizes.items():
+            if getattr(self, name) not in (None, value):
+                raise UsageError(
+                    f"{name}={getattr(self, name)} contradicts the other fields, by which it is {value}. Leave it out, "
+                    "and set per_device_train_batch_size, gradient_accumulation_steps and num_mini_batches."
+                )
+            setattr(self, name, value)
+
+    def _say_what_is_unneeded(self) -> None:
+        defaults = {f.name: f.default for f in fields(type(self))}
+        for name, why in UNNEEDED.items():
+            value: Any = getattr(self, name)
+            if value not in (defaults[name], {"use_reentrant": False}):
+                logger.warning("%s=%r has no effect here: %s.", name, value, why)

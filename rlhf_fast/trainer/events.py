@@ -1,0 +1,86 @@
+"""State, control and callbacks of a run, as transformers' trainer has them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
+
+from rlhf_fast.train.ppo import PPO
+from rlhf_fast.trainer.config import PPOConfig
+
+Callback = TrainerCallback | type[TrainerCallback]
+
+
+@dataclass
+class PPOState(TrainerState):
+    """transformers' state, and the responses sampled so far."""
+
+    episode: int = 0
+
+
+class Events:
+    """Calls transformers' callbacks in order; the control that they return is `control`.
+
+    transformers' own default flow decides from the config when to log, evaluate and save; those of `report_to` follow,
+    then the ones given.
+    """
+
+    def __init__(
+        self, args: PPOConfig, ppo: PPO, tokenizer: PreTrainedTokenizerBase, callbacks: list[Callback]
+    ) -> None:
+        self.args, self.ppo = args, ppo
+        own = [DefaultFlowCallback, *get_reporting_integration_callbacks(args.report_to)]
+        self.callback_handler = CallbackHandler(
+            [*own, *callbacks], ppo.policy.model.base, tokenizer, ppo.optimiser.adamw, ppo.optimiser.schedule
+        )
+        self.control = TrainerControl()
+        stateful = [cb for cb in [*self.callback_handler.callbacks, self.control] if isinstance(cb, ExportableState)]
+        self.state = PPOState(stateful_callbacks=stateful)  # type: ignore[arg-type]
+        self.call("on_init_end")
+
+    def call(self, event: str, **given: Any) -> None:
+        self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, **given)
+
+    def begin(self, done: int) -> None:
+        """Before the first of the iterations that are left, after `done` of them."""
+        self.state.max_steps = self.ppo.iterations
+        self.state.num_train_epochs = self._epochs(self.ppo.iterations)  # type: ignore[assignment]
+        self.state.compute_steps(self.args, self.state.max_steps)
+        self._count(done)
+        self.began, self.episodes_before = time.perf_counter(), self.state.episode
+        self.call("on_train_begin")
+
+    def step(self) -> dict[str, float]:
+        """One iteration of the engine, counted. Adds episodes a second (`eps`) to its metrics."""
+        metrics = self.ppo.step()
+        self._count(self.state.global_step + 1)
+        seconds = time.perf_counter() - self.began
+        return metrics | {"eps": (self.state.episode - self.episodes_before) / seconds}
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Keep `logs` in the state's history and hand them to the callbacks."""
+        row = logs | {"epoch": self.state.epoch}
+        self.state.log_history.append(row | {"step": self.state.global_step})
+        self.call("on_log", logs=row)
+
+    def add_callback(self, callback: Callback) -> None:
+        self.callback_handler.add_callback(callback)
+
+    def pop_callback(self, callback: Callback) -> TrainerCallback | None:
+        return self.callback_handler.pop_callback(callback)
+
+    def remove_callback(self, callback: Callback) -> None:
+        self.callback_handler.remove_callback(callback)
+
+    def _count(self, step: int) -> None:
+        self.state.global_step, self.state.episode = step, step * self.ppo.config.batch_size
+        self.state.epoch = self._epochs(step)
+
+    def _epochs(self, iterations: int) -> float:
+        """Passes over the prompts."""
+        return iterations * self.ppo.config.batch_size / len(self.ppo.prompts)

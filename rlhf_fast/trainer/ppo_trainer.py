@@ -1,0 +1,207 @@
+"""`PPOTrainer`: PPO with the arguments, events and methods of TRL 1.12's trainer, over `rlhf_fast.train.ppo`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_fast.model.holdings import holdings
+from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.runtime.device import seed_everything
+from rlhf_fast.runtime.distributed import refuse_many
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.guard import guard
+from rlhf_fast.runtime.identity import fingerprint
+from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.resume import choose_start
+from rlhf_fast.runtime.saving import Checkpoints
+from rlhf_fast.runtime.state import Stateful
+from rlhf_fast.runtime.tracking import Tracker
+from rlhf_fast.train.collapse import CollapseWatch
+from rlhf_fast.train.ppo import PPO
+from rlhf_fast.train.ppo_run import SHOWN, save_policy
+from rlhf_fast.train.prompts import Prompts
+from rlhf_fast.train.roles import Roles
+from rlhf_fast.train.rollout_log import RolloutLog
+from rlhf_fast.trainer import hub
+from rlhf_fast.trainer.config import PPOConfig
+from rlhf_fast.trainer.events import Callback, Events
+from rlhf_fast.trainer.inputs import check_models, read_datasets
+from rlhf_fast.trainer.optimisers import Optimisers, use_given
+from rlhf_fast.trainer.prompts import Collator
+from rlhf_fast.trainer.rewards import build_reward
+from rlhf_fast.trainer.roles import build_roles
+from rlhf_fast.trainer.sampling import Completion, complete, evaluate, send_to_wandb, show
+
+
+class PPOTrainer(Events):
+    """Trains `model` by PPO; which model plays which role is said in `rlhf_fast.trainer.roles`.
+
+    reward_model: a classifier with one output, a function of (prompts, responses, **columns), or a reward source.
+    train_dataset, eval_dataset: rows with `input_ids`, or with text or messages. eval_dataset may be a dict of them.
+    The models are changed in place. Everything that cannot be used raises `UsageError` here. What differs from TRL,
+    and why, is in docs/migration.md.
+    """
+
+    def __init__(
+        self,
+        args: PPOConfig,
+        processing_class: PreTrainedTokenizerBase,
+        model: PreTrainedModel | PeftModel,
+        ref_model: PreTrainedModel | None,
+        reward_model: Any,
+        train_dataset: Iterable[Any],
+        value_model: PreTrainedModel | None = None,
+        data_collator: Collator | None = None,
+        eval_dataset: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
+        optimizers: Optimisers = (None, None),
+        callbacks: list[Callback] | None = None,
+        peft_config: object | None = None,
+    ) -> None:
+        refuse_many("PPOTrainer")
+        check_models(args, model, ref_model, reward_model, value_model)
+        refuse_unwritable("output_dir", Path(str(args.output_dir)))
+        models = (model, ref_model, reward_model, value_model)
+        prompts, self.held_out = read_datasets(
+            args, processing_class, models, train_dataset, eval_dataset, data_collator
+        )
+        seed_everything(args.seed)
+        roles = build_roles(args, model, ref_model, value_model, peft_config)
+        reward = build_reward(reward_model, args, prompts.columns)
+        args.total_episodes = args.total_episodes or max(1, int(args.num_train_epochs * len(prompts)))
+        ppo = PPO(
+            args, roles.policy, roles.reference, roles.critic, reward, processing_class, prompts,
+            starts_as_reference=roles.starts_as_reference,
+        )  # fmt: skip
+        args.num_total_batches = ppo.iterations
+        use_given(ppo.optimiser, optimizers)
+        self.roles = Roles(roles.policy, roles.reference, roles.critic, None, roles.base)
+        self.processing_class = processing_class
+        self.model = self.policy_model = roles.policy.model.base
+        super().__init__(args, ppo, processing_class, callbacks or [])
+
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> None:
+        """All iterations that are left. `resume_from_checkpoint`: a checkpoint's path, or True for the newest."""
+        args, output = self.args, Path(str(self.args.output_dir))
+        if resume_from_checkpoint:
+            args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
+        start = choose_start(args, self._inputs())
+        if start.finished:
+            return
+        watch = CollapseWatch()
+        ppo, rollouts = self.ppo, RolloutLog(output, enabled=args.log_rollouts)
+        parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
+        checkpoints = Checkpoints(args, start, ppo.iterations, parts, self._save, undo=ppo.undoes)
+        held = partial(holdings, [ppo.reference.model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)
+        ppo.rollouts, quiet = rollouts, bool(args.disable_tqdm)
+        with (
+            Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
+            rollouts,
+            guard(checkpoints, held),
+        ):
+            self.begin(checkpoints.done)
+            for iteration in checkpoints.remaining():
+                self._iterate(iteration, tracker, watch, checkpoints)
+                if self.control.should_training_stop:
+                    break
+            ppo.optimiser.refuse_stuck()
+            self.call("on_train_end")
+        if args.save_strategy != "no":
+            checkpoints.save_results()
+            checkpoints.finish()
+
+    def update(self, rollout: Rollout, scores: Iterable[float] | None = None) -> dict[str, float]:
+        """One iteration on a rollout from elsewhere (`Rollout.from_responses`); returns its metrics.
+
+        The reward scores it, unless `scores` has one number for each response. Its columns are filled in place.
+        """
+        if scores is None:
+            lengths = rollout.prompt_lengths.tolist()
+            ids = [sequence[:length] for sequence, length in zip(rollout.sequences(), lengths, strict=True)]
+            rows = torch.arange(len(rollout), device=rollout.tokens.device)
+            prompts = Prompts(ids, self.processing_class.batch_decode(ids))
+            return self.ppo.learn(rollout, self.ppo.judge(replace(rollout, prompt_rows=rows), prompts))
+        given = torch.tensor(list(scores), dtype=torch.float32)
+        if given.shape != (len(rollout),):
+            raise UsageError(f"got {len(given)} scores for {len(rollout)} responses; expected one for each.")
+        self.ppo.reward.parts = {}
+        return self.ppo.learn(rollout, given)
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean score and KL on held-out prompts, as `eval_objective/scores`, ...; `on_log` and `on_evaluate` follow."""
+        if not self.held_out:
+            raise UsageError("there is nothing to evaluate on: pass eval_dataset.")
+        metrics = {
+            f"{prefix}_{name}": value
+            for prefix, prompts in self.held_out.items()
+            for name, value in evaluate(self.ppo, prompts).items()
+        }
+        self.log(metrics)
+        self.call("on_evaluate", metrics=metrics)
+        return metrics
+
+    def generate_completions(self, sampling: bool = False) -> list[Completion]:
+        """Nearly greedy completions of the held-out prompts with their scores; the first five are printed.
+
+        sampling: only of the first `per_device_eval_batch_size` prompts. Without eval_dataset there are none.
+        """
+        count = self.args.per_device_eval_batch_size if sampling else None
+        completions = [one for prompts in self.held_out.values() for one in complete(self.ppo, prompts, count)]
+        if completions:
+            show(completions)
+            if "wandb" in (self.args.report_to or ()):
+                send_to_wandb(completions)
+        return completions
+
+    def save_model(self, output_dir: str | None = None) -> None:
+        """The policy alone, with its tokenizer: a PEFT adapter, or the whole model where all of it was trained."""
+        self._save(Path(output_dir or str(self.args.output_dir)))
+
+    def push_to_hub(
+        self, commit_message: str = "End of training", blocking: bool = True, token: str | None = None,
+        revision: str | None = None, *, dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+    ) -> Any:  # fmt: skip
+        """Save the policy to `output_dir` and upload that, without checkpoints, with a short model card."""
+        self.save_model()
+        return hub.push(
+            self.args, self.roles.base, commit_message=commit_message, blocking=blocking, token=token,
+            revision=revision, dataset_name=dataset_name, tags=tags,
+        )  # fmt: skip
+
+    def _iterate(self, iteration: int, tracker: Tracker, watch: CollapseWatch, checkpoints: Checkpoints) -> None:
+        self.call("on_step_begin")
+        metrics = self.step()
+        watch.look(metrics)
+        self.call("on_step_end")
+        if self.control.should_log:
+            self.log(metrics)
+        if self.control.should_evaluate:
+            metrics |= self.evaluate()
+        tracker.log(iteration, metrics)
+        checkpoints.after(iteration, metrics, due=self.control.should_save)
+        if self.control.should_save:
+            self.call("on_save")
+        often = self.args.num_sample_generations
+        if often and (iteration - 1) % max(1, self.ppo.iterations // often) == 0:
+            self.generate_completions(sampling=True)
+
+    def _save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_policy(self.ppo, self.roles, self.processing_class, folder)
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the result depends on beside the config, as far as a checkpoint has to fit it."""
+        prompts = self.ppo.prompts
+        return {
+            "contents of the data": fingerprint((prompts.ids, prompts.texts, prompts.columns)),
+            "base": self.roles.base,
+            "rewards": [[source.name, weight] for source, weight in self.ppo.reward.sources],
+        }

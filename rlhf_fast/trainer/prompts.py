@@ -1,0 +1,76 @@
+"""`Prompts` from a dataset as a script hands it over: token ids, plain text, or conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from rlhf_fast.data.readers import read_prompts
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.train.prompts import Prompts
+from rlhf_fast.trainer.config import PPOConfig
+
+Collator = Callable[[list[dict[str, Any]]], Any]
+
+
+def read_dataset(
+    dataset: Iterable[Any], tokenizer: PreTrainedTokenizerBase, args: PPOConfig, *,
+    name: str, room: int | None, vocabulary: int, collator: Collator | None,
+) -> Prompts:  # fmt: skip
+    """Prompts of at most `room` tokens with ids below `vocabulary`. Raises `UsageError` naming the row.
+
+    Rows with `input_ids` are taken as they are, without padding; a `collator` other than transformers' padding one is
+    asked for each row's ids first. Other rows are read as `rlhf_fast.data` reads them, and tokenised.
+    """
+    rows = list(dataset)
+    if not rows:
+        raise UsageError(f"{name} is empty; expected at least one prompt.")
+    if collator is not None and not isinstance(collator, DataCollatorWithPadding):
+        rows = [row | _collated(collator, row) for row in rows]
+    if "input_ids" in rows[0]:
+        prompts = _of_ids(rows, tokenizer, room, name)
+    else:
+        read = read_prompts(rows, on_bad_row=args.on_bad_row).rows
+        prompts = Prompts.encode(tokenizer, read, room, source=name, on_bad_row=args.on_bad_row)
+    _check_ids(prompts, vocabulary, name)
+    return prompts
+
+
+def _of_ids(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, room: int | None, name: str) -> Prompts:
+    ids = [_unpadded(row, index, name) for index, row in enumerate(rows, 1)]
+    for index, prompt in enumerate(ids, 1):
+        if room is not None and len(prompt) > room:
+            raise UsageError(
+                f"row {index} of {name} has {len(prompt)} tokens and {room} fit beside the response. Shorten it, raise "
+                "max_length (up to the model's context), or lower response_length."
+            )
+    names = sorted(set.intersection(*map(set, rows)) - {"input_ids", "attention_mask", "labels"})
+    return Prompts(ids, tokenizer.batch_decode(ids), {column: [row[column] for row in rows] for column in names})
+
+
+def _unpadded(row: dict[str, Any], index: int, name: str) -> list[int]:
+    """The row's token ids where its attention mask, if it has one, is 1."""
+    ids = list(map(int, row["input_ids"]))
+    mask = row.get("attention_mask")
+    kept = ids if mask is None else [token for token, seen in zip(ids, mask, strict=True) if seen]
+    if not kept:
+        raise UsageError(f"row {index} of {name} has no token; a response needs one to follow. Remove the row.")
+    return kept
+
+
+def _collated(collator: Collator, row: dict[str, Any]) -> dict[str, Any]:
+    batch = collator([row])
+    return {key: batch[key][0].tolist() for key in ("input_ids", "attention_mask") if key in batch}
+
+
+def _check_ids(prompts: Prompts, vocabulary: int, name: str) -> None:
+    """A token added to the tokenizer without resizing the embeddings may be the pad token, which is never fed."""
+    for index, ids in enumerate(prompts.ids, 1):
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise UsageError(
+                f"row {index} of {name} has token id {max(ids)} and the model's embeddings have {vocabulary} rows. "
+                "Tokenise with the model's own tokenizer, give padded rows their attention_mask, or resize the "
+                "embeddings."
+            )

@@ -1,0 +1,55 @@
+"""What a script hands over as `reward_model`, as a reward of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlhf_fast.rewards.adapter import AdapterReward
+from rlhf_fast.rewards.chosen import patient
+from rlhf_fast.rewards.function import FunctionReward
+from rlhf_fast.rewards.source import RewardSource
+from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.trainer.classifier import open_classifier
+from rlhf_fast.trainer.config import PPOConfig
+from rlhf_fast.trainer.roles import place
+
+
+def build_reward(reward_model: Any, args: PPOConfig, columns: Iterable[str]) -> WeightedRewards:
+    """A classifier (on the sampled token ids, at the last one), a function of texts, or a reward source.
+
+    `columns` are the dataset's, which a function is called with. Raises `UsageError` for anything else.
+    """
+    if isinstance(reward_model, WeightedRewards):
+        return reward_model
+    source = _source(reward_model, args, columns)
+    if isinstance(reward_model, PreTrainedModel):
+        return WeightedRewards([(source, 1.0)])
+    return WeightedRewards(patient([(source, 1.0)], timeout=args.reward_timeout, retries=args.reward_retries))
+
+
+def _source(reward_model: Any, args: PPOConfig, columns: Iterable[str]) -> RewardSource:
+    if isinstance(reward_model, PreTrainedModel):
+        place(reward_model, args, reward_model.dtype)
+        classifier = open_classifier("reward_model", reward_model)
+        return AdapterReward("reward_model", classifier, args.max_tokens_per_micro_batch)
+    if isinstance(reward_model, nn.Module):
+        raise UsageError(
+            f"reward_model is a {type(reward_model).__name__}; expected a model of transformers, a function of "
+            "(prompts, responses, **columns), or a reward source. Wrap it in a function."
+        )
+    if hasattr(reward_model, "score") and hasattr(reward_model, "name"):
+        return cast("RewardSource", reward_model)
+    if not callable(reward_model):
+        raise UsageError(
+            f"reward_model is {reward_model!r}; expected an AutoModelForSequenceClassification with num_labels=1, a "
+            "function of (prompts, responses, **columns), or a reward source."
+        )
+    name = getattr(reward_model, "__name__", "reward")
+    source = FunctionReward(name if name.isidentifier() else "reward", reward_model)
+    source.check_signature(columns)
+    return source
