@@ -160,8 +160,7 @@ def _exchange() -> Iterator[None]:
         reason = str(error).strip().splitlines()[0]
         raise LostProcess(
             f"process {rank()} of {world_size()} cannot go on: another one ended, or did not come to an exchange "
-            f"within ddp_timeout ({reason}). What that one printed says why. Checkpoints are whole: go on with "
-            "resume=auto."
+            f"within ddp_timeout ({reason}). What that one printed says why."
         ) from error
 
 

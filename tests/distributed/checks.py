@@ -74,8 +74,8 @@ def another_run(folder: Path, output: Path, what: str) -> None:
 
 
 def long_run(folder: Path, output: Path, timeout: int) -> None:
-    """PPO that is not over before somebody stops it, with a checkpoint after every iteration."""
-    train("ppo", folder, output, {"total_episodes": 80_000, "save_steps": 1, "ddp_timeout": timeout})
+    """PPO that is not over before somebody stops it, with checkpoints at the end only."""
+    train("ppo", folder, output, {"total_episodes": 80_000, "save_steps": 10_000, "ddp_timeout": timeout})
 
 
 def no_reply() -> None:
