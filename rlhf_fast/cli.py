@@ -28,7 +28,7 @@ VERBS = {
         "a reward model from ranked responses",
     ),
     "ppo": Verb(
-        "rlhf_fast.train.ppo_config:PPOConfig", "rlhf_fast.train.ppo_run:run_ppo",
+        "rlhf_fast.train.ppo_config:PPORunConfig", "rlhf_fast.train.ppo_run:run_ppo",
         "PPO against a reward, with a KL penalty",
     ),
     "generate": Verb(

@@ -11,7 +11,7 @@ from rlhf_fast import (
     EvaluateConfig,
     FunctionReward,
     GenerateConfig,
-    PPOConfig,
+    PPORunConfig,
     RewardConfig,
     SFTConfig,
     run_evaluate,
@@ -65,7 +65,7 @@ def run(stage: str, good: Path, output: Path, **options: Any) -> Any:
     config, function, own = {
         "sft": (SFTConfig, run_sft, training),
         "reward": (RewardConfig, run_reward, training | {"response_length": 4}),
-        "ppo": (PPOConfig, run_ppo, training | {"response_length": 4}),
+        "ppo": (PPORunConfig, run_ppo, training | {"response_length": 4}),
         "evaluate": (EvaluateConfig, run_evaluate, {"reward_model_paths": ["base_reward"], "output_dir": str(output)}),
         "generate": (GenerateConfig, run_generate, {"output_file": str(output / "out.jsonl")}),
     }[stage]  # fmt: skip

@@ -19,7 +19,7 @@ from rlhf_fast import (
     EvaluateConfig,
     FunctionReward,
     GenerateConfig,
-    PPOConfig,
+    PPORunConfig,
     RewardConfig,
     SFTConfig,
     UsageError,
@@ -36,7 +36,7 @@ from rlhf_fast.runtime.parse import field_names
 from tests.field_values import ELSEWHERE, EVALUATE, GENERATE, PPO, REWARD, SFT, Change
 from tests.tiny_tokenizer import CHATML, tiny_tokenizer
 
-STAGES = {SFTConfig: SFT, RewardConfig: REWARD, PPOConfig: PPO, EvaluateConfig: EVALUATE, GenerateConfig: GENERATE}
+STAGES = {SFTConfig: SFT, RewardConfig: REWARD, PPORunConfig: PPO, EvaluateConfig: EVALUATE, GenerateConfig: GENERATE}
 IDS = {cls: cls.__name__ for cls in STAGES}
 CASES = [
     pytest.param(cls, name, change, id=f"{IDS[cls]}-{name}")
@@ -91,7 +91,7 @@ def options(cls: type, folder: Path, output: Path) -> dict[str, Any]:
             "model_name_or_path": "base", "dataset_name": "rows_ranked.jsonl", "num_train_epochs": 1.0,
             "normalise_samples": 4, "response_length": 4, "eval_fraction": 0.25,
         },
-        PPOConfig: training | {
+        PPORunConfig: training | {
             "sft_model_path": "base", "dataset_name": "rows.jsonl", "response_length": 4, "num_ppo_epochs": 2,
             "per_device_train_batch_size": 4, "total_episodes": 8, "temperature": 1.0, "cliprange_value": 0.02,
         },
@@ -125,7 +125,7 @@ def outcome(cls: type, folder: Path, output: Path, change: dict[str, Any], monke
         monkeypatch.setattr(owner, name, counted)
     runs = {
         SFTConfig: run_sft, RewardConfig: run_reward, EvaluateConfig: run_evaluate, GenerateConfig: run_generate,
-        PPOConfig: lambda config: run_ppo(config, [(FunctionReward("even", even), 1.0)]),
+        PPORunConfig: lambda config: run_ppo(config, [(FunctionReward("even", even), 1.0)]),
     }  # fmt: skip
     try:
         runs[cls](cls(**with_paths(options(cls, folder, output) | change, folder)))
@@ -163,7 +163,7 @@ def test_a_field_changes_what_its_stage_does(folder, tmp_path, monkeypatch, cls,
     assert changed != _DEFAULTS[key]
 
 
-@pytest.mark.parametrize("cls", [SFTConfig, PPOConfig, RewardConfig, GenerateConfig])
+@pytest.mark.parametrize("cls", [SFTConfig, PPORunConfig, RewardConfig, GenerateConfig])
 def test_the_same_run_leaves_the_same(folder, tmp_path, monkeypatch, cls):
     one, two = (outcome(cls, folder, tmp_path / name, {}, monkeypatch) for name in ("one", "two"))
     assert one == two and not isinstance(one, str)
@@ -180,7 +180,7 @@ def test_use_cpu_keeps_a_run_off_the_gpu(monkeypatch):
     assert (choose_device(True).type, choose_device(False).type) == ("cpu", "cuda")
 
 
-@pytest.mark.parametrize("cls", [SFTConfig, RewardConfig, PPOConfig], ids=IDS.get)
+@pytest.mark.parametrize("cls", [SFTConfig, RewardConfig, PPORunConfig], ids=IDS.get)
 def test_disable_tqdm_silences_the_progress(folder, tmp_path, monkeypatch, capsys, cls):
     shown = []
     for quiet in (True, False):

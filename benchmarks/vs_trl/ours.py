@@ -16,7 +16,7 @@ from benchmarks.vs_trl.jobs import LORA_ALPHA, LORA_R, Iteration, Job, report
 from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPOConfig
+from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import build_roles
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def build(job: Job) -> PPO:
-    config = PPOConfig(
+    config = PPORunConfig(
         sft_model_path=job.model, use_cpu=True, dtype=job.dtype, lora_r=LORA_R, lora_alpha=LORA_ALPHA,
         per_device_train_batch_size=len(job.prompts), gradient_accumulation_steps=1, num_ppo_epochs=job.ppo_epochs,
         num_mini_batches=1, total_episodes=len(job.prompts) * (job.warmup + job.iterations),

@@ -30,7 +30,7 @@ from rlhf_fast.preferences.reward_model import run_reward
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.records import read_record
 from rlhf_fast.runtime.tracking import read_metrics
-from rlhf_fast.train.ppo_config import PPOConfig
+from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.ppo_run import NOTICES, run_ppo
 from rlhf_fast.train.sft import run_sft
 from rlhf_fast.train.sft_config import SFTConfig
@@ -78,7 +78,7 @@ def run_demo(config: DemoConfig) -> Path:
     pipeline.stage("SFT on the middle replies", lambda s: run_sft(SFTConfig(**s)), settings.sft())
     pipeline.stage("Reward model", lambda s: run_reward(RewardConfig(**s)), settings.proxy_reward(), ("sft",))
     pipeline.stage(
-        "PPO against the reward model", lambda s: run_ppo(PPOConfig(**s)), settings.ppo(), ("sft", "proxy_reward")
+        "PPO against the reward model", lambda s: run_ppo(PPORunConfig(**s)), settings.ppo(), ("sft", "proxy_reward")
     )
     pipeline.stage(
         "Gold reward model, on other comparisons", lambda s: run_reward(RewardConfig(**s)), settings.gold_reward(),

@@ -16,7 +16,7 @@ from rlhf_fast.runtime.resume import FINISHED
 from rlhf_fast.runtime.tracking import METRICS_FILE, read_metrics
 
 CARD = "README.md"
-_STAGES = {"SFTConfig": ("sft", "supervised fine-tuning"), "PPOConfig": ("ppo", "PPO from human feedback")}
+_STAGES = {"sft": "supervised fine-tuning", "ppo": "PPO from human feedback"}
 _OPENING = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{name}")
@@ -47,8 +47,9 @@ def write_card(folder: Path, name: str, source: Source, dtype: torch.dtype, fact
 
 def card(name: str, source: Source, dtype: torch.dtype, facts: Facts) -> str:
     """Markdown with the front matter of a hub. Of local paths only the last name is told."""
-    tag, stage = _STAGES.get(str(facts.config.get("stage")), ("", ""))
-    tags = ["rlhf-fast", *([tag] if tag else [])]
+    verb = str(facts.config.get("stage"))
+    stage = _STAGES.get(verb)
+    tags = ["rlhf-fast", *([verb] if stage else [])]
     front = ["library_name: transformers", f"tags: {json.dumps(tags)}"]
     if not Path(source.base).exists():
         front.append(f"base_model: {json.dumps(source.base)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rlhf_fast.runtime.config import StageConfig
 
@@ -10,6 +11,8 @@ from rlhf_fast.runtime.config import StageConfig
 @dataclass
 class RewardConfig(StageConfig):
     """A reward model on comparisons: a LoRA adapter with a scalar head."""
+
+    stage: ClassVar[str] = "reward"
 
     output_dir: str | None = field(
         default="reward", metadata={"help": "Where the adapter, its head and its numbers go."}

@@ -40,6 +40,8 @@ _INSTEAD = {
 class StageConfig(TrainingArguments):
     """Fields of every stage. `served` names the inherited fields that this stage uses."""
 
+    stage: ClassVar[str] = ""
+    """The verb of the command line that runs it."""
     served: ClassVar[frozenset[str]] = SERVED
     instead: ClassVar[dict[str, str]] = _INSTEAD
     """What to use in place of an inherited field that is not served."""

@@ -38,7 +38,7 @@ def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     if getattr(config, "loss_mean", "token") == "token":
         free |= DIVISION
     names = [name for name in field_names(type(config)) if name not in free]
-    own = {"stage": type(config).__name__, "batch_size": config.batch_size}
+    own = {"stage": config.stage, "batch_size": config.batch_size}
     values = own | {name: getattr(config, name) for name in names} | inputs
     return json.loads(json.dumps(values))
 

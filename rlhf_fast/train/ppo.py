@@ -38,7 +38,7 @@ from rlhf_fast.runtime.phases import phase
 from rlhf_fast.runtime.state import State
 from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
-from rlhf_fast.train.ppo_config import PPOConfig
+from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
@@ -48,7 +48,7 @@ from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
 class PPO:
     """A run's state. The roles may share one base; the algorithm does not ask."""
 
-    config: PPOConfig
+    config: PPORunConfig
     policy: Policy
     reference: Policy
     critic: ValueModel

@@ -1,9 +1,9 @@
-"""`PPOConfig`: every choice of a PPO run, under the names of TRL 1.12's `PPOConfig` where that has one."""
+"""`PPORunConfig`: every choice of a PPO run, under the names of TRL 1.12's `PPOConfig` where that has one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rlhf_fast.rollout.arena import ScoreAt
 from rlhf_fast.runtime.config import StageConfig
@@ -20,8 +20,10 @@ TRL: dict[str, Any] = PRESETS["trl"] | {"stop_token": "none"}
 
 
 @dataclass
-class PPOConfig(StageConfig):
+class PPORunConfig(StageConfig):
     """PPO against a reward, with a KL penalty to the SFT model."""
+
+    stage: ClassVar[str] = "ppo"
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Learning rate of AdamW, for policy and critic."})
     output_dir: str | None = field(default="ppo", metadata={"help": "Where the policy and its metrics are saved."})
@@ -198,11 +200,11 @@ class PPOConfig(StageConfig):
         )
 
 
-def _default(config: type[PPOConfig], name: str) -> Any:
+def _default(config: type[PPORunConfig], name: str) -> Any:
     return config.__dataclass_fields__[name].default
 
 
-def difference_from_trl(config: PPOConfig) -> str | None:
+def difference_from_trl(config: PPORunConfig) -> str | None:
     """One line for a reader who knows TRL, where our defaults compute something else; None where nothing differs."""
     if config.preset not in ("rlhf_fast", "trl"):
         return None

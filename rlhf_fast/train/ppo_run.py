@@ -36,7 +36,7 @@ from rlhf_fast.runtime.state import Stateful
 from rlhf_fast.runtime.tracking import Tracker
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPOConfig, difference_from_trl
+from rlhf_fast.train.ppo_config import PPORunConfig, difference_from_trl
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import Roles, build_roles
 from rlhf_fast.train.rollout_log import RolloutLog
@@ -45,7 +45,7 @@ NOTICES = "rlhf_fast.notices"  # the logger of what only a reader who knows anot
 SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
-def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = ()) -> Path:
+def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] = ()) -> Path:
     """Train with the rewards of the config and any `rewards` (source, weight) on top; returns the output folder.
 
     Everything that the data or the config can get wrong raises `UsageError` before the first rollout.
@@ -96,7 +96,7 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
     return output
 
 
-def read(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+def read(config: PPORunConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """The prompts, each short enough for max_length and the model's context beside its response."""
     rows = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row).rows
     room = prompt_room(config.response_length, config.max_length, context_of(str(config.sft_model_path)))
@@ -113,7 +113,7 @@ def save_policy(ppo: PPO, roles: Roles, tokenizer: PreTrainedTokenizerBase, outp
     (output / "ppo.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _inputs(config: PPOConfig, prompts: Prompts, rewards: Sequence[tuple[RewardSource, float]]) -> dict[str, Any]:
+def _inputs(config: PPORunConfig, prompts: Prompts, rewards: Sequence[tuple[RewardSource, float]]) -> dict[str, Any]:
     """What the result depends on beside the config."""
     sft = resolve_source(str(config.sft_model_path))
     return {
@@ -123,7 +123,7 @@ def _inputs(config: PPOConfig, prompts: Prompts, rewards: Sequence[tuple[RewardS
     }
 
 
-def _model_reward(roles: Roles, config: PPOConfig) -> list[tuple[RewardSource, float]]:
+def _model_reward(roles: Roles, config: PPORunConfig) -> list[tuple[RewardSource, float]]:
     if roles.reward is not None:
         return [(AdapterReward("reward_model", roles.reward, config.max_tokens_per_micro_batch), 1.0)]
     if config.reward_model_path is None:

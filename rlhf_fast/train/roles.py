@@ -21,7 +21,7 @@ from rlhf_fast.model.roles import Critic, Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.train.ppo_config import PPOConfig
+from rlhf_fast.train.ppo_config import PPORunConfig
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Roles:
     base: str  # path of the shared base
 
 
-def build_roles(config: PPOConfig) -> Roles:
+def build_roles(config: PPORunConfig) -> Roles:
     """Open the SFT model and, if it is an adapter of the same base, the reward model; add what trains.
 
     What can be told from the folders alone raises `UsageError` before a model is opened.
@@ -60,14 +60,14 @@ def build_roles(config: PPOConfig) -> Roles:
     return Roles(policy, Policy(shared, sft), critic, reward, source.base)
 
 
-def _policy(shared: SharedModel, sft: str | None, config: PPOConfig) -> Policy:
+def _policy(shared: SharedModel, sft: str | None, config: PPORunConfig) -> Policy:
     if not config.use_peft:
         return Policy(SharedModel(copy.deepcopy(shared.base), train_base=True), None)
     add_trained(shared, config, "policy", copy_of=sft)
     return Policy(shared, "policy")
 
 
-def _critic(shared: SharedModel, config: PPOConfig, *, copy_reward: bool) -> ValueModel:
+def _critic(shared: SharedModel, config: PPORunConfig, *, copy_reward: bool) -> ValueModel:
     """The LoRA choices shape a fresh adapter; beside a policy's own they need not fit a copied one."""
     if config.critic == "policy_head":
         return PolicyHeadCritic(ScalarHead(shared.hidden_size, shared.device))
@@ -83,7 +83,7 @@ def _critic(shared: SharedModel, config: PPOConfig, *, copy_reward: bool) -> Val
     return adapter_critic(shared, "critic")
 
 
-def _reward(shared: SharedModel, config: PPOConfig) -> Critic | None:
+def _reward(shared: SharedModel, config: PPORunConfig) -> Critic | None:
     path = config.reward_model_path
     if path is None or not is_adapter(path):
         return None
@@ -95,7 +95,7 @@ def _reward(shared: SharedModel, config: PPOConfig) -> Critic | None:
     return adapter_critic(shared, "reward")
 
 
-def _check_folders(config: PPOConfig, sft: Source) -> None:
+def _check_folders(config: PPORunConfig, sft: Source) -> None:
     if not config.use_peft and sft.adapter is not None:
         raise UsageError(
             "use_peft=false trains all weights of a full SFT model, and sft_model_path is an adapter folder. Train "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rlhf_fast.runtime.config import StageConfig
 
@@ -10,6 +11,8 @@ from rlhf_fast.runtime.config import StageConfig
 @dataclass
 class SFTConfig(StageConfig):
     """Supervised fine-tuning on demonstrations; the loss is on responses only."""
+
+    stage: ClassVar[str] = "sft"
 
     output_dir: str | None = field(default="sft", metadata={"help": "Where the model or adapter is saved."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "The base model: a folder or a hub name."})

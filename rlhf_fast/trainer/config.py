@@ -55,11 +55,11 @@ _AS_PARSED: dict[str, tuple[Any, Any]] = {"include_num_input_tokens_seen": (Fals
 
 
 @dataclass
-class PPOConfig(ppo_config.PPOConfig):
+class PPOConfig(ppo_config.PPORunConfig):
     """TRL's `PPOConfig`. `preset="trl"` is the default: its formulas, past EOS unless a stop token is named."""
 
     served: ClassVar[frozenset[str]] = SERVED | EVENTS | HUB | {"bf16"} | set(UNNEEDED)
-    instead: ClassVar[dict[str, str]] = ppo_config.PPOConfig.instead | INSTEAD
+    instead: ClassVar[dict[str, str]] = ppo_config.PPORunConfig.instead | INSTEAD
     free: ClassVar[frozenset[str]] = EVENTS | HUB | set(UNNEEDED) | COMPUTED | FOR_THE_SCRIPT
 
     preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = field(

@@ -22,8 +22,8 @@ def check_models(args: object, model: Any, ref_model: Any, reward_model: Any, va
     """Raise `UsageError` for a config or a model of another kind, and for one object in two roles."""
     if not isinstance(args, PPOConfig):
         raise UsageError(
-            f"args is a {type(args).__module__}.{type(args).__name__}; expected rlhf_fast.trainer.PPOConfig, which has "
-            "TRL's fields. Import PPOConfig and PPOTrainer from rlhf_fast.trainer."
+            f"args is a {type(args).__module__}.{type(args).__name__}; expected rlhf_fast.PPOConfig, which has "
+            "TRL's fields. Import PPOConfig and PPOTrainer from rlhf_fast."
         )
     if not isinstance(model, (PreTrainedModel, PeftModel)):
         raise UsageError(f"model is {type(model).__name__}; expected a model of transformers, or a PeftModel.")

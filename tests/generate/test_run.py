@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlhf_fast import EvaluateConfig, GenerateConfig, PPOConfig, UsageError, run_generate
+from rlhf_fast import EvaluateConfig, GenerateConfig, PPORunConfig, UsageError, run_generate
 from tests.model_cases import tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -36,7 +36,7 @@ def test_the_file_has_responses_up_to_the_word_that_completes_a_stop_string(mode
     assert sum(row["finished"] for row in free) + 2 < sum(row["finished"] for row in stopped) < 12
 
 
-@pytest.mark.parametrize("config", [GenerateConfig, EvaluateConfig, PPOConfig])
+@pytest.mark.parametrize("config", [GenerateConfig, EvaluateConfig, PPORunConfig])
 def test_values_that_cannot_be_used_are_refused(config):
     with pytest.raises(UsageError, match=r"stop=\['a', ''\] cannot be used: expected strings of one character"):
         config(stop=["a", ""], use_cpu=True)

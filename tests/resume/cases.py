@@ -12,7 +12,7 @@ import numpy
 import torch
 from peft import LoraConfig
 
-from rlhf_fast import FunctionReward, PPOConfig, RewardConfig, SFTConfig, run_ppo, run_reward, run_sft
+from rlhf_fast import FunctionReward, PPORunConfig, RewardConfig, SFTConfig, run_ppo, run_reward, run_sft
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.tracking import METRICS_FILE
@@ -62,7 +62,7 @@ def config(stage: str, folder: Path, output: Path, **options: Any) -> Any:
         "dataset_name": f"{folder}/demonstrations.jsonl", "total_episodes": STEPS * 6, "response_length": 5,
         "num_ppo_epochs": 2, "num_mini_batches": 2, "kl_target": 1.0, "kl_horizon": 20, "temperature": 1.0,
     }  # fmt: skip
-    return PPOConfig(**(common | own | options))
+    return PPORunConfig(**(common | own | options))
 
 
 def run(stage: str, folder: Path, output: Path, **options: Any) -> None:

@@ -130,7 +130,7 @@ def test_a_checkpoint_of_models_that_were_trained_anew_is_refused(folder, tmp_pa
 
 def test_another_stages_checkpoint_is_refused(folder, tmp_path, monkeypatch):
     cut_off(monkeypatch, 2, "sft", folder, tmp_path)
-    with pytest.raises(UsageError, match="stage was 'SFTConfig' and is 'PPOConfig'"):
+    with pytest.raises(UsageError, match="stage was 'sft' and is 'ppo'"):
         run("ppo", folder, tmp_path, resume="auto")
 
 

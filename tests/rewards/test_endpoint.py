@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rlhf_fast import PPOConfig, UsageError
+from rlhf_fast import PPORunConfig, UsageError
 from rlhf_fast.rewards.chosen import named_rewards
 from rlhf_fast.rewards.endpoint import EndpointReward
 from rlhf_fast.rewards.source import RewardBatch
@@ -151,7 +151,7 @@ def test_names_and_weights_of_the_config():
 @pytest.mark.parametrize("options", [{"reward_timeout": 0.0}, {"reward_retries": -1}])
 def test_limits_that_make_no_sense_are_refused(options):
     with pytest.raises(UsageError, match=f"{next(iter(options))}="):
-        PPOConfig(use_cpu=True, **options)
+        PPORunConfig(use_cpu=True, **options)
 
 
 def test_ppo_trains_against_an_endpoint_and_logs_it_under_its_name(tmp_path):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from rlhf_fast import EvaluateConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig, UsageError
+from rlhf_fast import EvaluateConfig, GenerateConfig, PPORunConfig, RewardConfig, SFTConfig, UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.parse import parse_config
 from rlhf_fast.runtime.tracking import Tracker, read_metrics
@@ -20,7 +20,7 @@ def parsed(config_class, tmp_path, text: str, *arguments: str):
 
 def test_yaml_gives_the_kinds_that_the_fields_have(tmp_path):
     config = parsed(
-        PPOConfig, tmp_path,
+        PPORunConfig, tmp_path,
         "learning_rate: 1e-4\nlora_layers: [0, 1]\nuse_cpu: true\nkl_target: null\nlora_target_modules: q_proj\n"
         "lr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 2}\nsft_model_path: 7\n",
     )  # fmt: skip
@@ -35,7 +35,7 @@ def test_a_list_of_texts_may_hold_what_looks_like_an_option(tmp_path):
 
 
 def test_the_command_line_wins_over_yaml(tmp_path):
-    config = parsed(PPOConfig, tmp_path, "response_length: 9\nlam: 0.5", "--response_length", "4")
+    config = parsed(PPORunConfig, tmp_path, "response_length: 9\nlam: 0.5", "--response_length", "4")
     assert (config.response_length, config.lam) == (4, 0.5)
 
 
@@ -56,7 +56,7 @@ def test_the_command_line_wins_over_yaml(tmp_path):
 )
 def test_yaml_that_cannot_be_used_names_field_and_file(tmp_path, text, message):
     with pytest.raises(UsageError, match=message):
-        parsed(PPOConfig, tmp_path, text)
+        parsed(PPORunConfig, tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -71,19 +71,19 @@ def test_yaml_that_cannot_be_used_names_field_and_file(tmp_path, text, message):
 )
 def test_arguments_that_cannot_be_used_are_usage_errors_not_exits(arguments, message):
     with pytest.raises(UsageError, match=message):
-        parse_config(PPOConfig, arguments, prog="rlhf-fast ppo")
+        parse_config(PPORunConfig, arguments, prog="rlhf-fast ppo")
 
 
 @pytest.mark.parametrize(
     ("config_class", "options", "message"),
     [
-        (PPOConfig, {"preset": "trll"}, "expected one of rlhf_fast, trl, openrlhf, verl"),
-        (PPOConfig, {"score_at": "eos+2"}, "expected one of eos, eos"),
-        (PPOConfig, {"loss_mean": "mean"}, "loss_mean='mean'"),
-        (PPOConfig, {"dtype": "float16"}, "dtype='float16'"),
-        (PPOConfig, {"response_length": "5"}, "expected a whole number"),
-        (PPOConfig, {"dual_clip": 0.5}, "dual_clip=0.5"),
-        (PPOConfig, {"use_peft": False, "dtype": "bfloat16"}, "round small updates away"),
+        (PPORunConfig, {"preset": "trll"}, "expected one of rlhf_fast, trl, openrlhf, verl"),
+        (PPORunConfig, {"score_at": "eos+2"}, "expected one of eos, eos"),
+        (PPORunConfig, {"loss_mean": "mean"}, "loss_mean='mean'"),
+        (PPORunConfig, {"dtype": "float16"}, "dtype='float16'"),
+        (PPORunConfig, {"response_length": "5"}, "expected a whole number"),
+        (PPORunConfig, {"dual_clip": 0.5}, "dual_clip=0.5"),
+        (PPORunConfig, {"use_peft": False, "dtype": "bfloat16"}, "round small updates away"),
         (SFTConfig, {"per_device_train_batch_size": 0}, "per_device_train_batch_size=0"),
         (SFTConfig, {"num_train_epochs": 0.0}, "num_train_epochs=0.0"),
         (SFTConfig, {"seed": 1.5}, "seed=1.5"),
@@ -105,12 +105,12 @@ def test_values_from_python_are_checked_too(config_class, options, message):
         config_class(**options)
 
 
-@pytest.mark.parametrize("config_class", [SFTConfig, RewardConfig, PPOConfig])
+@pytest.mark.parametrize("config_class", [SFTConfig, RewardConfig, PPORunConfig])
 def test_a_config_can_be_made_from_another(config_class):
     assert dataclasses.replace(config_class(use_cpu=True, seed=3), learning_rate=0.5).seed == 3
 
 
-@pytest.mark.parametrize("config_class", [SFTConfig, RewardConfig, PPOConfig])
+@pytest.mark.parametrize("config_class", [SFTConfig, RewardConfig, PPORunConfig])
 @pytest.mark.parametrize(
     ("field", "value"),
     [

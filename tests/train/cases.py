@@ -14,7 +14,7 @@ from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPOConfig
+from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
 from tests.model_cases import tiny_model, tokens
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -25,12 +25,12 @@ def likes_even(prompts, responses, **columns):
     return [sum(w[-1] in "02468" for w in r.split()) / max(1, len(r.split())) for r in responses]
 
 
-def ppo_config(tmp_path, **options: Any) -> PPOConfig:
+def ppo_config(tmp_path, **options: Any) -> PPORunConfig:
     defaults = {
         "output_dir": str(tmp_path), "per_device_train_batch_size": 16, "learning_rate": 1e-2, "response_length": 6,
         "total_episodes": 16 * 15, "temperature": 1.0, "use_cpu": True, "lr_scheduler_type": "constant",
     }  # fmt: skip
-    return PPOConfig(**(defaults | options))
+    return PPORunConfig(**(defaults | options))
 
 
 def run(

@@ -12,7 +12,7 @@ from rlhf_fast.rollout.diversity import distinct_n, repetition
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.controllers import AdaptiveKL
 from rlhf_fast.train.invariants import InvariantError
-from rlhf_fast.train.ppo_config import PPOConfig
+from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.ppo_metrics import explained_variance
 from tests.train.cases import estimated, likes_even, run
 
@@ -127,4 +127,4 @@ def test_diversity_metrics_by_hand():
 )
 def test_a_value_that_cannot_be_used_is_refused_with_the_remedy(tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
-        PPOConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+        PPORunConfig(output_dir=str(tmp_path), use_cpu=True, **options)

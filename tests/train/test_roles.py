@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_fast import PPOConfig, SFTConfig, UsageError, run_ppo, run_sft
+from rlhf_fast import PPORunConfig, SFTConfig, UsageError, run_ppo, run_sft
 from rlhf_fast.model.load import load_shared
 from rlhf_fast.preferences.reward_model import run_reward
 from rlhf_fast.runtime.tracking import read_metrics
@@ -43,12 +43,12 @@ def folder(tmp_path_factory):
     return root
 
 
-def ppo_config(folder, sft: str, **options) -> PPOConfig:
+def ppo_config(folder, sft: str, **options) -> PPORunConfig:
     defaults = {
         "sft_model_path": str(folder / sft), "dataset_name": str(folder / "rows.jsonl"), "response_length": 5,
         "total_episodes": 16, "output_dir": str(folder / "ppo"), "temperature": 1.0,
     }  # fmt: skip
-    return PPOConfig(**(defaults | COMMON | options))
+    return PPORunConfig(**(defaults | COMMON | options))
 
 
 def adapter(model, name: str) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import json
 import pytest
 from peft import LoraConfig
 
-from rlhf_fast import FunctionReward, PPOConfig, run_ppo
+from rlhf_fast import FunctionReward, PPORunConfig, run_ppo
 from rlhf_fast.cli import main
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.load import load_shared
@@ -52,7 +52,7 @@ def test_sft_then_ppo_leave_adapters_or_models_that_open_again(folder, use_peft)
         assert columns["kind"] == ["a"] * len(responses)
         return [float(len(response)) for response in responses]
 
-    config = PPOConfig(
+    config = PPORunConfig(
         sft_model_path=str(folder / "sft"), dataset_name=str(folder / "rows.jsonl"), output_dir=str(folder / "ppo"),
         response_length=5, total_episodes=16, use_cpu=True, disable_tqdm=True,
     )  # fmt: skip

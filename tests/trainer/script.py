@@ -1,4 +1,5 @@
-"""A PPO script as TRL's users write it: only the import of the trainer and its dataclasses names another package."""
+"""A PPO script as TRL's users write it: only imports name another package, that of the dataclasses beside the trainer's
+too, as TRL is not installed here."""
 
 import shutil
 
@@ -7,10 +8,9 @@ from accelerate import PartialState
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
 
+from rlhf_fast import PPOConfig, PPOTrainer
 from rlhf_fast.trainer import (
     ModelConfig,
-    PPOConfig,
-    PPOTrainer,
     ScriptArguments,
     get_kbit_device_map,
     get_peft_config,
