@@ -63,5 +63,5 @@ def _refuse_reward(source: Source) -> None:
 def _dtype(chosen: str, base: str) -> torch.dtype:
     if chosen != "auto":
         return getattr(torch, chosen)
-    own = AutoConfig.from_pretrained(base).dtype
+    own = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype
     return own if isinstance(own, torch.dtype) else torch.float32

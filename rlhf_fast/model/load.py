@@ -62,14 +62,16 @@ def load_causal_lm(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
     """`AutoModelForCausalLM` from safetensors; never remote code. Raises `UsageError`."""
     refuse_missing(path)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             raise UsageError(
                 f"{path} is a quantised model ({config.quantization_config}); adapters are trained on "
                 "plain weights here. "
                 "Load the unquantised model."
             )
-        loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
         model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
         if info["missing_keys"]:
             raise UsageError(
@@ -94,7 +96,7 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> PreTrain
     if not own:
         refuse_missing(source.base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:
         raise UsageError(f"cannot open the tokenizer of {where!r}: {type(error).__name__}: {error}.") from error
     if chat_template_path:
@@ -110,7 +112,7 @@ def context_of(path: str) -> int | None:
     base = resolve_source(path).base
     refuse_missing(base)
     try:
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     except Exception as error:
         raise UsageError(f"cannot read the config of {base!r}: {type(error).__name__}: {error}.") from error
     return context_length(config)

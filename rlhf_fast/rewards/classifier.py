@@ -60,9 +60,9 @@ class ClassifierReward:
         refuse_missing(path)
         try:
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, output_loading_info=True
+                path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except Exception as error:
             raise UsageError(
                 f"cannot open the reward model {path!r}: {type(error).__name__}: {error}. Expected a reward adapter "
