@@ -31,12 +31,10 @@ def folder(tmp_path, monkeypatch):
         content |= {"auto_map": mapped, "model_type": "own", "tokenizer_class": "Own"}
         (model / file).write_text(json.dumps(content))
 
-    def asked(prompt=""):
-        raise AssertionError(f"asked: {prompt}")
-
-    monkeypatch.setattr(builtins, "input", asked)
+    asked: list[str] = []
+    monkeypatch.setattr(builtins, "input", lambda prompt="": asked.append(prompt) or "y")
     yield model
-    assert not (tmp_path / "ran").exists()
+    assert asked == [] and not (tmp_path / "ran").exists()
 
 
 OPEN = {
