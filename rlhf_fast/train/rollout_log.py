@@ -58,7 +58,12 @@ class RolloutLog:
         rows = rollout_rows(
             rollout, scores, parts, iteration=iteration, prompts=tokenizer.batch_decode(ids), responses=responses
         )
-        self.lines.append(rows)
+        self.write(rows)
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Raises `NotWritten` if the disk refuses."""
+        if self.lines is not None:
+            self.lines.append(rows)
 
     def state(self) -> State:
         return State(facts={"bytes": self.kept if self.lines is None else self.lines.sync()})
