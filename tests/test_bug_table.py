@@ -1,12 +1,8 @@
-"""docs/definitions-tested.md names tests that exist, and has a row for each of the 23 bugs."""
+"""docs/definitions-tested.md has a row for each of the 23 bugs."""
 
 from __future__ import annotations
 
-import ast
-import re
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 LINES = (ROOT / "docs" / "definitions-tested.md").read_text(encoding="utf-8").splitlines()
@@ -15,14 +11,6 @@ ROWS = [
     for line in LINES
     if line.startswith("| ") and "---" not in line
 ]
-NODES = sorted({node for row in ROWS for node in re.findall(r"`(tests/[^`]+)`", row[-1])})
-
-
-@pytest.mark.parametrize("node", NODES)
-def test_a_named_test_exists(node):
-    path, _, name = node.partition("::")
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    assert name in {item.name for item in tree.body if isinstance(item, ast.FunctionDef)}
 
 
 def test_every_bug_has_a_row_with_a_test_or_says_that_it_does_not_apply():

@@ -1,4 +1,4 @@
-"""README and code agree: its Python compiles and its names exist; its commands parse; every field has a help text."""
+"""Docs and code agree: Python compiles, names and tests exist; commands parse; every field has a help text."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ BLOCKS = [
     for page in PAGES
     for language, text in re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL)
 ]
+
+
+NODES = sorted({node for page in PAGES for node in re.findall(r"`(tests/[^`*]+)`", page.read_text())})
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_test_that_the_docs_name_exists(node):
+    path, _, name = node.partition("::")
+    assert (ROOT / path).exists()
+    if name:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        assert name in {item.name for item in tree.body if isinstance(item, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("text", [text for _, language, text in BLOCKS if language == "python"])
