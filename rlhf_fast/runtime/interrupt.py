@@ -1,6 +1,7 @@
 """Stopping a run by a signal: SIGINT (Ctrl-C) or SIGTERM asks, and the run stops where its state is whole.
 
-The first signal only asks. From then on both act as they did before, so a second one stops at once.
+The first signal only asks. From then on SIGINT acts as it did before, so a second Ctrl-C stops at once; SIGTERM does
+nothing more, as a scheduler and a launcher may both send it.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ def listening() -> Iterator[None]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         global _asked
+        if _asked is not None:
+            return
         _asked = signal.Signals(number)
-        _restore(before)
-        logger.warning("%s: the run is about to stop; a second signal stops it at once", _asked.name)
+        _restore({number: handler for number, handler in before.items() if number == signal.SIGINT})
+        logger.warning("%s: the run is about to stop; Ctrl-C (SIGINT) now stops it at once", _asked.name)
 
     for number in before:
         signal.signal(number, ask)
