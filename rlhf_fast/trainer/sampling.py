@@ -35,7 +35,7 @@ def evaluate(ppo: PPO, prompts: Prompts) -> dict[str, float]:
     rollout = ppo.respond(prompts, rows, _seeds(ppo, len(rows)), ppo.sampling)
     score_rollout(
         rollout, ppo.policy, ppo.reference, ppo.critic,
-        temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=c.max_tokens_per_micro_batch,
+        temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=ppo.budget.tokens,
     )  # fmt: skip
     lengths = [len(response) for response in rollout.responses()]
     return {
