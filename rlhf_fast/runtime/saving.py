@@ -15,13 +15,12 @@ from rlhf_fast.runtime.checkpoint import (
     clean,
     list_checkpoints,
     path_of,
-    read_facts,
     read_state,
     step_of,
     write_checkpoint,
 )
 from rlhf_fast.runtime.config import StageConfig
-from rlhf_fast.runtime.distributed import is_main, wait_for_all
+from rlhf_fast.runtime.distributed import from_main, is_main, tensors_from_main, wait_for_all
 from rlhf_fast.runtime.durable import remove_folder, write_text
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.random_state import RandomState
@@ -37,8 +36,8 @@ class Checkpoints:
 
     parts: what a checkpoint holds and restores, by name; the random generators are added. save: writes the model into a
     folder. `done` is the number of steps that earlier processes took; their metrics stand in the output folder again.
-    Of several processes, which have to agree on what the run is, all restore and process 0 writes. Raises `UsageError`
-    where they do not agree.
+    Of several processes, which have to agree on what the run is, all restore what process 0 reads, and that one writes.
+    Raises `UsageError` where they do not agree.
     """
 
     def __init__(
@@ -48,15 +47,16 @@ class Checkpoints:
         self.config, self.identity, self.total, self.save = config, start.identity, total, save
         self.parts: dict[str, Stateful] = {**parts, "random": RandomState()}
         self.output = Path(str(config.output_dir))
-        refuse_disagreement(start.identity, str(start.path), State.join({k: part.state() for k, part in parts.items()}))
-        self.output.mkdir(parents=True, exist_ok=True)
+        refuse_disagreement(config, start.identity, State.join({k: part.state() for k, part in parts.items()}))
         self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
         self.best: dict[str, Any] | None = None
-        self.done = 0 if start.path is None else self._step_of(start.path)
+        saved = None if start.path is None else _read(start.path)
+        self.done = 0 if saved is None else self._step_of(saved, start.path)
         if is_main():
+            self.output.mkdir(parents=True, exist_ok=True)
             self._discard_later()
-        if start.path is not None:
-            self._restore(start.path)
+        if saved is not None and start.path is not None:
+            self._restore(saved, start.path)
 
     def remaining(self) -> range:
         """The steps to take, counted from 1."""
@@ -91,8 +91,8 @@ class Checkpoints:
             write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
         wait_for_all()
 
-    def _step_of(self, path: Path) -> int:
-        step = read_facts(path)["run"]["step"]
+    def _step_of(self, saved: State, path: Path | None) -> int:
+        step = saved.facts["run"]["step"]
         if step > self.total:
             raise UsageError(
                 f"{path} is of step {step} and the run has {self.total} steps in all. Raise num_train_epochs "
@@ -100,8 +100,7 @@ class Checkpoints:
             )
         return step
 
-    def _restore(self, path: Path) -> None:
-        state = read_state(path)
+    def _restore(self, state: State, path: Path) -> None:
         for name, part in self.parts.items():
             part.load_state(state.part(name))
         best = state.part("run").facts["best"]
@@ -133,3 +132,9 @@ class Checkpoints:
         for path in list_checkpoints(self.output)[limit:] if limit else ():
             if self.best is None or step_of(path) != self.best["step"]:
                 remove_folder(path)
+
+
+def _read(path: Path) -> State:
+    """The state in a checkpoint, as process 0 reads it."""
+    state = read_state(path) if is_main() else State()
+    return State(tensors_from_main(state.tensors), from_main(lambda: state.facts))
