@@ -70,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in VERBS:
         print(f"unknown verb {name!r}\n\n{USAGE}", file=sys.stderr)
         return 2
-    from rlhf_fast.runtime.distributed import LostProcess, is_main, rank, stop, world_size
+    from rlhf_fast.runtime.distributed import LostProcess, is_main, rank, world_size
+    from rlhf_fast.runtime.launch import stop
     from rlhf_fast.runtime.parse import parse_config
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

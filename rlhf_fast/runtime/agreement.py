@@ -8,21 +8,29 @@ from typing import Any
 
 import torch
 
+from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import gather_parts, world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import differences
 from rlhf_fast.runtime.state import State
 
 
-def refuse_disagreement(identity: dict[str, Any], start: str, state: State) -> None:
+def refuse_disagreement(config: StageConfig, identity: dict[str, Any], state: State) -> None:
     """Raise `UsageError`, in every process, naming the first that differs from process 0 and in what.
 
-    Compared are the run's identity (config, data, models), the checkpoint that it starts from, and a digest of the
-    tensors of `state` (what is trained).
+    Compared are the run's identity (config, data, models), device and dtype that `config` comes to on each node, and
+    a digest of the tensors of `state` (what is trained).
     """
     if world_size() == 1:
         return
-    own = identity | {"the checkpoint to start from": start, "the initial weights": _digest(state)}
+    device = choose_device(config.use_cpu)
+    dtype = choose_dtype(config.dtype, device, train_base=not config.use_peft)
+    own = identity | {
+        "the device": device.type,
+        "the dtype of the base": str(dtype),
+        "the initial weights": _digest(state),
+    }
     text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
     first, *others = [json.loads(bytes(part.tolist())) for part in gather_parts(text)]
     for rank, other in enumerate(others, 1):

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from rlhf_fast.runtime.distributed import start, world_size
+from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.fields import check_kinds
+from rlhf_fast.runtime.launch import start
 
 SERVED = frozenset({
     "output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate",

@@ -1,25 +1,21 @@
-"""Several processes of one node: each takes its share of a batch, and what belongs to the whole batch is put together.
+"""Several processes: each takes its share of a batch, and what belongs to the whole batch is put together.
 
-The processes are started by `torchrun` or `accelerate launch`, which number them (RANK) and count them (WORLD_SIZE).
-Models are replicated. Every process calls these functions at the same places; in a single process they do nothing.
-Gloo exchanges what lies on a CPU, NCCL what lies on GPUs.
+The processes are started by `torchrun` or `accelerate launch`, which number them (RANK) and count them (WORLD_SIZE);
+`rlhf_fast.runtime.launch` connects them. Every process calls these functions at the same places; in a single process
+they do nothing. Gloo exchanges what lies on a CPU, NCCL what lies on GPUs.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from rlhf_fast.runtime.errors import UsageError
 
@@ -34,6 +30,11 @@ class LostProcess(RuntimeError):
 def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def processes_here() -> int:
+    """Number of processes on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 def rank() -> int:
@@ -64,34 +65,6 @@ def refuse_many(stage: str) -> None:
             f"{stage} runs in one process and was started in {world_size()}. Start it without torchrun or accelerate "
             "launch; sft, reward and ppo share their work among processes."
         )
-
-
-def start(*, use_cpu: bool, timeout: float) -> None:
-    """Connect the processes, choose each its GPU, and silence all but process 0. Later calls do nothing.
-
-    timeout: seconds that an exchange waits for a process. Raises `UsageError` for several nodes and too few GPUs,
-    `LostProcess` where a process does not come.
-    """
-    if dist.is_initialized() or world_size() == 1:
-        return
-    _check_environment()
-    gpus = torch.cuda.is_available() and not use_cpu
-    if gpus:
-        _choose_gpu()
-    for backend in ("GLOO", "NCCL"):  # all processes are on this node: nothing has to listen on its network
-        os.environ.setdefault(f"{backend}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    with _exchange():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout))
-    if not is_main():
-        logging.getLogger("rlhf_fast").setLevel(logging.ERROR)
-        set_verbosity_error()
-        disable_progress_bar()
-
-
-def stop() -> None:
-    """Disconnect the processes; NCCL wants that before they end."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
@@ -132,11 +105,45 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float32, device=device)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([present, *(gradient.float().flatten() for gradient in gradients)])
-    with _exchange():
+    with exchange():
         dist.all_reduce(flat)
     present, *sums = flat.split([len(parameters), *(parameter.numel() for parameter in parameters)])
     for parameter, count, summed in zip(parameters, present.tolist(), sums, strict=True):
         parameter.grad = summed.view_as(parameter).to(parameter.dtype) if count else None
+
+
+def from_main(function: Callable[[], Item]) -> Item:
+    """What `function` gives in process 0, sent to all: what lies in files has to be seen by that one only.
+
+    A `UsageError` that it raises there is raised in every process.
+    """
+    if world_size() == 1:
+        return function()
+    sent: list[Any] = [None, None]
+    if is_main():
+        try:
+            sent[0] = function()
+        except UsageError as error:
+            sent[1] = str(error)
+    with exchange():
+        dist.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
+    if sent[1] is not None:
+        raise UsageError(sent[1])
+    return sent[0]
+
+
+def tensors_from_main(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The tensors of process 0, on the CPU; what the others give is not looked at."""
+    if world_size() == 1:
+        return tensors or {}
+    own = tensors if is_main() and tensors is not None else {}
+    shapes = from_main(lambda: {name: (value.shape, value.dtype) for name, value in own.items()})
+    received: dict[str, Tensor] = {}
+    for name, (shape, dtype) in shapes.items():
+        received[name] = own[name].cpu().contiguous() if name in own else torch.empty(shape, dtype=dtype)
+        with exchange():
+            dist.broadcast(received[name].reshape(-1).view(torch.uint8), src=0)
+    return received
 
 
 def wait_for_all() -> None:
@@ -146,13 +153,13 @@ def wait_for_all() -> None:
 
 def _all_gather(x: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(x) for _ in range(world_size())]
-    with _exchange():
+    with exchange():
         dist.all_gather(parts, x.contiguous())
     return parts
 
 
 @contextmanager
-def _exchange() -> Iterator[None]:
+def exchange() -> Iterator[None]:
     """Raise `LostProcess` where torch's engine cannot complete what runs inside."""
     try:
         yield
@@ -162,27 +169,3 @@ def _exchange() -> Iterator[None]:
             f"process {rank()} of {world_size()} cannot go on: another one ended, or did not come to an exchange "
             f"within ddp_timeout ({reason}). What that one printed says why."
         ) from error
-
-
-def _check_environment() -> None:
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise UsageError(
-            f"WORLD_SIZE is {world_size()} and {', '.join(missing)} not set: several processes are started by torchrun "
-            "or accelerate launch, which set all of them. For a single process, unset WORLD_SIZE."
-        )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    if here != world_size():
-        raise UsageError(
-            f"{here} of {world_size()} processes are on this node; expected all of them: several nodes cannot be used."
-        )
-
-
-def _choose_gpu() -> None:
-    here, gpus = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
-    if world_size() > gpus:
-        raise UsageError(
-            f"{world_size()} processes were started and there are {gpus} GPUs; expected one for each. Start fewer, or "
-            "set use_cpu=True."
-        )
-    torch.cuda.set_device(here)

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from rlhf_fast.runtime.distributed import world_size
+from rlhf_fast.runtime.distributed import processes_here
 
 CGROUP = Path("/sys/fs/cgroup")  # of a container, as it sees it
 
@@ -21,7 +21,7 @@ def free_bytes(device: torch.device) -> int:
     available = psutil.virtual_memory().available
     limited = container_room(CGROUP)
     left = available if limited is None else min(available, limited)
-    return left // world_size()
+    return left // processes_here()
 
 
 def container_room(cgroup: Path) -> int | None:

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_facts, verify
+import torch
+
+from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_facts, step_of, verify
 from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.distributed import from_main, gather
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import differences, identity, refuse_another_run
 
@@ -38,10 +41,17 @@ class Start:
 def choose_start(config: StageConfig, inputs: dict[str, Any]) -> Start:
     """What `config.resume` asks for; `inputs` is what the result depends on beside the config. Changes nothing.
 
-    Raises `UsageError` for a checkpoint of another run, for a path that holds no whole checkpoint, and where a run that
-    was cut off would be overwritten.
+    Of several processes, process 0 looks, as the folder may be on its node only, and all start where it says. Raises
+    `UsageError` for a checkpoint of another run, for a path that holds no whole checkpoint, where a run that was cut
+    off would be overwritten, and where another process sees a newer checkpoint than process 0.
     """
     own, output = identity(config, inputs), Path(str(config.output_dir))
+    if config.resume == "auto":
+        _refuse_hidden(output)
+    return replace(from_main(lambda: _choose(config, output, own)), identity=own)
+
+
+def _choose(config: StageConfig, output: Path, own: dict[str, Any]) -> Start:
     if config.resume is None:
         _refuse_overwriting(output)
         return Start(own)
@@ -53,6 +63,18 @@ def choose_start(config: StageConfig, inputs: dict[str, Any]) -> Start:
             logger.warning("the run in %s is finished already: there is nothing to resume", output)
             return Start(own, finished=True)
     return _from_newest(output, own)
+
+
+def _refuse_hidden(output: Path) -> None:
+    own = max(map(step_of, list_checkpoints(output)), default=0)
+    newest = gather(torch.tensor([own])).tolist()
+    if max(newest) > newest[0]:
+        where = newest.index(max(newest))
+        raise UsageError(
+            f"process {where} sees checkpoint-{newest[where]} in {output}, and process 0, which reads and writes that "
+            "folder, none as new. Start the node that holds it as the first (torchrun --master-addr ... --node-rank 0; "
+            "with --rdzv-backend c10d any node may be the first), or share the folder among the nodes."
+        )
 
 
 def _refuse_overwriting(output: Path) -> None:

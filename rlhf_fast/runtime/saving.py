@@ -17,13 +17,12 @@ from rlhf_fast.runtime.checkpoint import (
     clean,
     list_checkpoints,
     path_of,
-    read_facts,
     read_state,
     step_of,
     write_checkpoint,
 )
 from rlhf_fast.runtime.config import StageConfig
-from rlhf_fast.runtime.distributed import is_main, main_only, wait_for_all
+from rlhf_fast.runtime.distributed import from_main, is_main, main_only, tensors_from_main, wait_for_all
 from rlhf_fast.runtime.durable import remove_folder, write_text
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import asked, give_way
@@ -43,7 +42,7 @@ class Checkpoints:
     folder. `done` is the number of steps that earlier processes took; their metrics stand in the output folder again.
     `taken` counts this process's steps, too. undo: keep a copy of the "optimiser" and what it trains from before a
     step, so that one that is given up may have changed them. Of several processes, which have to agree on what the run
-    is, all restore and process 0 writes. Raises `UsageError` where they do not agree.
+    is, all restore what process 0 reads, and that one writes. Raises `UsageError` where they do not agree.
     """
 
     def __init__(
@@ -55,16 +54,16 @@ class Checkpoints:
         self.before: dict[str, State] = {}
         self.parts: dict[str, Stateful] = {**parts, "random": RandomState()}
         self.output = Path(str(config.output_dir))
-        refuse_disagreement(start.identity, str(start.path), State.join({k: part.state() for k, part in parts.items()}))
-        self.output.mkdir(parents=True, exist_ok=True)
+        refuse_disagreement(config, start.identity, State.join({k: part.state() for k, part in parts.items()}))
         self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
         self.best: dict[str, Any] | None = None
-        self.done = 0 if start.path is None else self._step_of(start.path)
-        self.taken = self.done
+        saved = None if start.path is None else _read(start.path)
+        self.taken = self.done = 0 if saved is None else self._step_of(saved, start.path)
         if is_main():
+            self.output.mkdir(parents=True, exist_ok=True)
             self._discard_later()
-        if start.path is not None:
-            self._restore(start.path)
+        if saved is not None and start.path is not None:
+            self._restore(saved, start.path)
 
     def remaining(self) -> Iterator[int]:
         """The steps to take, counted from 1. What a step that is given up has to leave as it was is kept meanwhile."""
@@ -123,6 +122,8 @@ class Checkpoints:
 
     def how_to_go_on(self) -> str:
         """A sentence about the newest checkpoint."""
+        if not is_main():
+            return "Process 0 says what is saved."
         saved = list_checkpoints(self.output)
         if not saved:
             return "There is no checkpoint, so the run has to start again."
@@ -139,8 +140,8 @@ class Checkpoints:
         write_checkpoint(path_of(self.output, self.taken), state, self._fill)
         self._prune()
 
-    def _step_of(self, path: Path) -> int:
-        step = read_facts(path)["run"]["step"]
+    def _step_of(self, saved: State, path: Path | None) -> int:
+        step = saved.facts["run"]["step"]
         if step > self.total:
             raise UsageError(
                 f"{path} is of step {step} and the run has {self.total} steps in all. Raise num_train_epochs "
@@ -148,8 +149,7 @@ class Checkpoints:
             )
         return step
 
-    def _restore(self, path: Path) -> None:
-        state = read_state(path)
+    def _restore(self, state: State, path: Path) -> None:
         for name, part in self.parts.items():
             part.load_state(state.part(name))
         best = state.part("run").facts["best"]
@@ -181,3 +181,9 @@ class Checkpoints:
         for path in list_checkpoints(self.output)[limit:] if limit else ():
             if self.best is None or step_of(path) != self.best["step"]:
                 remove_folder(path)
+
+
+def _read(path: Path) -> State:
+    """The state in a checkpoint, as process 0 reads it."""
+    state = read_state(path) if is_main() else State()
+    return State(tensors_from_main(state.tensors), from_main(lambda: state.facts))

@@ -30,7 +30,8 @@ class Tracker:
         self, folder: str | Path, stage: str, total: int, shown: dict[str, str], *, done: int = 0, quiet: bool = False
     ) -> None:
         self.path = Path(folder) / METRICS_FILE
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if is_main():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file: Lines | None = None
         self.shown = shown
         self.done = done

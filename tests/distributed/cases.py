@@ -23,15 +23,24 @@ BATCH, STEPS = 8, 3
 STAGES = ("sft", "reward", "ppo")
 
 
-def launch(world: int, work: Callable[..., None], *args: Any, log: Path) -> list[multiprocessing.process.BaseProcess]:
-    """Start `work(*args)` in `world` processes; what rank r prints is appended to `log`-r."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [CONTEXT.Process(target=_run, args=(r, world, port, log, work, args)) for r in range(world)]
+def launch(
+    world: int, work: Callable[..., None], *args: Any, log: Path, nodes: Path | None = None
+) -> list[multiprocessing.process.BaseProcess]:
+    """Start `work(*args)` in `world` processes; what rank r prints is appended to `log`-r.
+
+    nodes: each process is then a node of its own, which works in the folder `nodes`/r.
+    """
+    port = free_port()
+    processes = [CONTEXT.Process(target=_run, args=(r, world, port, log, nodes, work, args)) for r in range(world)]
     for process in processes:
         process.start()
     return processes
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def finish(processes: list[multiprocessing.process.BaseProcess], seconds: float = 120) -> list[int | None]:
@@ -80,12 +89,20 @@ def metrics(output: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(output)]
 
 
-def _run(rank: int, world: int, port: int, log: Path, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _run(
+    rank: int, world: int, port: int, log: Path, nodes: Path | None, work: Callable[..., None], args: tuple[Any, ...]
+) -> None:
     """In the child. An exception ends it with status 1 and is in the log."""
     own = os.open(f"{log}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(own, sys.stdout.fileno())
     os.dup2(own, sys.stderr.fileno())
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    if nodes is not None:
+        folder = nodes / str(rank)
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(folder)
+        numbers |= {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # on Linux; else the interface that this machine's name leads to
     os.environ |= {name: str(number) for name, number in numbers.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)

@@ -11,7 +11,9 @@ from torch import nn
 
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.gather import gather_rollout
-from rlhf_fast.runtime.distributed import gather, rank, share, start, sum_gradients, total
+from rlhf_fast.runtime.distributed import from_main, gather, rank, share, sum_gradients, tensors_from_main, total
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.launch import start
 from rlhf_fast.train import sft
 from tests.distributed.cases import train
 
@@ -76,6 +78,24 @@ def another_run(folder: Path, output: Path, what: str) -> None:
 def long_run(folder: Path, output: Path, timeout: int) -> None:
     """PPO that is not over before somebody stops it, with checkpoints at the end only."""
     train("ppo", folder, output, {"total_episodes": 80_000, "save_steps": 10_000, "ddp_timeout": timeout})
+
+
+def from_process_0() -> None:
+    """What process 0 gives or raises reaches process 1, whose own function is not called."""
+    start(use_cpu=True, timeout=60)
+    assert from_main(lambda: {"rank": rank(), "path": Path("a")}) == {"rank": 0, "path": Path("a")}
+    with pytest.raises(UsageError, match=r"^the disk of process 0 is full$"):
+        from_main(full_disk)
+    own = {"m": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16), "n": torch.tensor(7), "none": torch.zeros(0, 3)}
+    got = tensors_from_main(own if rank() == 0 else None)
+    assert {name: (value.dtype, value.tolist()) for name, value in got.items()} == {
+        "m": (torch.bfloat16, [[1.5, -2.0]]), "n": (torch.int64, 7), "none": (torch.float32, []),
+    }  # fmt: skip
+    assert got["none"].shape == (0, 3)
+
+
+def full_disk() -> None:
+    raise UsageError(f"the disk of process {rank()} is full")
 
 
 def no_reply() -> None:
