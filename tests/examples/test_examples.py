@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +19,8 @@ from rlhf_fast.preferences.calibration import calibration
 from rlhf_fast.preferences.cross_validate import CrossValidation
 from rlhf_fast.preferences.fit import measure
 from rlhf_fast.preferences.metrics import Pair, pair_accuracy
+from rlhf_fast.rewards.endpoint import EndpointReward
+from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime.parse import parse_config
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +64,20 @@ def test_the_readme_names_every_example():
     text = (EXAMPLES / "README.md").read_text()
     for path in [*CONFIGS, *EXAMPLES.glob("*.py")]:
         assert f"examples/{path.name}" in text, path.name
+
+
+def test_the_endpoint_of_the_example_is_a_reward():
+    """ "I am sorry" is three words: 1 - 0.03."""
+    command = [sys.executable, str(EXAMPLES / "reward_endpoint.py"), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stdout is not None
+        reward = EndpointReward(server.stdout.readline().split()[-1])
+        batch = RewardBatch(["late?", "late?"], ["I am sorry", "no"], [[1], [2]])
+        assert reward.score(batch).tolist() == pytest.approx([0.97, -0.01])
+    finally:
+        server.kill()
+        server.communicate()
 
 
 @real_data
