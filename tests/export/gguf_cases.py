@@ -83,9 +83,10 @@ def model(architecture: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return made
 
 
-def write_model(folder: Path, made: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
+def write_model(folder: Path, made: PreTrainedModel, pre: str = "qwen2", *, bos: bool = False) -> None:
+    """With a tokenizer of `byte_tokenizer`."""
     made.save_pretrained(folder)
-    (tokenizer or byte_tokenizer()).save_pretrained(folder)
+    byte_tokenizer(pre, bos=bos).save_pretrained(folder)
 
 
 def write_adapter(folder: Path, base: Path) -> None:

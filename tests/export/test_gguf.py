@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_fast import ExportConfig, UsageError, run_export
-from rlhf_fast.export.gguf_model import model_metadata
+from rlhf_fast.export.gguf_model import gguf_tensors, model_metadata
 from rlhf_fast.export.gguf_tokenizer import tokenizer_metadata
 from tests.export.gguf_cases import (
     SPLITS,
@@ -116,7 +116,7 @@ def test_linear_scaling_is_told():
 @pytest.mark.parametrize("pre", SPLITS)
 def test_the_tokenizer_is_named_by_its_splits_and_gives_the_same_ids(tmp_path, pre):
     tokenizer = byte_tokenizer(pre)
-    write_model(tmp_path / "base", model("llama"), tokenizer)
+    write_model(tmp_path / "base", model("llama"), pre)
     file = export(tmp_path, tmp_path / "base")
     assert contents(file)["tokenizer.ggml.pre"] == pre
     ours = opened_tokenizer(file)
@@ -127,7 +127,7 @@ def test_the_tokenizer_is_named_by_its_splits_and_gives_the_same_ids(tmp_path, p
 
 def test_the_chat_template_and_the_special_tokens_come_along(tmp_path):
     tokenizer = byte_tokenizer("llama-bpe", bos=True)
-    write_model(tmp_path / "base", model("llama"), tokenizer)
+    write_model(tmp_path / "base", model("llama"), "llama-bpe", bos=True)
     file = export(tmp_path, tmp_path / "base")
     told, ours = contents(file), opened_tokenizer(file)
     assert ours.chat_template == told["tokenizer.chat_template"] == CHATML
@@ -173,6 +173,13 @@ def test_a_model_without_a_place_in_gguf_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=expected):
         export(tmp_path, tmp_path / "base")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_weight_without_a_name_in_gguf_is_refused():
+    made = model("llama")
+    made.model.layers[1].gate = torch.nn.Linear(2, 2)
+    with pytest.raises(UsageError, match=r"weight 'model.layers.1.gate.weight' has no name in GGUF's 'llama'"):
+        list(gguf_tensors(made))
 
 
 def changed(change) -> object:
