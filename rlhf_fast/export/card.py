@@ -41,12 +41,12 @@ def read_facts(folder: Path) -> Facts:
     return Facts(config, read_metrics(folder) if (folder / METRICS_FILE).is_file() else [])
 
 
-def write_card(folder: Path, name: str, source: Source, dtype: torch.dtype, facts: Facts) -> None:
-    (folder / CARD).write_text(card(name, source, dtype, facts), encoding="utf-8")
+def write_card(folder: Path, name: str, source: Source, dtype: torch.dtype, facts: Facts, gguf: str | None) -> None:
+    (folder / CARD).write_text(card(name, source, dtype, facts, gguf), encoding="utf-8")
 
 
-def card(name: str, source: Source, dtype: torch.dtype, facts: Facts) -> str:
-    """Markdown with the front matter of a hub. Of local paths only the last name is told."""
+def card(name: str, source: Source, dtype: torch.dtype, facts: Facts, gguf: str | None = None) -> str:
+    """Markdown with the front matter of a hub, and `gguf`, a file beside it. Of paths only the last name is told."""
     verb = str(facts.config.get("stage"))
     stage = _STAGES.get(verb)
     tags = ["rlhf-fast", *([verb] if stage else [])]
@@ -62,6 +62,8 @@ def card(name: str, source: Source, dtype: torch.dtype, facts: Facts) -> str:
         f"`{_told(source.base)}`, {merged}, {how}with rlhf_fast {__version__}. Weights: {weights}.",
         f"```python\n{_OPENING.format(name=name)}\n```",
     ]
+    if gguf is not None:
+        parts.append(f"For llama.cpp: `{gguf}`, the same weights with tokenizer and chat template in one file.")
     if facts.metrics:
         parts += ["## Metrics", _metrics(facts.metrics)]
     if facts.config:

@@ -11,7 +11,7 @@ from rlhf_fast.runtime.fields import check_kinds
 
 @dataclass
 class ExportConfig:
-    """An adapter merged into its base, as a plain transformers model."""
+    """An adapter merged into its base, as a plain transformers model and, where asked for, as a GGUF file."""
 
     model_path: str | None = field(
         default=None, metadata={"help": "The output or a checkpoint of sft or ppo: an adapter folder or a whole model."}
@@ -19,6 +19,12 @@ class ExportConfig:
     output_dir: str = field(default="exported", metadata={"help": "Where the model goes: a folder that is not there."})
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
         default="auto", metadata={"help": "Of the written weights. auto: that of the base's files."}
+    )
+    gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = field(
+        default="none",
+        metadata={
+            "help": "Type of the weights in a GGUF file for llama.cpp (Llama, Mistral, Qwen2, Qwen3); none: no file."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf_fast.export.card import read_facts, write_card
 from rlhf_fast.export.config import ExportConfig
+from rlhf_fast.export.gguf_file import gguf_metadata, gguf_name, write_gguf
 from rlhf_fast.export.merge import merged_model
 from rlhf_fast.model.adapter_files import HEAD_WEIGHTS
 from rlhf_fast.model.load import Source, load_tokenizer, refuse_missing, resolve_source
@@ -22,8 +23,37 @@ from rlhf_fast.runtime.output import refuse_unwritable
 def run_export(config: ExportConfig) -> Path:
     """Write weights, tokenizer, chat template and model card; returns the folder, which is whole or not there.
 
-    Weights are added up in float32 and rounded once. Raises `UsageError`.
+    With `gguf` the same weights once more as `gguf_name` in it. Weights are added up in float32 and rounded once to
+    `dtype`, and once to the type of `gguf`. Raises `UsageError`.
     """
+    path, output = _paths(config)
+    source = resolve_source(path)
+    _refuse_reward(source)
+    refuse_missing(source.base)
+    tokenizer = load_tokenizer(path)
+    own = AutoConfig.from_pretrained(source.base, trust_remote_code=False)
+    file = gguf_name(output.name, config.gguf) if config.gguf != "none" else None
+    metadata = gguf_metadata(own, tokenizer, output.name) if file else {}
+    model, dtype = merged_model(path), _dtype(config.dtype, own)
+    facts = read_facts(Path(path))
+
+    def fill(folder: Path) -> None:
+        if file:
+            write_gguf(folder / file, model, metadata, config.gguf)
+        model.to(dtype)  # type: ignore[arg-type]
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_card(folder, output.name, source, dtype, facts, file)
+
+    try:
+        write_folder(output, fill)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot write the model to {config.output_dir!r}: {error}. Make room.") from error
+    return output
+
+
+def _paths(config: ExportConfig) -> tuple[str, Path]:
+    """Of the model and of the folder to write."""
     refuse_many("export")
     if not config.model_path:
         raise UsageError("export needs model_path: the output folder of sft or ppo.")
@@ -31,24 +61,7 @@ def run_export(config: ExportConfig) -> Path:
     refuse_unwritable("output_dir", output)
     if output.exists():
         raise UsageError(f"output_dir={config.output_dir!r} is there already. Give another folder, or delete it.")
-    source = resolve_source(config.model_path)
-    _refuse_reward(source)
-    refuse_missing(source.base)
-    tokenizer = load_tokenizer(config.model_path)
-    model = merged_model(config.model_path)
-    model.to(_dtype(config.dtype, source.base))  # type: ignore[arg-type]
-    facts = read_facts(Path(config.model_path))
-
-    def fill(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_card(folder, output.name, source, model.dtype, facts)
-
-    try:
-        write_folder(output, fill)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot write the model to {config.output_dir!r}: {error}. Make room.") from error
-    return output
+    return config.model_path, output
 
 
 def _refuse_reward(source: Source) -> None:
@@ -60,8 +73,7 @@ def _refuse_reward(source: Source) -> None:
         )
 
 
-def _dtype(chosen: str, base: str) -> torch.dtype:
+def _dtype(chosen: str, own: PreTrainedConfig) -> torch.dtype:
     if chosen != "auto":
         return getattr(torch, chosen)
-    own = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype
-    return own if isinstance(own, torch.dtype) else torch.float32
+    return own.dtype if isinstance(own.dtype, torch.dtype) else torch.float32

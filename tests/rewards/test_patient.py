@@ -115,3 +115,17 @@ def test_a_run_whose_reward_fails_is_saved_as_before_the_step_and_then_ends_bit_
     run(tmp_path / "failed", resume="auto")
     run(tmp_path / "whole")
     assert outcome(tmp_path / "failed") == outcome(tmp_path / "whole")
+
+
+def test_the_limit_of_the_config_is_that_of_an_attempt(tmp_path):
+    folder, calls = prepare(tmp_path), []
+
+    def judge(prompts, responses, **columns):
+        calls.append(1)
+        time.sleep(3)
+        return [0.0] * len(responses)
+
+    options = {"reward_timeout": 0.3, "reward_retries": 0}
+    with pytest.raises(UsageError, match=r"attempt 1 of 1: TimeoutError: no answer within 0\.3 s \(reward_timeout\)"):
+        run_ppo(config("ppo", folder, tmp_path / "out", **options), [(FunctionReward("judge", judge), 1.0)])
+    assert len(calls) == 1
