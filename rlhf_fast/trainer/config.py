@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from transformers.trainer_utils import SaveStrategy
 
 from rlhf_fast.runtime.config import SERVED
+from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train import ppo_config
 
@@ -30,7 +31,7 @@ UNNEEDED = {
     "remove_unused_columns": "columns beside the prompt go to reward functions",
     "dataloader_num_workers": "prompts are tokenised once, before training",
     "dataloader_drop_last": "a batch is always full",
-    "ddp_find_unused_parameters": "training is one process",
+    "ddp_find_unused_parameters": "gradients are summed in one exchange, whichever parameters have one",
     "torch_empty_cache_steps": "nothing is padded, so the cache does not fragment",
     "use_liger_kernel": "logits are never stored",
     "log_level": "logging follows Python's own settings",
@@ -111,15 +112,20 @@ class PPOConfig(ppo_config.PPORunConfig):
         default="steps", metadata={"help": "steps: a checkpoint every save_steps and after the last. no: none."}
     )
     world_size: int | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Set by the trainer: 1."}
+        default=None, metadata={"help": "Computed: the number of processes."}
     )
     num_total_batches: int | None = field(default=None, metadata={"help": "Set by the trainer: iterations."})
-    micro_batch_size: int | None = field(default=None, metadata={"help": "Computed: per_device_train_batch_size."})
-    local_batch_size: int | None = field(default=None, metadata={"help": "Computed: batch_size."})
-    batch_size: int | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Computed: per_device_train_batch_size * gradient_accumulation_steps."}
+    micro_batch_size: int | None = field(
+        default=None, metadata={"help": "Computed: per_device_train_batch_size * world_size."}
     )
-    local_mini_batch_size: int | None = field(default=None, metadata={"help": "Computed: mini_batch_size."})
+    local_batch_size: int | None = field(default=None, metadata={"help": "Computed: batch_size / world_size."})
+    batch_size: int | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Computed: per_device_train_batch_size * gradient_accumulation_steps * world_size."},
+    )
+    local_mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Computed: local_batch_size / num_mini_batches, rounded down."}
+    )
     mini_batch_size: int | None = field(default=None, metadata={"help": "Computed: batch_size / num_mini_batches."})
 
     # what the command line needs and objects handed over leave no use for
@@ -159,16 +165,20 @@ class PPOConfig(ppo_config.PPORunConfig):
 
     def _compute_sizes(self) -> None:
         """Fill in the sizes that follow from others. Raises `UsageError` for one that was given and does not."""
-        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        world = world_size()
+        local = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        batch = local * world
         if self.num_mini_batches < 1 or batch % self.num_mini_batches:
             raise UsageError(
-                f"the batch of {batch} responses (per_device_train_batch_size * gradient_accumulation_steps) is no "
+                f"the batch of {batch} responses (per_device_train_batch_size * gradient_accumulation_steps * "
+                f"{world} processes) is no "
                 f"multiple of num_mini_batches={self.num_mini_batches}; change one of them."
             )
         mini = batch // self.num_mini_batches
         sizes = {
-            "world_size": 1, "micro_batch_size": self.per_device_train_batch_size, "local_batch_size": batch,
-            "batch_size": batch, "local_mini_batch_size": mini, "mini_batch_size": mini,
+            "world_size": world, "micro_batch_size": self.per_device_train_batch_size * world,
+            "local_batch_size": local, "batch_size": batch, "local_mini_batch_size": local // self.num_mini_batches,
+            "mini_batch_size": mini,
         }  # fmt: skip
         for name, value in sizes.items():
             if getattr(self, name) not in (None, value):

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 
+from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.trainer.config import PPOConfig
 
@@ -40,7 +41,10 @@ class Events:
         )
         self.control = TrainerControl()
         stateful = [cb for cb in [*self.callback_handler.callbacks, self.control] if isinstance(cb, ExportableState)]
-        self.state = PPOState(stateful_callbacks=stateful)  # type: ignore[arg-type]
+        self.state = PPOState(
+            is_local_process_zero=args.local_process_index == 0, is_world_process_zero=is_main(),
+            stateful_callbacks=stateful,  # type: ignore[arg-type]
+        )  # fmt: skip
         self.call("on_init_end")
 
     def call(self, event: str, **given: Any) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.runtime.device import seed_everything
-from rlhf_fast.runtime.distributed import refuse_many
+from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint
@@ -46,8 +46,9 @@ class PPOTrainer(Events):
 
     reward_model: a classifier with one output, a function of (prompts, responses, **columns), or a reward source.
     train_dataset, eval_dataset: rows with `input_ids`, or with text or messages. eval_dataset may be a dict of them.
-    The models are changed in place. Everything that cannot be used raises `UsageError` here. What differs from TRL,
-    and why, is in docs/migration.md.
+    The models are changed in place. Everything that cannot be used raises `UsageError` here. Of several processes, each
+    of which makes the same trainer and calls the same methods, process 0 writes and prints. What differs from TRL, and
+    why, is in docs/migration.md.
     """
 
     def __init__(
@@ -65,7 +66,6 @@ class PPOTrainer(Events):
         callbacks: list[Callback] | None = None,
         peft_config: object | None = None,
     ) -> None:
-        refuse_many("PPOTrainer")
         check_models(args, model, ref_model, reward_model, value_model)
         refuse_unwritable("output_dir", Path(str(args.output_dir)))
         models = (model, ref_model, reward_model, value_model)
@@ -120,7 +120,8 @@ class PPOTrainer(Events):
     def update(self, rollout: Rollout, scores: Iterable[float] | None = None) -> dict[str, float]:
         """One iteration on a rollout from elsewhere (`Rollout.from_responses`); returns its metrics.
 
-        The reward scores it, unless `scores` has one number for each response. Its columns are filled in place.
+        The reward scores it, unless `scores` has one number for each response. Its columns are filled in place. Of
+        several processes each gives its part of the rollout.
         """
         if scores is None:
             lengths = rollout.prompt_lengths.tolist()
@@ -150,8 +151,11 @@ class PPOTrainer(Events):
     def generate_completions(self, sampling: bool = False) -> list[Completion]:
         """Nearly greedy completions of the held-out prompts with their scores; the first five are printed.
 
-        sampling: only of the first `per_device_eval_batch_size` prompts. Without eval_dataset there are none.
+        sampling: only of the first `per_device_eval_batch_size` prompts. Without eval_dataset there are none; nor are
+        there in any process but 0.
         """
+        if not is_main():
+            return []
         count = self.args.per_device_eval_batch_size if sampling else None
         completions = [one for prompts in self.held_out.values() for one in complete(self.ppo, prompts, count)]
         if completions:
@@ -169,7 +173,12 @@ class PPOTrainer(Events):
         revision: str | None = None, *, dataset_name: str | list[str] | None = None,
         tags: str | list[str] | None = None,
     ) -> Any:  # fmt: skip
-        """Save the policy to `output_dir` and upload that, without checkpoints, with a short model card."""
+        """Save the policy to `output_dir` and upload that, without checkpoints, with a short model card.
+
+        Of several processes, process 0 does; the others get None.
+        """
+        if not is_main():
+            return None
         self.save_model()
         return hub.push(
             self.args, self.roles.base, commit_message=commit_message, blocking=blocking, token=token,
@@ -193,6 +202,7 @@ class PPOTrainer(Events):
         if often and (iteration - 1) % max(1, self.ppo.iterations // often) == 0:
             self.generate_completions(sampling=True)
 
+    @main_only
     def _save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_policy(self.ppo, self.roles, self.processing_class, folder)

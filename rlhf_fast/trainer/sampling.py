@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_fast.rollout.scoring import score_rollout
+from rlhf_fast.runtime.distributed import share, total
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_metrics import per_response
 from rlhf_fast.train.prompts import Prompts
@@ -32,17 +33,16 @@ def evaluate(ppo: PPO, prompts: Prompts) -> dict[str, float]:
     The seeds are the same each time, so that two evaluations differ by the policy alone.
     """
     c, rows = ppo.config, list(range(len(prompts)))
-    rollout = ppo.respond(prompts, rows, _seeds(ppo, len(rows)), ppo.sampling)
+    seeds = list(share(_seeds(ppo, len(rows))))
+    rollout = ppo.respond(prompts, list(share(rows)), seeds, ppo.sampling)
     score_rollout(
         rollout, ppo.policy, ppo.reference, ppo.critic,
         temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=ppo.budget.tokens,
     )  # fmt: skip
-    lengths = [len(response) for response in rollout.responses()]
-    return {
-        "objective/scores": float(ppo.judge(rollout, prompts).mean()),
-        "objective/kl": float(per_response(rollout.columns["kl"], rollout).mean()),
-        "rollout/response_length": sum(lengths) / len(lengths),
-    }
+    kl, lengths = per_response(rollout.columns["kl"], rollout), map(len, rollout.responses())
+    sums = total(float(ppo.judge(rollout, prompts).sum()), float(kl.sum()), sum(lengths))
+    names = ("objective/scores", "objective/kl", "rollout/response_length")
+    return {name: value / len(rows) for name, value in zip(names, sums, strict=True)}
 
 
 def complete(ppo: PPO, prompts: Prompts, count: int | None) -> list[Completion]:

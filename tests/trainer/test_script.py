@@ -19,9 +19,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "left"), [(["--use_peft", "--lora_r", "4"], "adapter_model.safetensors"), ([], "model.safetensors")]
-)
-def test_a_script_runs_from_its_command_line(tmp_path, options, left):
+    ("options", "left", "processes"),
+    [(["--use_peft", "--lora_r", "4"], "adapter_model.safetensors", 1), ([], "model.safetensors", 1),
+     ([], "model.safetensors", 2)],
+)  # fmt: skip
+def test_a_script_runs_from_its_command_line(tmp_path, options, left, processes):
     for name, model in (("sft", policy()), ("reward", classifier())):
         model.save_pretrained(tmp_path / name)
         tiny_tokenizer().save_pretrained(tmp_path / name)
@@ -30,15 +32,17 @@ def test_a_script_runs_from_its_command_line(tmp_path, options, left):
     arguments = {
         "dataset_name": tmp_path / "rows.jsonl", "output_dir": tmp_path / "out", "model_name_or_path": tmp_path / "sft",
         "sft_model_path": tmp_path / "sft", "reward_model_path": tmp_path / "reward", "learning_rate": 1e-3,
-        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "total_episodes": 16, "response_length": 5,
+        "per_device_train_batch_size": 4 // processes, "gradient_accumulation_steps": 2, "total_episodes": 16,
+        "response_length": 5,
         "missing_eos_penalty": 1.0, "stop_token": "eos", "num_ppo_epochs": 2, "num_mini_batches": 1,
         "local_rollout_forward_batch_size": 4, "use_cpu": True, "report_to": "none", "bf16": False,
     }  # fmt: skip
-    command = [sys.executable, str(ROOT / "tests" / "trainer" / "script.py")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "tests" / "trainer" / "script.py")]
     for name, value in arguments.items():
         command += [f"--{name}", str(value)]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out" / left).is_file() and len(read_metrics(tmp_path / "out")) == 2
-    assert "model response" in done.stdout
+    assert done.stdout.count("model response") == done.stdout.count("score") > 0
