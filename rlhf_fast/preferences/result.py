@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rlhf_fast.preferences.fit import Evaluation
 from rlhf_fast.preferences.normalise import Normalisation
-from rlhf_fast.runtime.records import read_record
+from rlhf_fast.runtime.distributed import from_main
+from rlhf_fast.runtime.records import build_record, read_record
 from rlhf_fast.runtime.tracking import read_metrics
 
 REWARD_FACTS = "reward_model.json"
@@ -38,11 +39,12 @@ class _Numbers:
 
 
 def read_result(output: Path) -> RewardResult:
-    """What a finished run left in `output`. Raises `UsageError`."""
-    numbers = read_record(output / REWARD_FACTS, _Numbers)
+    """What a finished run left in `output`, as process 0 sees it. Raises `UsageError`."""
+    numbers = build_record(_Numbers, from_main(lambda: asdict(read_record(output / REWARD_FACTS, _Numbers))))
     return RewardResult(output, numbers.evaluation, numbers.normalisation, read_history(output))
 
 
 def read_history(output: Path) -> list[dict[str, float]]:
-    """The metrics of each step, without its number and the time."""
-    return [{k: v for k, v in row.items() if k not in ("step", "seconds")} for row in read_metrics(output)]
+    """The metrics of each step, without its number and the time, as process 0 sees them."""
+    rows = from_main(lambda: read_metrics(output))
+    return [{k: v for k, v in row.items() if k not in ("step", "seconds")} for row in rows]

@@ -27,7 +27,7 @@ from rlhf_fast.preferences.normalise import choose_prompts, normalise
 from rlhf_fast.preferences.page import build_report
 from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_history, read_result
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
-from rlhf_fast.runtime.distributed import from_main, is_main, main_only
+from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
@@ -69,7 +69,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
     dtype = choose_dtype(config.dtype, device)
     start = choose_start(config, _inputs(config, split))
     if start.finished:
-        return from_main(lambda: read_result(output))
+        return read_result(output)
     shared, sft = load_shared(config.model_name_or_path, dtype=dtype, device=device)
     check_context(shared, split)
     prompts = choose_prompts(split.train, config, shared.max_length) if config.normalise else []
@@ -85,7 +85,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
         scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
     if scale:
         checkpoints.save_results()  # again, as the head has changed
-    result = RewardResult(output, evaluation, scale, from_main(lambda: read_history(output)))
+    result = RewardResult(output, evaluation, scale, read_history(output))
     if is_main():
         _write(output, config, split, result)
     checkpoints.finish()

@@ -7,6 +7,7 @@ they do nothing. Gloo exchanges what lies on a CPU, NCCL what lies on GPUs.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,21 +116,21 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 def from_main(function: Callable[[], Item]) -> Item:
     """What `function` gives in process 0, sent to all: what lies in files has to be seen by that one only.
 
-    A `UsageError` that it raises there is raised in every process.
+    It has to be such that JSON gives it back. A `UsageError` that it raises there is raised in every process.
     """
     if world_size() == 1:
         return function()
-    sent: list[Any] = [None, None]
+    answer: dict[str, Any] = {}
     if is_main():
         try:
-            sent[0] = function()
+            answer = {"value": function()}
         except UsageError as error:
-            sent[1] = str(error)
-    with exchange():
-        dist.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
-    if sent[1] is not None:
-        raise UsageError(sent[1])
-    return sent[0]
+            answer = {"error": str(error)}
+    text = torch.frombuffer(bytearray(json.dumps(answer).encode()), dtype=torch.uint8)
+    answer = json.loads(bytes(gather_parts(text)[0].tolist()))  # no pickle: JSON runs no code
+    if "error" in answer:
+        raise UsageError(answer["error"])
+    return answer["value"]
 
 
 def tensors_from_main(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
@@ -137,10 +138,11 @@ def tensors_from_main(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
     if world_size() == 1:
         return tensors or {}
     own = tensors if is_main() and tensors is not None else {}
-    shapes = from_main(lambda: {name: (value.shape, value.dtype) for name, value in own.items()})
+    kinds: dict[str, Any] = from_main(lambda: {name: [list(x.shape), str(x.dtype)] for name, x in own.items()})
     received: dict[str, Tensor] = {}
-    for name, (shape, dtype) in shapes.items():
-        received[name] = own[name].cpu().contiguous() if name in own else torch.empty(shape, dtype=dtype)
+    for name, (shape, dtype) in kinds.items():
+        empty = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        received[name] = own[name].cpu().contiguous() if name in own else empty
         with exchange():
             dist.broadcast(received[name].reshape(-1).view(torch.uint8), src=0)
     return received

@@ -24,7 +24,7 @@ def read_record(path: str | Path, kind: type[T], key: str | None = None) -> T:
     """The dataclass `kind` in the file (under `key`, if given). Raises `UsageError` for a file that holds none."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-        return _build(kind, value if key is None else value[key])
+        return build_record(kind, value if key is None else value[key])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"cannot read {str(path)!r}: {type(error).__name__}: {error}. Expected a result written by this version; "
@@ -32,16 +32,17 @@ def read_record(path: str | Path, kind: type[T], key: str | None = None) -> T:
         ) from error
 
 
-def _build(kind: Any, value: Any) -> Any:
+def build_record(kind: Any, value: Any) -> Any:
+    """`value`, as JSON or `dataclasses.asdict` gives it, as the type `kind`."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
-        return None if value is None else _build(inner[0], value) if len(inner) == 1 else value
+        return None if value is None else build_record(inner[0], value) if len(inner) == 1 else value
     if origin is list:
-        return [_build(arguments[0], item) for item in value]
+        return [build_record(arguments[0], item) for item in value]
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{f.name: _build(hints[f.name], value[f.name]) for f in dataclasses.fields(kind)})  # type: ignore[operator]
+        return kind(**{f.name: build_record(hints[f.name], value[f.name]) for f in dataclasses.fields(kind)})  # type: ignore[operator]
     if kind is float:
         return math.nan if value is None else float(value)
     return value

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,13 @@ def choose_start(config: StageConfig, inputs: dict[str, Any]) -> Start:
     own, output = identity(config, inputs), Path(str(config.output_dir))
     if config.resume == "auto":
         _refuse_hidden(output)
-    return replace(from_main(lambda: _choose(config, output, own)), identity=own)
+
+    def look() -> list[Any]:
+        start = _choose(config, output, own)
+        return [start.path and str(start.path), start.finished]
+
+    path, finished = from_main(look)
+    return Start(own, path and Path(path), finished)
 
 
 def _choose(config: StageConfig, output: Path, own: dict[str, Any]) -> Start:
