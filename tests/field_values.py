@@ -12,9 +12,11 @@ class Change:
     beside: dict[str, Any] = field(default_factory=dict)
 
 
-ELSEWHERE = {"output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume", "ddp_timeout"}
+ELSEWHERE = {
+    "output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume", "ddp_timeout", "shard_base",
+}  # fmt: skip
 """Where the results go is seen in every test that reads them; the others have tests of their own in test_fields.py,
-`resume` in tests/resume, and `ddp_timeout` in tests/distributed."""
+`resume` in tests/resume, `ddp_timeout` and `shard_base` in tests/distributed."""
 
 ONE_ROW = 4e-6
 """GB that fit one sequence of these small models, and not two."""

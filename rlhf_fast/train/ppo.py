@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.roles import Critic, Policy, sequence_scores
+from rlhf_fast.model.sharding import in_step
 from rlhf_fast.model.trunk_cache import keep_trunk
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rewards.weighted import WeightedRewards
@@ -218,7 +219,7 @@ class PPO:
         (count,) = total(len(groups))
         return [
             loss
-            for group in groups
+            for group, _ in in_step(self.policy.model, groups, [])
             for loss in self._accumulate(rollout, group, old, *(max(1, n) * count for n in rollout.counts(group)))
         ]
 
@@ -228,7 +229,7 @@ class PPO:
         """Backward of sums over `sequences`, divided by the numbers of actions and slots of all that they belong to."""
         c, columns = self.config, rollout.columns
         losses = []
-        for packed, index in micro_batches(rollout, sequences, c.max_tokens_per_micro_batch):
+        for packed, index, counts in micro_batches(rollout, sequences, c.max_tokens_per_micro_batch, self.policy.model):
             mask = packed.labels != -100
             hidden = self.policy.hidden(packed)
             scored = self.policy.read(
@@ -244,6 +245,7 @@ class PPO:
                 cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef, entropy=scored.entropy,
                 entropy_coef=c.entropy_coef, dual_clip=c.dual_clip, log_ratio_clamp=c.log_ratio_clamp,
             )  # fmt: skip
-            loss.loss.backward()
-            losses.append(loss._replace(loss=loss.loss.detach()))
+            (loss.loss * counts).backward()
+            if counts:
+                losses.append(loss._replace(loss=loss.loss.detach()))
         return losses

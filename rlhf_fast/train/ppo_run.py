@@ -22,6 +22,7 @@ from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rollout.cache_size import refuse_unfitting
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
@@ -64,6 +65,7 @@ def run_ppo(config: PPOConfig, rewards: Sequence[tuple[RewardSource, float]] = (
     if start.finished:
         return output
     roles = build_roles(config)
+    refuse_unfitting(roles.policy.model, max(map(len, prompts.ids)) + config.response_length)
     sources = WeightedRewards([*_model_reward(roles, config), *rewards])
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts)
     watch = CollapseWatch()

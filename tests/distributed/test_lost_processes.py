@@ -15,12 +15,13 @@ from tests.distributed.cases import finish, launch, printed
 from tests.resume.cases import prepare
 
 
+@pytest.mark.parametrize("shard", [False, True], ids=["whole-base", "divided-layers"])
 @pytest.mark.parametrize(
     ("sent", "timeout", "within"), [(signal.SIGKILL, 600, 30), (signal.SIGSTOP, 5, 60)], ids=["killed", "stopped"]
 )
-def test_a_process_that_is_gone_ends_the_run_with_an_error(tmp_path, sent, timeout, within):
+def test_a_process_that_is_gone_ends_the_run_with_an_error(tmp_path, sent, timeout, within, shard):
     folder, output, log = prepare(tmp_path), tmp_path / "out", tmp_path / "log"
-    processes = launch(2, checks.long_run, folder, output, timeout, log=log)
+    processes = launch(2, checks.long_run, folder, output, timeout, shard, log=log)
     wait_for(output / "checkpoint-2", log)
     os.kill(int(processes[1].pid or 0), sent)
     sent_at = time.monotonic()
