@@ -13,12 +13,12 @@ class Change:
 
 
 ELSEWHERE = {
-    "output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume", "ddp_timeout", "reward_timeout",
-    "reward_retries",
+    "output_dir", "output_file", "use_cpu", "disable_tqdm", "on_bad_row", "resume", "ddp_timeout", "shard_base",
+    "reward_timeout", "reward_retries",
 }  # fmt: skip
 """Where the results go is seen in every test that reads them; the others have tests of their own in test_fields.py,
-`resume` in tests/resume, `ddp_timeout` in tests/distributed, and what is done about rewards that fail in
-tests/rewards/test_patient.py."""
+`resume` in tests/resume, `ddp_timeout` and `shard_base` in tests/distributed, and what is done about rewards that fail
+in tests/rewards/test_patient.py."""
 
 ONE_ROW = 4e-6
 """GB that fit one sequence of these small models, and not two."""

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
 from rlhf_fast.model.attention import ATTENTION, KVCache, PackedSequences
+from rlhf_fast.model.sharding import shard_base
 from rlhf_fast.model.shared import SharedModel, context_length
 from rlhf_fast.runtime.errors import UsageError
 
@@ -41,17 +42,22 @@ def resolve_source(path: str) -> Source:
 
 
 def load_shared(
-    path: str, *, dtype: torch.dtype, device: torch.device | str = "cpu", adapter: str = "sft", train_base: bool = False
-) -> tuple[SharedModel, str | None]:
+    path: str, *, dtype: torch.dtype, device: torch.device | str = "cpu", adapter: str = "sft",
+    train_base: bool = False, shard: bool = False,
+) -> tuple[SharedModel, str | None]:  # fmt: skip
     """Open `path`; returns the shared model and the adapter's name, or None where `path` is a plain model.
 
-    An adapter folder opens its base, and its adapter under the name `adapter`.
+    An adapter folder opens its base, and its adapter under the name `adapter`. shard: divide the base's layers among
+    the processes; each reads and checks the whole base in main memory first.
     """
     source = resolve_source(path)
     model = load_causal_lm(source.base, dtype=dtype)
-    model.to(device)  # type: ignore[arg-type]
+    if not shard:
+        model.to(device)  # type: ignore[arg-type]
     shared = SharedModel(model, train_base=train_base)
     check_architecture(shared)
+    if shard:
+        shard_base(shared, torch.device(device))
     if source.adapter is None:
         return shared, None
     load_adapter(shared, source.adapter, adapter)

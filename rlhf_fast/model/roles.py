@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlhf_fast.model.head import ScalarHead, ScoreHead
 from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.sharding import in_step
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.work import tell_head
 from rlhf_kernels import LogProbs, linear_logprobs
@@ -98,8 +99,10 @@ def sequence_scores(critic: Critic, sequences: list[list[int]], max_tokens: int)
     """(B,) f32: the scalar at the last token of each sequence, in forwards of at most `max_tokens` tokens."""
     out = torch.empty(len(sequences))
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for group in cut_by_tokens([len(sequences[i]) for i in order], max_tokens):
-        rows = [order[i] for i in group]
-        packed = Packed.from_sequences([sequences[i] for i in rows], device=critic.model.device)
-        out[rows] = critic.values(packed).cpu()
+    groups = [[order[i] for i in group] for group in cut_by_tokens([len(sequences[i]) for i in order], max_tokens)]
+    for rows, counts in in_step(critic.model, groups, []):
+        packed = Packed.from_sequences([sequences[i] for i in rows] or [[0]], device=critic.model.device)
+        values = critic.values(packed)
+        if counts:
+            out[rows] = values.cpu()
     return out

@@ -24,6 +24,8 @@ from rlhf_fast.model.work import tell_forward
 from rlhf_fast.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
     from rlhf_fast.model.trunk_cache import TrunkCache
 
 
@@ -48,6 +50,7 @@ class SharedModel:
         self.routing = Routing()
         self.decoder_layers = decoder_layers(self.backbone)
         self.trunk_cache: TrunkCache | None = None
+        self.sharded: list[FSDPModule] = []  # the decoder layers, where the processes divide them (see `sharding`)
         fuse_blocks(self.base, self.routing)
         serve_trunk(self.decoder_layers, self.routing)
         self.layers: dict[str, nn.Module] = dict(model.named_modules())

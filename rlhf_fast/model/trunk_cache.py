@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_fast.model.packed import cut_by_tokens
+from rlhf_fast.model.sharding import in_step
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.trunk import TrunkStates
 from rlhf_fast.runtime.phases import phase
@@ -26,13 +27,14 @@ class TrunkCache:
         self.model, self.depth = model, model.trunk_depth
         self.hidden: dict[tuple[int, ...], Tensor] = {}
         different = sorted(set(map(tuple, sequences)), key=lambda sequence: (len(sequence), sequence))
-        for group in cut_by_tokens([len(sequence) for sequence in different], max_tokens) if self.depth else []:
-            chosen = [different[i] for i in group]
+        groups = cut_by_tokens([len(sequence) for sequence in different], max_tokens) if self.depth else []
+        for group, counts in in_step(model, groups, []):
+            chosen = [different[i] for i in group] or [(0,)]
             tokens = torch.tensor([token for sequence in chosen for token in sequence], device=model.device)
             lengths = [len(sequence) for sequence in chosen]
             offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
             states = model.trunk_states(tokens, offsets)
-            if states is not None:
+            if states is not None and counts:
                 self.hidden |= zip(chosen, states.hidden.split(lengths), strict=True)
 
     def states(self, tokens: Tensor, cu_seqlens: Sequence[int]) -> TrunkStates | None:

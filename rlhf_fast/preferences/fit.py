@@ -11,6 +11,7 @@ import torch
 from rlhf_fast.data.schema import prompt_key
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Critic, sequence_scores
+from rlhf_fast.model.sharding import in_step
 from rlhf_fast.preferences.calibration import Calibration, calibration
 from rlhf_fast.preferences.comparisons import EncodedComparison
 from rlhf_fast.preferences.config import RewardConfig
@@ -104,14 +105,18 @@ class RewardTraining:
         alone), a sequence that comes again counted and computed once. The result does not depend on the cut.
         """
         loss, pairs = 0.0, []
-        for group in cut_comparisons(share(batch), self.budget.tokens):
-            part, found = self._micro_batch(group, len(batch))
+        groups = cut_comparisons(share(batch), self.budget.tokens)
+        for group, counts in in_step(self.critic.model, groups, list(batch[:1])):
+            part, found = self._micro_batch(group, len(batch), counts=counts)
             give_way()
-            loss += part
-            pairs += found
+            if counts:
+                loss += part
+                pairs += found
         return loss, pairs
 
-    def _micro_batch(self, comparisons: list[EncodedComparison], denominator: int) -> tuple[float, list[Pair]]:
+    def _micro_batch(
+        self, comparisons: list[EncodedComparison], denominator: int, *, counts: bool
+    ) -> tuple[float, list[Pair]]:
         rankings = Rankings()
         for c in comparisons:
             rankings.add(c.row.ranks, c.row.probability)
@@ -123,7 +128,7 @@ class RewardTraining:
         loss = plackett_luce_loss(
             scores, rankings, centering_coefficient=self.config.center_rewards_coefficient, denominator=denominator
         )
-        loss.backward()
+        (loss * counts).backward()
         return float(loss.detach()), pairs_of(comparisons, scores.tolist())
 
     def _order(self, epoch: int) -> list[int]:

@@ -26,6 +26,7 @@ from rlhf_fast.preferences.fit import RewardTraining, evaluate
 from rlhf_fast.preferences.normalise import choose_prompts, normalise
 from rlhf_fast.preferences.page import build_report
 from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_history, read_result
+from rlhf_fast.rollout.cache_size import refuse_unfitting
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
@@ -70,9 +71,10 @@ def run_reward(config: RewardConfig) -> RewardResult:
     start = choose_start(config, _inputs(config, split))
     if start.finished:
         return read_result(output)
-    shared, sft = load_shared(config.model_name_or_path, dtype=dtype, device=device)
+    shared, sft = load_shared(config.model_name_or_path, dtype=dtype, device=device, shard=config.shard_base)
     check_context(shared, split)
     prompts = choose_prompts(split.train, config, shared.max_length) if config.normalise else []
+    refuse_unfitting(shared, max(map(len, prompts), default=0) + config.response_length)
     critic = add_reward_adapter(shared, config, sft=sft, name=ADAPTER)
     if config.activation_checkpointing:
         shared.checkpoint_activations()

@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 from functools import cache
 
+import torch
+
+from rlhf_fast.model.packed_decoder import unserved
+from rlhf_fast.model.sharding import layer_bytes
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.distributed import gather
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.memory import free_bytes
 
@@ -31,6 +36,26 @@ def rows_that_fit(model: SharedModel, length: int, wanted: int, max_gb: float | 
     if fitting < wanted:
         _announce(fitting, wanted, by)
     return min(fitting, wanted)
+
+
+def refuse_unfitting(model: SharedModel, length: int) -> None:
+    """Raise `UsageError`, in every process, where one has no room for a rollout with the divided layers of `model`
+    gathered: what the others hold of them, a packed copy where decoding makes one, and the keys and values of one
+    sequence of `length` tokens. Nothing is checked where no layers are divided."""
+    if not model.sharded:
+        return
+    whole, held = layer_bytes(model)
+    copied, keys = whole if unserved(model) is None else 0, length * bytes_per_token(model)
+    needed = whole - held + copied + keys
+    for rank, (need, free) in enumerate(gather(torch.tensor([[needed, free_bytes(model.device)]])).tolist()):
+        if need > free:
+            raise UsageError(
+                f"process {rank} has {free / GB:.3g} GB free on its {model.device.type}, and a rollout needs "
+                f"{need / GB:.3g} GB: the layers of the base are gathered whole for it, of which a process holds "
+                f"{held / GB:.3g} of {whole / GB:.3g} GB, beside {copied / GB:.3g} GB for a packed copy and "
+                f"{keys / GB:.3g} GB for keys and values of one sequence of {length} tokens. Use devices with more "
+                "memory or a smaller base, or shorten prompts and responses."
+            )
 
 
 def bytes_per_token(model: SharedModel) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from rlhf_fast.model.attention import DecodeStep, KVCache, PackedSequences
 from rlhf_fast.model.packed_decoder import decoder
 from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.sharding import gathered
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.cache_size import rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling, choose
@@ -56,11 +57,12 @@ def generate(
     Raises `UsageError` for an empty prompt, for one that leaves no room in the model's context, and for a cache that
     is not allowed one row.
     """
-    if not prompts:
-        return []
-    engine = Engine(policy, prompts, sampling, seeds, max_batch, max_tokens, max_kv_cache_gb)
-    engine.run()
-    return engine.responses
+    with gathered(policy.model):  # also for no prompts: the others wait
+        if not prompts:
+            return []
+        engine = Engine(policy, prompts, sampling, seeds, max_batch, max_tokens, max_kv_cache_gb)
+        engine.run()
+        return engine.responses
 
 
 class Engine:

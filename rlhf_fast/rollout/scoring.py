@@ -13,6 +13,8 @@ from torch.nn.functional import pad
 from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.sharding import in_step
+from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.runtime.interrupt import give_way
@@ -45,10 +47,13 @@ def score_rollout(
         if bias is not None and ref_bias is not None:  # each its own: a column of the weight that reads a hidden 1
             weight, ref_weight = torch.cat([weight, bias[:, None]], 1), torch.cat([ref_weight, ref_bias[:, None]], 1)
             bias, widen = None, 1
-    for packed, slots in micro_batches(rollout, list(range(len(rollout))), max_tokens):
+    for packed, slots, counts in micro_batches(rollout, list(range(len(rollout))), max_tokens, policy.model):
         give_way()
         hidden, ref_hidden = policy.hidden(packed), reference.hidden(packed)
-        values[slots] = critic.values(replace(packed, policy_hidden=hidden, ref_hidden=ref_hidden))
+        own_values = critic.values(replace(packed, policy_hidden=hidden, ref_hidden=ref_hidden))
+        if not counts:
+            continue
+        values[slots] = own_values
         if critic.reads_reference:
             if rollout.ref_hidden is None:
                 rollout.ref_hidden = ref_hidden.new_zeros(len(rollout.labels), ref_hidden.shape[1])
@@ -64,11 +69,15 @@ def score_rollout(
     rollout.columns |= {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "kl": kl, "values": values}
 
 
-def micro_batches(rollout: Rollout, sequences: list[int], max_tokens: int) -> Iterator[tuple[Packed, Tensor]]:
-    """The given sequences in packed pieces of at most `max_tokens` tokens, each with its slot indices."""
+def micro_batches(
+    rollout: Rollout, sequences: list[int], max_tokens: int, model: SharedModel
+) -> Iterator[tuple[Packed, Tensor, bool]]:
+    """The given sequences in packed pieces of at most `max_tokens` tokens, each with its slot indices, and whether it
+    counts: where processes divide the layers of `model`, some run pieces more to keep in step."""
     lengths = rollout.lengths
-    for group in cut_by_tokens([lengths[b] for b in sequences], max_tokens):
-        yield rollout.select([sequences[i] for i in group])
+    groups = [[sequences[i] for i in group] for group in cut_by_tokens([lengths[b] for b in sequences], max_tokens)]
+    for group, counts in in_step(model, groups, [0]):
+        yield *rollout.select(group), counts
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Whether all processes of a run are of the same one, checked before the first step."""
+"""Whether all processes of a run are of the same one: its config, data and models before these are opened, and what is
+trained before the first step."""
 
 from __future__ import annotations
 
@@ -16,21 +17,11 @@ from rlhf_fast.runtime.identity import differences
 from rlhf_fast.runtime.state import State
 
 
-def refuse_disagreement(config: StageConfig, identity: dict[str, Any], state: State) -> None:
-    """Raise `UsageError`, in every process, naming the first that differs from process 0 and in what.
-
-    Compared are the run's identity (config, data, models), device and dtype that `config` comes to on each node, and
-    a digest of the tensors of `state` (what is trained).
-    """
+def refuse_disagreement(own: dict[str, Any]) -> None:
+    """Raise `UsageError`, in every process, naming the first whose values of `own` (of JSON's kinds) differ from those
+    of process 0, and in what."""
     if world_size() == 1:
         return
-    device = choose_device(config.use_cpu)
-    dtype = choose_dtype(config.dtype, device, train_base=not config.use_peft)
-    own = identity | {
-        "the device": device.type,
-        "the dtype of the base": str(dtype),
-        "the initial weights": _digest(state),
-    }
     text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
     first, *others = [json.loads(bytes(part.tolist())) for part in gather_parts(text)]
     for rank, other in enumerate(others, 1):
@@ -40,6 +31,19 @@ def refuse_disagreement(config: StageConfig, identity: dict[str, Any], state: St
                 f"process {rank} is of another run than process 0: {what}. Start all processes with the same command, "
                 "and let them read the same files."
             )
+
+
+def computation(config: StageConfig) -> dict[str, Any]:
+    """Where and how a run of `config` computes on this node."""
+    device = choose_device(config.use_cpu)
+    dtype = choose_dtype(config.dtype, device, train_base=not config.use_peft)
+    return {"the device": device.type, "the dtype of the base": str(dtype), "shard_base": config.shard_base}
+
+
+def refuse_other_weights(state: State) -> None:
+    """As `refuse_disagreement`, for the tensors of `state` (what is trained) before the first step."""
+    if world_size() > 1:
+        refuse_disagreement({"the initial weights": _digest(state)})
 
 
 def _digest(state: State) -> str:

@@ -33,7 +33,7 @@ _INSTEAD = {
     "load_best_model_at_end": "metric_for_best_model, which keeps the best checkpoint,",
     "report_to": "metrics.jsonl in output_dir", "max_steps": "num_train_epochs or total_episodes",
     "logging_steps": "metrics.jsonl, which holds every step", "optim": "AdamW, which is always used",
-    "per_device_eval_batch_size": "max_tokens_per_micro_batch",
+    "per_device_eval_batch_size": "max_tokens_per_micro_batch", "fsdp": "shard_base, which divides the frozen base,",
 }  # fmt: skip
 
 
@@ -52,6 +52,10 @@ class StageConfig(TrainingArguments):
     dtype: Literal["auto", "bfloat16", "float32"] = field(
         default="auto",
         metadata={"help": "Compute dtype of the base. auto: bfloat16 where the hardware multiplies it, else float32."},
+    )
+    shard_base: bool = field(
+        default=False,
+        metadata={"help": "Divide the layers of the frozen base among the processes; each is gathered when it is run."},
     )
     use_peft: bool = field(
         default=True, metadata={"help": "Train a LoRA adapter (default) or, if false, all weights of the model."}
@@ -126,6 +130,13 @@ class StageConfig(TrainingArguments):
             self.require(getattr(self, name) > 0, name, "above 0")
         for name in ("weight_decay", "max_grad_norm"):
             self.require(getattr(self, name) >= 0, name, "0 (off) or more")
+        several = "False in a single process: torchrun or accelerate launch start several, which divide the base"
+        self.require(not self.shard_base or world_size() > 1, "shard_base", several)
+        self.require(not self.shard_base or self.use_peft, "shard_base", "False with use_peft=False: no base is frozen")
+        self.require(
+            not (self.shard_base and self.auto_find_batch_size),
+            "auto_find_batch_size", "False with shard_base, where all processes take the same micro-batches",
+        )  # fmt: skip
         self._check_saving()
 
     @property

@@ -80,6 +80,11 @@ def total(*numbers: float) -> list[float]:
     return torch.stack(_all_gather(torch.tensor(numbers, dtype=torch.float64))).sum(0).tolist()
 
 
+def most(number: int) -> int:
+    """The largest of the processes' numbers."""
+    return max(int(other) for other in gather_parts(torch.tensor([number])))
+
+
 def gather(x: Tensor) -> Tensor:
     """The rows of all processes, in the order of their ranks; `x` (N, ...) may have another N in each."""
     return torch.cat(gather_parts(x))

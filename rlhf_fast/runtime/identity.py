@@ -20,7 +20,7 @@ FREE = frozenset({
 """Fields that no number depends on."""
 ROUNDING = frozenset({
     "max_tokens_per_micro_batch", "max_rollout_batch", "gradient_checkpointing", "activation_checkpointing",
-    "auto_find_batch_size",
+    "auto_find_batch_size", "shard_base",
 })  # fmt: skip
 """Fields that change the order of sums only: a run that ran out of memory may go on with others."""
 DIVISION = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps"})

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from rlhf_fast.runtime.agreement import computation, refuse_disagreement
 from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_facts, step_of, verify
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import from_main, gather
@@ -42,10 +43,11 @@ def choose_start(config: StageConfig, inputs: dict[str, Any]) -> Start:
     """What `config.resume` asks for; `inputs` is what the result depends on beside the config. Changes nothing.
 
     Of several processes, process 0 looks, as the folder may be on its node only, and all start where it says. Raises
-    `UsageError` for a checkpoint of another run, for a path that holds no whole checkpoint, where a run that was cut
-    off would be overwritten, and where another process sees a newer checkpoint than process 0.
+    `UsageError` for processes of different runs, for a checkpoint of another run, for a path that holds no whole
+    checkpoint, where a run that was cut off would be overwritten, and where another process sees a newer checkpoint.
     """
     own, output = identity(config, inputs), Path(str(config.output_dir))
+    refuse_disagreement(own | computation(config))
     if config.resume == "auto":
         _refuse_hidden(output)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from rlhf_fast.runtime.agreement import refuse_disagreement
+from rlhf_fast.runtime.agreement import refuse_other_weights
 from rlhf_fast.runtime.checkpoint import (
     clean,
     list_checkpoints,
@@ -54,7 +54,7 @@ class Checkpoints:
         self.before: dict[str, State] = {}
         self.parts: dict[str, Stateful] = {**parts, "random": RandomState()}
         self.output = Path(str(config.output_dir))
-        refuse_disagreement(config, start.identity, State.join({k: part.state() for k, part in parts.items()}))
+        refuse_other_weights(State.join({k: part.state() for k, part in parts.items()}))
         self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
         self.best: dict[str, Any] | None = None
         saved = None if start.path is None else _read(start.path)

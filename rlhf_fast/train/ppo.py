@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.roles import Critic, Policy, sequence_scores
+from rlhf_fast.model.sharding import in_step
 from rlhf_fast.model.trunk_cache import keep_trunk
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rewards.weighted import WeightedRewards
@@ -235,7 +236,8 @@ class PPO:
         parts = self._parts(rollout, sequences)
 
         def work() -> list[PPOLoss]:
-            return [loss for part in parts for loss in self._accumulate(rollout, old, *part)]
+            shared = in_step(self.policy.model, parts, ([], 1.0, 1.0))
+            return [loss for part, _ in shared for loss in self._accumulate(rollout, old, *part)]
 
         return self.budget.run(work, undo=self.optimiser.clear)
 
@@ -256,7 +258,7 @@ class PPO:
         """Backward of sums over `sequences`, divided by the numbers of actions and slots of all that they belong to."""
         c, columns = self.config, rollout.columns
         losses = []
-        for packed, index in micro_batches(rollout, sequences, self.budget.tokens):
+        for packed, index, counts in micro_batches(rollout, sequences, self.budget.tokens, self.policy.model):
             mask = packed.labels != -100
             hidden = self.policy.hidden(packed)
             scored = self.policy.read(
@@ -272,8 +274,9 @@ class PPO:
                 cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef, entropy=scored.entropy,
                 entropy_coef=c.entropy_coef, dual_clip=c.dual_clip, log_ratio_clamp=c.log_ratio_clamp,
             )  # fmt: skip
-            loss.loss.backward()
+            (loss.loss * counts).backward()
             if self.undoes:
                 give_way()
-            losses.append(loss._replace(loss=loss.loss.detach()))
+            if counts:
+                losses.append(loss._replace(loss=loss.loss.detach()))
         return losses

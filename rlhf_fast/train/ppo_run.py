@@ -24,6 +24,7 @@ from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rollout.cache_size import refuse_unfitting
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
@@ -70,6 +71,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
     if start.finished:
         return output
     roles = build_roles(config)
+    refuse_unfitting(roles.policy.model, max(map(len, prompts.ids)) + config.response_length)
     asked = patient(rewards, timeout=config.reward_timeout, retries=config.reward_retries)
     sources = WeightedRewards([*_model_reward(roles, config), *asked])
     rollouts = RolloutLog(output, enabled=config.log_rollouts)

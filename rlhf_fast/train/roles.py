@@ -46,7 +46,7 @@ def build_roles(config: PPORunConfig) -> Roles:
     _check_folders(config, source)
     device = choose_device(config.use_cpu)
     dtype = choose_dtype(config.dtype, device, train_base=not config.use_peft)
-    shared, sft = load_shared(config.sft_model_path, dtype=dtype, device=device)
+    shared, sft = load_shared(config.sft_model_path, dtype=dtype, device=device, shard=config.shard_base)
     if sft in shared.heads:
         raise UsageError(
             f"sft_model_path={config.sft_model_path!r} is a reward adapter (it has a scalar head); give the SFT model."

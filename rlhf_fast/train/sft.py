@@ -21,6 +21,7 @@ from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolv
 from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, train_only
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.sharding import in_step
 from rlhf_fast.runtime.budget import Budget
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.distributed import main_only, share, total
@@ -91,12 +92,13 @@ class SFT:
     def loss_parts(self, rows: list[Encoded]) -> Iterator[Tensor]:
         """Losses of this process's micro-batches; all of them add up to the mean over all response tokens of `rows`."""
         tokens = sum(label != -100 for row in rows for label in row.labels[1:])
-        rows = list(share(rows))
-        for group in cut_by_tokens([len(row.input_ids) for row in rows], self.budget.tokens):
+        own, model = list(share(rows)), self.policy.model
+        groups = cut_by_tokens([len(row.input_ids) for row in own], self.budget.tokens)
+        for group, counts in in_step(model, [[own[i] for i in group] for group in groups], rows[:1]):
             packed = Packed.from_sequences(
-                [rows[i].input_ids for i in group], [rows[i].labels for i in group], self.policy.model.device
+                [row.input_ids for row in group], [row.labels for row in group], model.device
             )
-            yield -self.policy.logprobs(packed).logprobs.sum() / tokens
+            yield -self.policy.logprobs(packed).logprobs.sum() / tokens * counts
 
 
 def run_sft(config: SFTConfig) -> Path:
@@ -167,7 +169,7 @@ def _policy(config: SFTConfig) -> Policy:
         )
     device = choose_device(config.use_cpu)
     dtype = choose_dtype(config.dtype, device, train_base=full)
-    shared, adapter = load_shared(path, dtype=dtype, device=device, train_base=full)
+    shared, adapter = load_shared(path, dtype=dtype, device=device, train_base=full, shard=config.shard_base)
     if adapter is not None:
         check_layers(shared, config)
         check_shape(shared, config, adapter)

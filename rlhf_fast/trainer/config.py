@@ -130,6 +130,7 @@ class PPOConfig(ppo_config.PPORunConfig):
 
     # what the command line needs and objects handed over leave no use for
     dtype: Literal["auto", "bfloat16", "float32"] = field(default="auto", init=False)
+    shard_base: bool = field(default=False, init=False)
     use_peft: bool = field(default=True, init=False)
     lora_r: int = field(default=16, init=False)
     lora_alpha: float = field(default=32, init=False)

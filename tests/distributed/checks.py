@@ -75,9 +75,10 @@ def another_run(folder: Path, output: Path, what: str) -> None:
     train("sft", folder, output, options)
 
 
-def long_run(folder: Path, output: Path, timeout: int) -> None:
+def long_run(folder: Path, output: Path, timeout: int, shard: bool) -> None:
     """PPO that is not over before somebody stops it, with checkpoints at the end only."""
-    train("ppo", folder, output, {"total_episodes": 80_000, "save_steps": 10_000, "ddp_timeout": timeout})
+    options = {"total_episodes": 80_000, "save_steps": 10_000, "ddp_timeout": timeout, "shard_base": shard}
+    train("ppo", folder, output, options)
 
 
 def from_process_0() -> None:

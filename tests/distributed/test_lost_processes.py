@@ -17,13 +17,16 @@ from tests.distributed.cases import BATCH, finish, launch, printed
 from tests.resume.cases import prepare
 
 
+@pytest.mark.parametrize("shard", [False, True], ids=["whole-base", "divided-layers"])
 @pytest.mark.parametrize(
     ("sent", "timeout", "within"), [(signal.SIGKILL, 600, 30), (signal.SIGSTOP, 5, 60), (signal.SIGTERM, 600, 30)],
     ids=["killed", "hanging", "asked to stop"],
 )  # fmt: skip
-def test_a_process_that_is_gone_ends_the_others_with_an_error_and_the_run_is_saved(tmp_path, sent, timeout, within):
+def test_a_process_that_is_gone_ends_the_others_with_an_error_and_the_run_is_saved(
+    tmp_path, sent, timeout, within, shard
+):
     folder, output, log = prepare(tmp_path), tmp_path / "out", tmp_path / "log"
-    processes = launch(2, checks.long_run, folder, output, timeout, log=log)
+    processes = launch(2, checks.long_run, folder, output, timeout, shard, log=log)
     wait_for_steps(3, output, log)
     os.kill(int(processes[1].pid or 0), sent)
     sent_at = time.monotonic()
@@ -37,7 +40,7 @@ def test_a_process_that_is_gone_ends_the_others_with_an_error_and_the_run_is_sav
 
 def test_processes_that_are_all_asked_to_stop_save_the_run(tmp_path):
     folder, output, log = prepare(tmp_path), tmp_path / "out", tmp_path / "log"
-    processes = launch(2, checks.long_run, folder, output, 600, log=log)
+    processes = launch(2, checks.long_run, folder, output, 600, False, log=log)
     wait_for_steps(3, output, log)
     for process in processes:
         os.kill(int(process.pid or 0), signal.SIGTERM)

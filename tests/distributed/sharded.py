@@ -1,0 +1,88 @@
+"""What each process checks of a base whose layers are divided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from rlhf_fast.model import sharding
+from rlhf_fast.model.load import load_shared
+from rlhf_fast.model.sharding import gathered, layer_bytes
+from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.rollout import cache_size
+from rlhf_fast.runtime.distributed import gather, rank
+from rlhf_fast.runtime.launch import start
+from tests.distributed.cases import train
+
+
+def both(stage: str, folder: Path, output: Path, options: dict[str, Any]) -> None:
+    """The same run with the base in every process, and with its layers divided."""
+    train(stage, folder, output / "replicated", options)
+    train(stage, folder, output / "sharded", options | {"shard_base": True})
+
+
+def ragged(stage: str, folder: Path, output: Path, options: dict[str, Any]) -> None:
+    """`both`, where a process at times has fewer micro-batches than another."""
+    fewer = torch.zeros(1)
+    most = sharding.most
+
+    def counted(number: int) -> int:
+        fewer.add_(most(number) > number)
+        return most(number)
+
+    sharding.most = counted
+    both(stage, folder, output, options)
+    assert gather(fewer).sum() > 0, "the lengths are not unequal enough for this test"
+
+
+def shares(folder: Path) -> None:
+    """What a process holds between passes, in a forward of the second layer, and while the layers are gathered."""
+    start(use_cpu=True, timeout=60)
+    whole, _ = load_shared(str(folder / "base"), dtype=torch.float32)
+    model, _ = load_shared(str(folder / "base"), dtype=torch.float32, shard=True)
+    total = sum(p.nbytes for layer in whole.decoder_layers for p in layer.parameters())
+    assert layer_bytes(model) == (total, total // 2) and layer_bytes(whole) == (0, 0)
+    assert stored(model.base.parameters()) == stored(whole.base.parameters()) - total // 2
+
+    seen: list[list[bool]] = []
+    second = model.decoder_layers[1].get_submodule("mlp.down_proj")
+    second.register_forward_pre_hook(lambda *_: seen.append(divided(model)))
+    tokens = torch.arange(7)
+    with torch.no_grad():
+        hidden = model.hidden(tokens, [0, 3, 7], None)
+    assert torch.equal(hidden, whole.hidden(tokens, [0, 3, 7], None))
+    assert seen == [[True, False]] and divided(model) == [True, True]
+
+    with gathered(model):
+        weights = [layer.get_parameter("mlp.up_proj.weight") for layer in model.decoder_layers]
+        assert divided(model) == [False, False]
+        for one, layer in zip(weights, whole.decoder_layers, strict=True):
+            assert torch.equal(one, layer.get_parameter("mlp.up_proj.weight"))
+        for _ in range(1 + 2 * rank()):  # as many passes as each likes
+            assert torch.equal(model.hidden(tokens, [0, 3, 7], None), hidden)
+    assert divided(model) == [True, True]
+    assert [weight.untyped_storage().nbytes() for weight in weights] == [0, 0]  # what was gathered is free again
+
+
+def divided(model: SharedModel) -> list[bool]:
+    return [isinstance(layer.get_parameter("mlp.up_proj.weight"), DTensor) for layer in model.decoder_layers]
+
+
+def stored(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Bytes of the storages behind `parameters`."""
+    own = (p.to_local() if isinstance(p, DTensor) else p for p in parameters)
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in own}.values())
+
+
+def without_room(stage: str, folder: Path, output: Path) -> None:
+    """Process 1 has 1000 bytes."""
+    cache_size.free_bytes = lambda device: 10**9 if rank() == 0 else 1000
+    train(stage, folder, output, {"shard_base": True, "ddp_timeout": 60})
+
+
+def sharded_in_one(folder: Path, output: Path) -> None:
+    train("sft", folder, output, {"shard_base": rank() == 1, "ddp_timeout": 60})
