@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_fast import PPOConfig, SFTConfig, UsageError
+from rlhf_fast import PPORunConfig, SFTConfig, UsageError
 from tests.distributed import sharded
 from tests.distributed.cases import finish, launch, metrics, printed, train, weights
 from tests.distributed.test_runs import EVERYTHING, TRUNCATED
@@ -121,8 +121,10 @@ def test_processes_that_do_not_all_divide_the_base_say_so(folder, tmp_path):
 def test_starts_that_cannot_divide_the_base_are_refused(monkeypatch):
     with pytest.raises(UsageError, match="shard_base=True cannot be used: expected False in a single process"):
         SFTConfig(use_cpu=True, shard_base=True)
-    with pytest.raises(UsageError, match="fsdp=True has no effect in PPOConfig and is refused; use shard_base"):
-        PPOConfig(use_cpu=True, fsdp=True)
+    with pytest.raises(UsageError, match="fsdp=True has no effect in PPORunConfig and is refused; use shard_base"):
+        PPORunConfig(use_cpu=True, fsdp=True)
     monkeypatch.setattr("rlhf_fast.runtime.config.world_size", lambda: 2)
     with pytest.raises(UsageError, match="shard_base=True cannot be used: expected False with use_peft=False"):
-        PPOConfig(use_cpu=True, shard_base=True, use_peft=False)
+        PPORunConfig(use_cpu=True, shard_base=True, use_peft=False)
+    with pytest.raises(UsageError, match="auto_find_batch_size=True cannot be used: expected False with shard_base"):
+        PPORunConfig(use_cpu=True, shard_base=True, auto_find_batch_size=True)
