@@ -23,10 +23,8 @@ from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.roles import Critic, Policy, sequence_scores
 from rlhf_fast.model.sharding import in_step
 from rlhf_fast.model.trunk_cache import keep_trunk
-from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.arena import Rollout
-from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.gather import gather_rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import micro_batches, score_rollout
@@ -41,6 +39,7 @@ from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
 from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
+from rlhf_fast.train.responses import judge, respond
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
 
@@ -121,21 +120,8 @@ class PPO:
         c = self.config
         rows = list(share(self.prompts.batch(self.iteration, c.batch_size, c.seed)))
         numbers = share(range(self.iteration * c.batch_size, (self.iteration + 1) * c.batch_size))
-        return self.respond(self.prompts, rows, [(c.seed << 32) + number for number in numbers], self.sampling)
-
-    def respond(self, prompts: Prompts, rows: list[int], seeds: list[int], sampling: Sampling) -> Rollout:
-        """A response to each of `rows` of `prompts`, sampled with its seed."""
-        c = self.config
-        ids = [prompts.ids[row] for row in rows]
-        responses = generate(
-            self.policy, ids, sampling, seeds=seeds,
-            max_batch=c.max_rollout_batch, max_tokens=self.budget.tokens, max_kv_cache_gb=c.max_kv_cache_gb,
-        )  # fmt: skip
-        return Rollout.from_responses(
-            ids, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=c.response_length,
-            score_at=c.score_at, prompt_rows=rows, seeds=seeds, logprobs=[r.logprobs for r in responses],
-            device=self.policy.model.device,
-        )  # fmt: skip
+        seeds = [(c.seed << 32) + number for number in numbers]
+        return respond(self.policy, self.prompts, rows, seeds, self.sampling, c, max_tokens=self.budget.tokens)
 
     def score(self, rollout: Rollout, scores: Tensor | None = None) -> Tensor:
         """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read; return the scores (B,)
@@ -149,19 +135,9 @@ class PPO:
             rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
             dtype=self.policy.model.dtype,
         )  # fmt: skip
-        scores = self.judge(rollout, self.prompts) if scores is None else scores.to(rollout.tokens.device)
-        return scores - (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
-
-    def judge(self, rollout: Rollout, prompts: Prompts) -> Tensor:
-        """(B,) f32: what the reward gives the responses to rows of `prompts`."""
-        rows = rollout.prompt_rows.tolist()
-        texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
-        columns = {name: [values[row] for row in rows] for name, values in prompts.columns.items()}
-        batch = RewardBatch(
-            [prompts.texts[row] for row in rows], texts, rollout.sequences(), columns,
-            [prompts.conversations[row] for row in rows],
-        )  # fmt: skip
-        return self.reward.score(batch).to(rollout.tokens.device)
+        if scores is None:
+            scores = judge(self.reward, self.tokenizer, rollout, self.prompts)
+        return scores.to(rollout.tokens.device) - (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
 
     def unended(self, rollout: Rollout) -> Tensor:
         """(B,) bool: responses cut off by the budget; where nothing ends a response, those without an EOS in them."""

@@ -28,6 +28,7 @@ from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_run import SHOWN, save_policy
 from rlhf_fast.train.prompts import Prompts
+from rlhf_fast.train.responses import judge
 from rlhf_fast.train.roles import Roles
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_fast.trainer import hub
@@ -128,7 +129,8 @@ class PPOTrainer(Events):
             ids = [sequence[:length] for sequence, length in zip(rollout.sequences(), lengths, strict=True)]
             rows = torch.arange(len(rollout), device=rollout.tokens.device)
             prompts = Prompts(ids, self.processing_class.batch_decode(ids))
-            return self.ppo.learn(rollout, self.ppo.judge(replace(rollout, prompt_rows=rows), prompts))
+            numbered = replace(rollout, prompt_rows=rows)
+            return self.ppo.learn(rollout, judge(self.ppo.reward, self.processing_class, numbered, prompts))
         given = torch.tensor(list(scores), dtype=torch.float32)
         if given.shape != (len(rollout),):
             raise UsageError(f"got {len(given)} scores for {len(rollout)} responses; expected one for each.")

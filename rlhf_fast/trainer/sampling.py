@@ -14,6 +14,7 @@ from rlhf_fast.runtime.distributed import share, total
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_metrics import per_response
 from rlhf_fast.train.prompts import Prompts
+from rlhf_fast.train.responses import judge, respond
 
 NEARLY_GREEDY = 0.01 + 1e-7  # the temperature of TRL's completions
 SHOWN = 5  # rows of the table that are printed
@@ -34,13 +35,13 @@ def evaluate(ppo: PPO, prompts: Prompts) -> dict[str, float]:
     """
     c, rows = ppo.config, list(range(len(prompts)))
     seeds = list(share(_seeds(ppo, len(rows))))
-    rollout = ppo.respond(prompts, list(share(rows)), seeds, ppo.sampling)
+    rollout = respond(ppo.policy, prompts, list(share(rows)), seeds, ppo.sampling, c, max_tokens=ppo.budget.tokens)
     score_rollout(
         rollout, ppo.policy, ppo.reference, ppo.critic,
         temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=ppo.budget.tokens,
     )  # fmt: skip
     kl, lengths = per_response(rollout.columns["kl"], rollout), map(len, rollout.responses())
-    sums = total(float(ppo.judge(rollout, prompts).sum()), float(kl.sum()), sum(lengths))
+    sums = total(float(judge(ppo.reward, ppo.tokenizer, rollout, prompts).sum()), float(kl.sum()), sum(lengths))
     names = ("objective/scores", "objective/kl", "rollout/response_length")
     return {name: value / len(rows) for name, value in zip(names, sums, strict=True)}
 
@@ -49,9 +50,10 @@ def complete(ppo: PPO, prompts: Prompts, count: int | None) -> list[Completion]:
     """A nearly greedy response to each of the first `count` prompts (None: to all), with its score."""
     rows = list(range(len(prompts)))[:count]
     sampling = replace(ppo.sampling, temperature=NEARLY_GREEDY)
-    rollout = ppo.respond(prompts, rows, _seeds(ppo, len(rows)), sampling)
+    seeds = _seeds(ppo, len(rows))
+    rollout = respond(ppo.policy, prompts, rows, seeds, sampling, ppo.config, max_tokens=ppo.budget.tokens)
     texts = ppo.tokenizer.batch_decode(rollout.responses())
-    scores = ppo.judge(rollout, prompts).tolist()
+    scores = judge(ppo.reward, ppo.tokenizer, rollout, prompts).tolist()
     return [Completion(prompts.texts[row], text, score) for row, text, score in zip(rows, texts, scores, strict=True)]
 
 

@@ -15,6 +15,7 @@ from transformers.trainer_callback import TrainerState
 
 from rlhf_fast import Rollout, UsageError
 from rlhf_fast.runtime.tracking import read_metrics
+from rlhf_fast.train.responses import judge
 from rlhf_fast.trainer import hub
 from tests.model_cases import tokens
 from tests.trainer.cases import LENGTHS, classifier, likes_even, policy, rows, trainer
@@ -220,7 +221,7 @@ def test_an_update_takes_a_rollout_from_elsewhere(tmp_path):
         prompts, responses, finished=[True, False] * 4, budget=6, score_at=made.args.score_at
     )
     with torch.no_grad():
-        expected = made.ppo.judge(rollout, made.ppo.prompts)
+        expected = judge(made.ppo.reward, made.processing_class, rollout, made.ppo.prompts)
     metrics = made.update(rollout)
     assert metrics["objective/scores"] == pytest.approx(float(expected.mean()), abs=1e-5)
     assert made.update(rollout, scores=[1.0, 2.0] * 4)["objective/scores"] == pytest.approx(1.5)

@@ -1,0 +1,42 @@
+"""Responses to prompts, and what the reward gives them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_fast.model.roles import Policy
+from rlhf_fast.rewards.source import RewardBatch
+from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rollout.engine import generate
+from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.train.ppo_config import PPORunConfig
+from rlhf_fast.train.prompts import Prompts
+
+
+def respond(
+    policy: Policy, prompts: Prompts, rows: list[int], seeds: list[int], sampling: Sampling, config: PPORunConfig, *,
+    max_tokens: int,
+) -> Rollout:  # fmt: skip
+    """A response to each of `rows` of `prompts`, sampled with its seed; prompts are read `max_tokens` at a time."""
+    ids = [prompts.ids[row] for row in rows]
+    responses = generate(
+        policy, ids, sampling, seeds=seeds,
+        max_batch=config.max_rollout_batch, max_tokens=max_tokens, max_kv_cache_gb=config.max_kv_cache_gb,
+    )  # fmt: skip
+    return Rollout.from_responses(
+        ids, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=config.response_length,
+        score_at=config.score_at, prompt_rows=rows, seeds=seeds, logprobs=[r.logprobs for r in responses],
+        device=policy.model.device,
+    )  # fmt: skip
+
+
+def judge(reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, prompts: Prompts) -> Tensor:
+    """(B,) f32: what the reward gives the responses to rows of `prompts`."""
+    rows = rollout.prompt_rows.tolist()
+    texts = tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
+    columns = {name: [values[row] for row in rows] for name, values in prompts.columns.items()}
+    conversations = [prompts.conversations[row] for row in rows]
+    batch = RewardBatch([prompts.texts[row] for row in rows], texts, rollout.sequences(), columns, conversations)
+    return reward.score(batch).to(rollout.tokens.device)
