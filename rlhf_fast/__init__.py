@@ -1,4 +1,4 @@
-"""RLHF on one node, in one process: SFT, a reward model, and PPO, over one shared copy of the base weights."""
+"""RLHF in one process or several: SFT, a reward model, and PPO, over one shared copy of the base weights."""
 
 from __future__ import annotations
 

@@ -46,6 +46,9 @@ def shard_base(model: SharedModel, device: torch.device) -> None:
     for below, layer in zip([layers[0], *layers], layers, strict=False):  # else guessed from the passes before
         layer.set_modules_to_backward_prefetch([below])
         layer.set_custom_all_gather(Gather())  # type: ignore[arg-type]
+    for parameter in model.base.parameters():
+        if not isinstance(parameter, DTensor):  # on a CPU it may keep the file of the whole base in memory
+            parameter.data = parameter.data.clone()
     model.base.to(device)  # type: ignore[arg-type]
     model.sharded = layers
     with torch.no_grad():  # settles which module is the root

@@ -86,9 +86,12 @@ def test_processes_with_unequal_numbers_of_micro_batches_keep_in_step(folder, tm
     same_bits(tmp_path)
 
 
-def test_a_process_holds_its_share_of_the_layers(folder, tmp_path):
+@pytest.mark.parametrize(
+    "check", [sharded.shares, sharded.gathers, sharded.architectures], ids=lambda check: check.__name__
+)
+def test_a_process_holds_its_share_of_the_layers_and_computes_with_the_whole(folder, tmp_path, check):
     log = tmp_path / "log"
-    assert finish(launch(2, sharded.shares, folder, log=log)) == [0, 0], printed(log, 0) + printed(log, 1)
+    assert finish(launch(2, check, folder, log=log)) == [0, 0], printed(log, 0) + printed(log, 1)
 
 
 def test_a_run_with_divided_layers_goes_on_with_and_without(folder, tmp_path):

@@ -139,6 +139,21 @@ def test_the_random_generators_go_on_where_they_were():
     assert draw() == expected
 
 
+def test_only_the_gpu_of_the_process_has_its_generator_saved(monkeypatch):
+    """So a run may go on where there are fewer GPUs, and no process touches another's. Stands in for a GPU."""
+    generators = {0: torch.tensor([5], dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: generators[0])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: generators.update({0: state}))
+    saved = RandomState().state()
+    generators[0] = torch.tensor([9], dtype=torch.uint8)
+    RandomState().load_state(saved)
+    assert generators[0].tolist() == [5]
+    del saved.tensors["cuda"]  # by a run on a CPU
+    RandomState().load_state(saved)
+    assert generators[0].tolist() == [5]
+
+
 def test_parameters_of_another_shape_are_refused():
     def build(*shape: int) -> Optimiser:
         config = StageConfig(output_dir="unused", use_cpu=True)
