@@ -15,8 +15,11 @@ from setuptools.errors import CompileError, LinkError
 
 try:
     import pybind11
+    from pybind11.setup_helpers import ParallelCompile
 except ImportError:
     pybind11 = None
+else:
+    ParallelCompile().install()  # a file on each core
 
 REMEDY = (
     "rlhf-fast installs without its C++ kernels and uses the slower torch ones: {reason}. To build them, install a "
