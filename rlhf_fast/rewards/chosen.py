@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from rlhf_fast.rewards.endpoint import TIMEOUT, EndpointReward
+from rlhf_fast.rewards.endpoint import TIMEOUT, TOKEN, EndpointReward
 from rlhf_fast.rewards.patient import PatientReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.runtime.errors import UsageError
@@ -15,7 +16,10 @@ ENDPOINT = "endpoint:"
 def named_rewards(
     names: Sequence[str], weights: Sequence[float] | None, *, timeout: float | None
 ) -> list[tuple[RewardSource, float]]:
-    """The rewards behind `endpoint:ADDRESS`, each with its weight (None: 1). Raises `UsageError` for other names."""
+    """The rewards behind `endpoint:ADDRESS`, each with its weight (None: 1), with the token of the environment.
+
+    Raises `UsageError` for other names.
+    """
     weights = [1.0] * len(names) if weights is None else weights
     if len(weights) != len(names):
         raise UsageError(f"reward_weights has {len(weights)} numbers for {len(names)} reward_funcs; expected as many.")
@@ -26,7 +30,8 @@ def named_rewards(
                 "A Python function is passed to run_ppo as a FunctionReward."
             )
     seconds = TIMEOUT if timeout is None else timeout
-    sources: list[RewardSource] = [EndpointReward(name.removeprefix(ENDPOINT), seconds) for name in names]
+    token = os.environ.get(TOKEN)
+    sources: list[RewardSource] = [EndpointReward(name.removeprefix(ENDPOINT), seconds, token) for name in names]
     return list(zip(sources, weights, strict=True))
 
 

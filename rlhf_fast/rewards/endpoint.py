@@ -21,6 +21,9 @@ from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime.errors import UsageError
 
 TIMEOUT = 60.0  # seconds
+TOKEN = "RLHF_FAST_REWARD_TOKEN"
+"""The environment variable with the token of the endpoints that a config names: it stands in no file and no log."""
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PIECE = 1 << 16  # bytes
 _ROOM, _ROOM_EACH = 1 << 12, 64  # bytes of an answer: at most these, and these for each response
 
@@ -29,17 +32,21 @@ _ROOM, _ROOM_EACH = 1 << 12, 64  # bytes of an answer: at most these, and these 
 class EndpointReward:
     """Posts prompts and responses to `address` and reads their scores; `timeout` is in seconds, for a whole answer.
 
-    Raises `UsageError` for an address that is not http or https or that holds a password.
+    token: sent as `Authorization: Bearer TOKEN`. Raises `UsageError` for an address that is not http or https or that
+    holds a password, and for a token that would cross a network unencrypted or cannot stand in a header.
     """
 
     address: str
     timeout: float = TIMEOUT
+    token: str | None = field(default=None, repr=False)
     url: SplitResult = field(init=False)
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.url = _checked_address(self.address)
         self.name = f"{self.url.netloc}{self.url.path}"
+        if self.token is not None:
+            _check_token(self.token, self.url)
 
     def score(self, batch: RewardBatch) -> Tensor:
         """Raises `UsageError` for anything but an answer of the form above."""
@@ -57,7 +64,8 @@ class EndpointReward:
         end = time.monotonic() + self.timeout
         try:
             path = (self.url.path or "/") + (f"?{self.url.query}" if self.url.query else "")
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            token = {"Authorization": f"Bearer {self.token}"} if self.token is not None else {}
+            connection.request("POST", path, body, {"Content-Type": "application/json"} | token)
             response = connection.getresponse()
             if response.status != 200:
                 self._fail(f"status {response.status} {response.reason}; expected 200, redirects are not followed")
@@ -102,8 +110,21 @@ def _checked_address(address: str) -> SplitResult:
     if not known or any(character.isspace() for character in address):
         raise UsageError(f"the reward address {address!r} cannot be used: expected http://HOST:PORT/PATH or https.")
     if url.username is not None or url.password is not None:
-        raise UsageError("a reward address holds a user name or password, which logs would show: leave it out.")
+        raise UsageError(
+            "a reward address holds a user name or password, which logs would show: leave it out, and put a token into "
+            f"{TOKEN} in the environment."
+        )
     return url
+
+
+def _check_token(token: str, url: SplitResult) -> None:
+    if not token or not all("!" <= character <= "~" for character in token):
+        raise UsageError("the token of a reward endpoint is empty or has spaces or letters that no header can hold.")
+    if url.scheme != "https" and url.hostname not in _LOOPBACK:
+        raise UsageError(
+            f"a token would be sent to {url.netloc} unencrypted. Give an https address, or leave the token out "
+            f"({TOKEN} in the environment)."
+        )
 
 
 def _refuse_constant(text: str) -> NoReturn:

@@ -25,12 +25,14 @@ class Server:
 
     def __init__(self, answer) -> None:
         self.requests: list = []
+        self.tokens: list[str | None] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 server.requests.append((self.path, self.headers["Content-Type"], json.loads(body)))
+                server.tokens.append(self.headers["Authorization"])
                 status, headers, reply = answer(json.loads(body))
                 self.send_response(status)
                 for name, value in headers.items():
@@ -166,3 +168,28 @@ def test_ppo_trains_against_an_endpoint_and_logs_it_under_its_name(tmp_path):
     sent = server.requests[0][2]["responses"]
     assert row[f"reward/127.0.0.1:{server.http.server_port}/score"] == pytest.approx(sum(map(len, sent)) / 6)
     assert row["objective/scores"] == pytest.approx(0.5 * sum(map(len, sent)) / 6)
+
+
+def test_the_token_of_the_environment_is_sent_and_told_nobody(monkeypatch):
+    with Server(replies(b'{"scores": [1, 2]}')) as server:
+        EndpointReward(server.address).score(BATCH)
+        monkeypatch.setenv("RLHF_FAST_REWARD_TOKEN", "s3cret")
+        ((reward, _),) = named_rewards([f"endpoint:{server.address}"], None, timeout=None)
+        reward.score(BATCH)
+    assert server.tokens == [None, "Bearer s3cret"]
+    assert "s3cret" not in repr(reward) and "s3cret" not in reward.name
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "message"),
+    [
+        ("http://judge.example/score", "s3cret", "sent to judge.example unencrypted. Give an https address"),
+        ("https://judge.example/score", "a\r\nX-Evil: 1", "no header can hold"),
+        ("https://judge.example/score", "", "is empty"),
+    ],
+)
+def test_a_token_that_others_could_read_or_that_breaks_a_header_is_refused(address, token, message):
+    with pytest.raises(UsageError, match=message) as error:
+        EndpointReward(address, token=token)
+    assert "s3cret" not in str(error.value)
+    assert EndpointReward("https://judge.example/score", token="s3cret").token == "s3cret"
