@@ -38,5 +38,9 @@ def named_rewards(
 def patient(
     rewards: Sequence[tuple[RewardSource, float]], *, timeout: float | None, retries: int
 ) -> list[tuple[RewardSource, float]]:
-    """The same rewards, each asked again where it fails."""
-    return [(PatientReward(source, timeout, retries), weight) for source, weight in rewards]
+    """The same rewards, each asked again where it fails; an endpoint has a limit of its own where `timeout` is None."""
+    return [(PatientReward(source, _limit(source, timeout), retries), weight) for source, weight in rewards]
+
+
+def _limit(source: RewardSource, timeout: float | None) -> float | None:
+    return source.timeout if timeout is None and isinstance(source, EndpointReward) else timeout

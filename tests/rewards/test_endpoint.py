@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rlhf_fast import PPORunConfig, UsageError
-from rlhf_fast.rewards.chosen import named_rewards
+from rlhf_fast.rewards.chosen import named_rewards, patient
 from rlhf_fast.rewards.endpoint import EndpointReward
 from rlhf_fast.rewards.source import RewardBatch
+from rlhf_fast.runtime import interrupt
 from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.ppo_run import run_ppo
 from tests.resume.cases import config, prepare
@@ -168,6 +169,19 @@ def test_ppo_trains_against_an_endpoint_and_logs_it_under_its_name(tmp_path):
     sent = server.requests[0][2]["responses"]
     assert row[f"reward/127.0.0.1:{server.http.server_port}/score"] == pytest.approx(sum(map(len, sent)) / 6)
     assert row["objective/scores"] == pytest.approx(0.5 * sum(map(len, sent)) / 6)
+
+
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_an_endpoint(monkeypatch):
+    """Nor does one without `reward_timeout`."""
+    monkeypatch.setattr(interrupt, "_asked", interrupt.signal.SIGINT)
+    with Server(lambda request: (time.sleep(8), (200, {}, b""))[1]) as server:
+        ((reward, _),) = patient(
+            named_rewards([f"endpoint:{server.address}"], None, timeout=None), timeout=None, retries=0
+        )
+        started = time.monotonic()
+        with pytest.raises(interrupt.Abandoned):
+            reward.score(BATCH)
+        assert time.monotonic() - started < 5
 
 
 def test_the_token_of_the_environment_is_sent_and_told_nobody(monkeypatch):
