@@ -57,6 +57,9 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
     rewards = [*named, *rewards]
     if not config.reward_model_path and not rewards:
         raise UsageError("PPO needs a reward: set reward_model_path or reward_funcs, or pass a function from Python.")
+    config.require(
+        config.reward_timeout is None or bool(rewards), "reward_timeout", "nothing where the reward is a model"
+    )
     output = Path(str(config.output_dir))
     refuse_unwritable("output_dir", output)
     seed_everything(config.seed)

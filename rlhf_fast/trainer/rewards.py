@@ -28,6 +28,7 @@ def build_reward(reward_model: Any, args: PPOConfig, columns: Iterable[str]) -> 
         return reward_model
     source = _source(reward_model, args, columns)
     if isinstance(reward_model, PreTrainedModel):
+        args.require(args.reward_timeout is None, "reward_timeout", "nothing where the reward is a model")
         return WeightedRewards([(source, 1.0)])
     return WeightedRewards(patient([(source, 1.0)], timeout=args.reward_timeout, retries=args.reward_retries))
 

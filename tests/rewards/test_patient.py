@@ -129,3 +129,9 @@ def test_the_limit_of_the_config_is_that_of_an_attempt(tmp_path):
     with pytest.raises(UsageError, match=r"attempt 1 of 1: TimeoutError: no answer within 0\.3 s \(reward_timeout\)"):
         run_ppo(config("ppo", folder, tmp_path / "out", **options), [(FunctionReward("judge", judge), 1.0)])
     assert len(calls) == 1
+
+
+def test_a_limit_is_refused_where_the_only_reward_is_a_model(tmp_path):
+    folder = prepare(tmp_path)
+    with pytest.raises(UsageError, match=r"reward_timeout=5\.0 cannot be used: expected nothing where the reward is a"):
+        run_ppo(config("ppo", folder, tmp_path / "out", reward_timeout=5.0))

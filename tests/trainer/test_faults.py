@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from rlhf_fast import UsageError
 from rlhf_fast.rewards import patient
 from rlhf_fast.runtime.interrupt import Interrupted
-from tests.trainer.cases import likes_even, trainer
+from tests.trainer.cases import classifier, likes_even, trainer
 
 
 class Asks(TrainerCallback):
@@ -62,3 +62,10 @@ def test_a_reward_that_fails_is_asked_again_and_then_the_run_is_saved(tmp_path, 
 def test_rollouts_can_be_left_out(tmp_path):
     trainer(tmp_path, options={"log_rollouts": False, "total_episodes": 8}).train()
     assert not (tmp_path / "rollouts.jsonl").exists()
+
+
+def test_a_limit_is_refused_where_the_reward_is_a_model(tmp_path):
+    with pytest.raises(
+        UsageError, match="reward_timeout=5 cannot be used: expected nothing where the reward is a model"
+    ):
+        trainer(tmp_path, reward_model=classifier(), options={"reward_timeout": 5})
