@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rlhf_kernels import attention_is_native, packed_attention
+from rlhf_kernels import attention_is_fused, packed_attention
 
 ATTENTION = "rlhf_fast"
 
@@ -75,10 +75,10 @@ class PackedSequences:
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        """Each sequence by itself: on a CPU in one kernel, elsewhere or with a soft-cap one call for each."""
+        """Each sequence by itself: in one kernel, or with a soft-cap or where there is none in a call for each."""
         if self.cache is not None:
             self._write_prompts(layer, k, v)
-        if softcap is None and attention_is_native(q, k, v):
+        if softcap is None and attention_is_fused(q, k, v):
             q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, heads, D)
             out = packed_attention(q, k, v, self.cu_seqlens, scale=scale, window=window)
             return out.transpose(0, 1)[None]
