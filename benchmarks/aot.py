@@ -28,7 +28,10 @@ from typing import NamedTuple
 
 from rlhf_kernels.triton_support import OPTIONS, Variant
 
-MODULES = ("gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs", "sample", "decode_attention")
+MODULES = (
+    "gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs", "sample", "decode_attention", "rms_norm", "rotary",
+    "swiglu",
+)  # fmt: skip
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes per block, by architecture
 
 

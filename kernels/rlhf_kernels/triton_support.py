@@ -27,6 +27,8 @@ POINTER = {
     torch.bool: "*u1",
 }
 
+LAYER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of rms_norm, rotary and swiglu
+
 
 class Variant(NamedTuple):
     """One compiled form of a kernel: what `benchmarks.aot` compiles ahead of time, and what is launched.
@@ -87,6 +89,20 @@ def columns_not_float32(args: Mapping[str, Any], *names: str) -> str | None:
         if args[name] is not None and args[name].dtype != torch.float32:
             return f"{name} has dtype {args[name].dtype}, and it computes in float32: the reference takes others"
     return None
+
+
+def layer_cannot_run(args: Mapping[str, Any]) -> str | None:
+    """Why a kernel between a layer's products cannot take these arguments, or None: it computes in float32."""
+    dtypes = {value.dtype for name, value in args.items() if isinstance(value, Tensor) and name != "rstd"}
+    if not dtypes <= set(LAYER_DTYPES):
+        return f"got {sorted(map(str, dtypes))}, and it takes bfloat16, float16 or float32: the reference takes others"
+    return cannot_run(args)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x (..., K) as (rows, K) whose rows are contiguous and may be apart: a view where that is possible."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.shape[1] == 1 or rows.stride(1) == 1 else rows.contiguous()
 
 
 @cache
