@@ -39,7 +39,9 @@ def decode_attention(
             "(B or more, kv_heads, L, D) with heads a multiple of kv_heads"
         )
     if keys.shape[0] < q.shape[0] or keys.shape[3] != q.shape[2]:
-        raise ValueError(f"keys has shape {tuple(keys.shape)}, expected {q.shape[0]} rows or more of {q.shape[2]} entries")
+        raise ValueError(
+            f"keys has shape {tuple(keys.shape)}, expected {q.shape[0]} rows or more of {q.shape[2]} entries"
+        )
     check_shape("values", values, tuple(keys.shape))
     check_shape("lengths", lengths, (q.shape[0],))
     check_same_dtype(q=q, keys=keys, values=values)

@@ -72,7 +72,10 @@ def packed_attention_backward(
     if q.shape[0] == 0:
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     cu, longest = _on_device(tuple(offsets), q.device)
-    no_dropout = torch.empty(2, dtype=torch.uint64, device=q.device), torch.empty(0, dtype=torch.uint64, device=q.device)
+    no_dropout = (
+        torch.empty(2, dtype=torch.uint64, device=q.device),
+        torch.empty(0, dtype=torch.uint64, device=q.device),
+    )
     return torch.ops.aten._flash_attention_backward(
         d_out.contiguous(), q, k, v, out, log_sum, cu, cu, longest, longest, 0.0, True, *no_dropout,
         scale=scale, **_window(window),

@@ -34,7 +34,12 @@ def test_agrees_with_float64(device, monkeypatch, heads, kv_heads, size, window,
         lengths = torch.tensor(LENGTHS)
         settings = {"scale": size**-0.5, "window": window, "softcap": softcap}
         exact = decode_attention(
-            q.double(), keys.double().nan_to_num(), values.double().nan_to_num(), lengths, **settings, backend="reference"
+            q.double(),
+            keys.double().nan_to_num(),
+            values.double().nan_to_num(),
+            lengths,
+            **settings,
+            backend="reference",
         )
         args = {"q": q, "keys": keys, "values": values, "lengths": lengths}
         args = {name: x.to(device) for name, x in args.items()}
