@@ -176,10 +176,7 @@ def tests(bench: Bench) -> None:
         raise RuntimeError("a test failed")
 
 
-GPU_TESTS = (
-    "tests/gpu",
-    "tests/kernels/triton",
-)  # by path: collecting the whole tree needs packages that a GPU machine may lack
+GPU_TESTS = ("tests/gpu", "tests/kernels/triton")  # by path: the whole tree needs packages that a machine may lack
 
 
 def decode(bench: Bench) -> None:

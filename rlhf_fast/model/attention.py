@@ -134,8 +134,9 @@ class DecodeStep:
     ):
         keys, values = self.cache.append(layer, self.rows, self.lengths, k, v)
         if decode_attention_is_fused(q[:, :, 0], keys):
-            settings = {"scale": scale, "window": window, "softcap": softcap}
-            return decode_attention(q[:, :, 0], keys, values, self.counts, **settings)[:, :, None]
+            return decode_attention(q[:, :, 0], keys, values, self.counts, scale=scale, window=window, softcap=softcap)[
+                :, :, None
+            ]
         end = self.longest + 1
         return _attend(q, keys[:, :, :end], values[:, :, :end], scale, self._mask(window, end), softcap, causal=False)
 

@@ -34,7 +34,8 @@ def packed_attention(
 
     Differentiable in q, k and v. Memory beyond inputs and outputs: "native" (C++, CPU) keeps one float per token and
     head for the backward and needs scratch linear in the longest sequence; "flash" (CUDA, bfloat16 and float16: torch's
-    flash attention) keeps the same float; "reference" (torch) holds the scores of a sequence. Nothing is mutated. Raises ValueError or TypeError for shapes, offsets and dtypes that do not fit.
+    flash attention) keeps the same float; "reference" (torch) holds the scores of a sequence. Nothing is mutated.
+    Raises ValueError or TypeError for shapes, offsets and dtypes that do not fit.
     """
     if q.dim() != 3 or k.dim() != 3 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(

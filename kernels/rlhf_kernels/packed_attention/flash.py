@@ -1,7 +1,7 @@
-"""Packed attention on a GPU by the flash attention that comes with torch (Dao 2023): one call, whatever the sequences.
+"""Packed attention on a GPU by the flash attention that comes with torch (Dao 2023): one call for all sequences.
 
-A sequence's tokens follow the others' without padding; grouped heads and a window cost nothing more. Scores are float32,
-and operands bfloat16 or float16. `torch.nn.attention.varlen` (2.11 and later) calls the same two operations.
+A sequence's tokens follow the others' without padding; grouped heads and a window cost nothing more. Scores are
+float32, and operands bfloat16 or float16. `torch.nn.attention.varlen` (2.11 and later) calls the same two operations.
 """
 
 from __future__ import annotations
@@ -72,11 +72,8 @@ def packed_attention_backward(
     if q.shape[0] == 0:
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     cu, longest = _on_device(tuple(offsets), q.device)
-    no_dropout = (
-        torch.empty(2, dtype=torch.uint64, device=q.device),
-        torch.empty(0, dtype=torch.uint64, device=q.device),
-    )
+    state, unused = (torch.empty(n, dtype=torch.uint64, device=q.device) for n in (2, 0))  # of dropout, which is off
     return torch.ops.aten._flash_attention_backward(
-        d_out.contiguous(), q, k, v, out, log_sum, cu, cu, longest, longest, 0.0, True, *no_dropout,
+        d_out.contiguous(), q, k, v, out, log_sum, cu, cu, longest, longest, 0.0, True, state, unused,
         scale=scale, **_window(window),
     )  # fmt: skip

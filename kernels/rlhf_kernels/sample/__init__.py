@@ -47,8 +47,9 @@ def sample(
     is mutated and no gradient flows. Raises ValueError or TypeError for shapes, dtypes or numbers that do not fit, and
     for a chosen backend that cannot run.
 
-    `backend` is "native" (C++, CPU, hidden and weight both bfloat16 or both float32; no logits are stored),
-    "triton" (CUDA, operands of one precision up to float32) or "reference" (torch); None takes RLHF_FAST_BACKEND from the environment, else the first that can.
+    `backend` is "native" (C++, CPU, hidden and weight both bfloat16 or both float32; no logits are stored), "triton"
+    (CUDA, operands of one precision up to float32; all logits exist once) or "reference" (torch); None takes
+    RLHF_FAST_BACKEND from the environment, else the first that can.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
