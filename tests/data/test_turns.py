@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_fast.data.encode import encode_demonstration, encode_prompt
 from rlhf_fast.data.readers import read_comparisons, read_demonstrations, read_prompts
 from rlhf_fast.data.schema import Demonstration
 from rlhf_fast.runtime.errors import UsageError
-from tests.tiny_tokenizer import tiny_tokenizer
 
 USER = {"role": "user", "content": "2+2?"}
 SAID = {"role": "assistant", "content": "4"}
@@ -174,10 +172,3 @@ def test_nulls_that_arrow_adds_are_no_keys(tmp_path):
         assert [row.tools for row in read] == [row["tools"] for row in rows]
         prompts = read_prompts(source).rows
         assert [row.columns for row in prompts] == [{"note": {"a": None}}, {"note": {"a": 1}}]
-
-
-def test_the_rows_of_today_are_encoded_as_before():
-    turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2", "name": None}]
-    row = read_demonstrations([{"messages": turns}]).rows[0]
-    encoded = encode_demonstration(tiny_tokenizer(), row, max_length=20)
-    assert encoded.input_ids[: len(encoded.input_ids) - 2] == encode_prompt(tiny_tokenizer(), [turns[0]])
