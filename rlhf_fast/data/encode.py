@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.data.fitting import refuse_far_too_long
 from rlhf_fast.data.schema import Demonstration, Message, Prompt
 from rlhf_fast.runtime.errors import UsageError
 
@@ -42,6 +43,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_len
     if not last.strip():
         raise UsageError("a prompt is empty; expected some text. Remove the row.")
     text = prompt_text(tokenizer, prompt)
+    refuse_far_too_long(tokenizer, [text], max_length)
     if isinstance(prompt, str):
         ids = _open_text(tokenizer, text)
     else:
@@ -70,6 +72,8 @@ def encode_demonstration(tokenizer: PreTrainedTokenizerBase, row: Demonstration,
 
     Raises `UsageError` for a row of more than `max_length` tokens.
     """
+    prompt, reply = (row.messages[:-1], row.messages[-1]["content"]) if row.messages else (row.prompt, row.completion)
+    refuse_far_too_long(tokenizer, [prompt_text(tokenizer, prompt) if prompt else "", reply or ""], max_length)
     if row.messages is not None:
         encoded = _conversation(tokenizer, row.messages)
     elif row.prompt:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import encode_prompt, encode_response
+from rlhf_fast.data.encode import encode_prompt, encode_response, prompt_text
+from rlhf_fast.data.fitting import refuse_far_too_long
 from rlhf_fast.data.readers import OnBadRow
 from rlhf_fast.data.schema import Comparison
 from rlhf_fast.preferences.losses import MAX_TIED
@@ -29,6 +30,7 @@ class EncodedComparison:
 
 def encode_comparison(tokenizer: PreTrainedTokenizerBase, row: Comparison, *, max_length: int) -> EncodedComparison:
     """Raises `UsageError` for a sequence of more than `max_length` tokens, or more ties than the loss visits."""
+    refuse_far_too_long(tokenizer, [prompt_text(tokenizer, row.prompt), *row.responses], max_length)
     prompt = encode_prompt(tokenizer, row.prompt)
     sequences = [prompt + encode_response(tokenizer, response) for response in row.responses]
     longest = max(map(len, sequences))
