@@ -11,6 +11,7 @@ and gone with the rollout.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 
@@ -115,7 +116,8 @@ class Engine:
         return None
 
     def run(self) -> None:
-        with self.policy.model.routing.keep_factors():
+        on_gpu = self.ends.is_cuda  # the packed decoder of a CPU has adapters of its own
+        with self.policy.model.routing.keep_factors() if on_gpu else nullcontext():
             while self.waiting or self.requests:
                 give_way()
                 while self.waiting and len(self.requests) < self.capacity:
