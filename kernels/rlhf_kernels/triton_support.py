@@ -15,7 +15,7 @@ from torch import Tensor
 
 # A product and a sum are rounded apart, as in the interpreter and in torch: what the tests show there holds on a card.
 # The kernels wait for memory, so the fused instruction would gain nothing.
-OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
+OPTIONS = {"enable_fp_fusion": False}
 
 POINTER = {
     torch.float64: "*fp64",
@@ -42,6 +42,7 @@ class Variant(NamedTuple):
     signature: dict[str, str]
     constants: dict[str, Any]
     num_warps: int
+    num_stages: int = 1  # of a loop whose next loads are under way while this one's are used
     instruction: str | None = None  # a pattern that the PTX has to contain, such as wgmma for a kernel with a product
 
     def launch(self, grid: tuple[int, ...], **arguments: Any) -> None:
@@ -49,7 +50,8 @@ class Variant(NamedTuple):
         passed = {name: value for name, value in arguments.items() if value is not None}
         device = next(value.device for value in passed.values() if isinstance(value, Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[grid](**passed, **self.constants, num_warps=self.num_warps, **OPTIONS)
+            options = {"num_warps": self.num_warps, "num_stages": self.num_stages, **OPTIONS}
+            self.kernel[grid](**passed, **self.constants, **options)
 
 
 @contextmanager

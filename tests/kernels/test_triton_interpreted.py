@@ -18,7 +18,10 @@ import torch
 from rlhf_kernels.triton_support import cannot_run, interpreted
 
 ROOT = Path(__file__).parents[2]
-BACKENDS = ("gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs", "rms_norm", "rotary", "swiglu")
+BACKENDS = (
+    "gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs", "sample", "decode_attention", "rms_norm", "rotary",
+    "swiglu",
+)  # fmt: skip
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 

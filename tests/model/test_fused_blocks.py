@@ -54,7 +54,7 @@ def results(shared: SharedModel, route: Route | str) -> list[Tensor]:
 def generic(monkeypatch, *args, route: Route | str, **kwargs) -> list[Tensor]:
     with monkeypatch.context() as patch:
         patch.setattr("rlhf_fast.model.shared.fuse_blocks", lambda *_: None)
-        patch.setattr("rlhf_fast.model.attention.attention_is_native", lambda *_: False)
+        patch.setattr("rlhf_fast.model.attention.attention_is_fused", lambda *_: False)
         return results(with_adapters(*args, **kwargs), route)
 
 
