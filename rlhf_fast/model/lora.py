@@ -114,7 +114,9 @@ class LoRALinear(nn.Module):
         if not names:
             return self.base(x)
         if self.routing.factors is not None and len(route.names) == 1:
-            return project([self], x)[0]
+            y, (a, b) = self.base(x), _factors([self], names[0], x.dtype, self.routing.factors)
+            y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]) @ a.t(), b.t())
+            return y
         slots = [names.index(name) if name in self.scale else -1 for name in route.names]
         y = lora_linear(
             x.reshape(-1, x.shape[-1]),

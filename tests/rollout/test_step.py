@@ -81,7 +81,7 @@ def test_adapters_that_are_cast_once_give_the_same_tokens(architecture, targets,
     for one, other in zip(found, expected, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
     without = generate(Policy(policy.model, None), prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
-    assert [r.tokens for r in without] != [r.tokens for r in expected]
+    assert without[0].logprobs != pytest.approx(expected[0].logprobs, abs=1e-3)
     if architecture == "llama" and targets == "all-linear":
         assert products == 15 * 2  # a layer: q, k, v, o, gate, up, down, and two each for the adapters of four groups
 
