@@ -171,14 +171,22 @@ def tests(bench: Bench) -> None:
     """The tests that need a GPU."""
     if bench.dry:
         return bench.tell("tests marked gpu are left out of a dry run")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *_in_parallel(), *GPU_TESTS]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    bench.tell("tests marked gpu", exit=done.returncode, end=done.stdout[-3000:])
-    if done.returncode:
-        raise RuntimeError("a test failed")
+    failed = []
+    for path in GPU_TESTS:  # one by one, so that a deadline leaves what came before
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--durations=5", *_in_parallel(), path]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        bench.tell(f"tests marked gpu of {path}", exit=done.returncode, end=done.stdout[-2000:])
+        failed += [path] if done.returncode else []
+    if failed:
+        raise RuntimeError(f"tests failed in {', '.join(failed)}")
 
 
-GPU_TESTS = ("tests/gpu", "tests/kernels/triton")  # by path: the whole tree needs packages that a machine may lack
+GPU_TESTS = (  # by path: the whole tree needs packages that such a machine may lack
+    "tests/gpu/test_rollout.py", "tests/gpu/test_attention.py", "tests/kernels/triton/test_sample.py",
+    "tests/kernels/triton/test_decode_attention.py", "tests/kernels/triton/test_layers.py",
+    "tests/kernels/triton/test_columns.py", "tests/kernels/triton/test_ppo_loss.py",
+    "tests/kernels/triton/test_policy_reference.py", "tests/kernels/triton/test_logprobs.py",
+)  # fmt: skip
 
 
 def decode(bench: Bench) -> None:
