@@ -5,7 +5,7 @@ encode_replies         a prompt and one or more replies to it (demonstrations, c
 encode_demonstration   what SFT learns of a row: one sequence, or several where the template rewrites earlier turns
 shown_example          a sequence as a person reads it, with what is learnt marked
 
-A conversation goes through the chat template (`turns`), plain text is taken as it is. Prompt, reply and EOS are together
+A conversation goes through the chat template (`replies`), plain text is taken as it is. Prompt, reply and EOS are together
 the conversation as the template renders it whole. Everything works from lengths, never from pad ids.
 """
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.fitting import TooLong
 from rlhf_fast.data.schema import Demonstration, Message, Prompt, Tools
-from rlhf_fast.data.turns import prompt_of, reply_of, special_texts
+from rlhf_fast.data.replies import prompt_of, reply_of, special_texts
 from rlhf_fast.model.template import opening, render, without_end
 from rlhf_fast.runtime.errors import UsageError
 

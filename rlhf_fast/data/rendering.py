@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.encode import IGNORED, prompt_text, shown_example
 from rlhf_fast.data.schema import Demonstration, Message, Prompt
-from rlhf_fast.data.turns import ANSWER, NOTICES, opened
+from rlhf_fast.data.replies import ANSWER, NOTICES, opened
 from rlhf_fast.model.template import render
 from rlhf_fast.runtime.records import read_record, write_record
 

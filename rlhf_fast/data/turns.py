@@ -1,193 +1,175 @@
-"""A reply as the chat template renders it, and a template that cannot serve refused before anything is trained.
+"""Conversations of a raw row, turn by turn: who speaks, what is said, which tools are called, what is learnt.
 
-A template gives two texts for a turn: the prompt that generation starts from, and the conversation with the reply in
-it. The reply is what the second has beyond the first, up to the EOS. So what is learnt is the conversation as it is
-rendered, token for token; where the second does not go on from the first, there is no such reply and the row is
-refused. How a template treats roles and keys is looked at once for each shape of a conversation, with made-up words.
+Turns are in OpenAI's form (role, content) or in ShareGPT's (from, value). A bad turn raises `BadRow` with the reason.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterable
-from functools import lru_cache
+import json
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from rlhf_fast.data.schema import Message, Prompt
+from rlhf_fast.data.sources import BadRow
+from rlhf_fast.data.values import absent, json_of, shown, text_of
 
-from rlhf_fast.data.schema import Message, Tools
-from rlhf_fast.model.template import render
-from rlhf_fast.runtime.errors import UsageError
-
-NOTICES = logging.getLogger("rlhf_fast.notices")
-ANSWER: Message = {"role": "assistant", "content": "answer"}
-_READ = ("tool_calls", "reasoning_content")  # a template that does not show them loses what the row says
-_LINKS = ("tool_call_id", "name")
-_checked: set[tuple[object, ...]] = set()  # shapes of conversations that a template serves
-
-
-def prompt_of(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> str:
-    """The text that a reply to `messages` follows. Raises `UsageError` where the template, given a reply, would render
-    something else before it; the template may begin the reply itself (`opened`)."""
-    text = render(tokenizer, messages, tools, open_reply=True)
-    answered = [*messages, ANSWER]
-    check_template(tokenizer, answered, tools)
-    whole = render(tokenizer, answered, tools)
-    if not whole.startswith(text[: len(text) - len(opened(text, whole))]):
-        raise _differs(text, whole)
-    return text
+ROLES = ("system", "user", "assistant", "tool")
+SHAREGPT = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+    "function_call": "assistant", "observation": "tool", "tool": "tool",
+}  # fmt: skip
+WEIGHTS = ("weight", "train", "training", "loss")
+"""What says in OpenAI's and ShareGPT's, Axolotl's and ms-swift's rows whether a turn is learnt."""
+READ = ("role", "content", "from", "value", "tool_calls", "tool_call_id", "name", "reasoning_content", *WEIGHTS)
+_MEDIA = "rows are text only. Leave the row out"
+REFUSED = {
+    "function_call": "calls are read from tool_calls, in OpenAI's present form",
+    "refusal": "write what the assistant should say into content",
+    "thinking": "thoughts are read from reasoning_content, which the chat template has to show",
+    "reasoning": "thoughts are read from reasoning_content, which the chat template has to show",
+    "train_detail": "a turn is learnt as a whole or not at all. Say so with weight 1 or 0",
+    "training_detail": "a turn is learnt as a whole or not at all. Say so with weight 1 or 0",
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _MEDIA),
+}
+"""Keys of a turn that would change what is learnt and are not served, each with what to do."""
 
 
-def opened(text: str, whole: str) -> str:
-    """What a generation prompt begins the reply with and a rendered `ANSWER` does not: "<think>\\n" of models that
-    always think."""
-    shared = len(os.path.commonprefix([text, whole]))  # noqa: RUF071
-    return text[shared:] if whole[shared:].lstrip().startswith(str(ANSWER["content"])) else ""
+def conversation_of(value: Any, name: str, ends_with: str | None) -> list[Message]:
+    """Messages of the schema. ends_with: who speaks last (a user may be a tool that answers); None: anyone."""
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"{name} is {shown(value)}; expected a list of messages")
+    messages = [_message(turn, name) for turn in value]
+    last = messages[-1]["role"]
+    if ends_with is not None and last != ends_with and (ends_with, last) != ("user", "tool"):
+        raise BadRow(f"{name} ends with {last}; expected a last message of the {ends_with}")
+    return messages
 
 
-def reply_of(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None, before: str, eos: str
-) -> str:
-    """What the last of `messages`, the assistant's, adds to `before`, without the EOS and the white space after that.
-
-    Raises `UsageError` with the difference where the template renders the conversation otherwise than `before`, a reply
-    and EOS, or a reply in other words than the row has; white space is the template's.
-    """
-    check_template(tokenizer, messages, tools)
-    whole = render(tokenizer, messages, tools)
-    if not whole.startswith(before):
-        raise _differs(before, whole)
-    rest = whole[len(before) :].rstrip()
-    reply = rest.removesuffix(eos)
-    if reply == rest:
-        raise UsageError(
-            f"the chat template ends a reply with {rest[-40:]!r}; expected the EOS {eos!r}. Write the EOS after the "
-            "reply in the template (--chat_template_path)."
-        )
-    content = messages[-1].get("content")
-    if content and not _holds(before, reply, content):
-        raise UsageError(
-            f"the chat template rewrites a reply: {_around(content.strip(), reply.strip())} becomes "
-            f"{_around(reply.strip(), content.strip())}. Change the row, or give another template with "
-            "--chat_template_path."
-        )
-    return reply
+def prompt_of(value: Any) -> Prompt:
+    """Text, or a conversation that ends with the user."""
+    return unweighted(conversation_of(value, "prompt", "user")) if isinstance(value, list) else text_of(value, "prompt")
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> None:
-    """Raise `UsageError` where the template leaves out a turn or a key, has no generation prompt, or ends a reply
-    otherwise than with EOS. Looked at once for each shape: the roles and keys of `messages`, which end with a reply."""
-    keys = tuple((m["role"], bool(m.get("content")), *sorted(m.keys() - {"role", "content", "weight"})) for m in messages)
-    shape = (str(tokenizer.chat_template), tokenizer.eos_token, bool(tools), keys)
-    if shape in _checked:
-        return
-    marked = [m | {"content": _mark(turn)} if m.get("content") else m for turn, m in enumerate(messages)]
-    text = render(tokenizer, marked, tools)
-    for turn, message in enumerate(marked):
-        if message.get("content") and _mark(turn) not in text:
-            raise UsageError(
-                f"the chat template does not show turn {turn + 1} of {len(messages)}, of the {message['role']}, as it "
-                "is written. Take the turn out, or give a template that shows it with --chat_template_path."
-            )
-    _refuse_unread(tokenizer, marked, tools, text)
-    _check_edges(tokenizer, marked[:-1], tools)
-    _checked.add(shape)
+def response_of(value: Any, name: str) -> str:
+    """Text, or a list of one assistant message that is nothing but text."""
+    if not isinstance(value, list):
+        return text_of(value, name)
+    messages = conversation_of(value, name, "assistant")
+    if len(messages) != 1:
+        raise BadRow(f"{name} has {len(messages)} messages; expected one, of the assistant")
+    return only_text(messages[0], name)
 
 
-def _mark(turn: int) -> str:
-    return f"turn{turn}x"
+def only_text(message: Message, name: str) -> str:
+    """Its content; a reply with more to it has no place where responses are texts."""
+    more = sorted(message.keys() - {"role", "content"})
+    if more:
+        raise BadRow(f"{name} has {', '.join(more)}; expected text only. Leave the row out")
+    return str(message["content"])
 
 
-def _refuse_unread(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None, text: str) -> None:
-    """Keys that change nothing: refused by name, or said where they are only links between turns."""
-    if tools and _renders(tokenizer, messages, None) == text:
-        raise UsageError(
-            "the row has `tools` and the chat template does not show them. Take them out, or give a template that "
-            "does with --chat_template_path."
-        )
-    for turn, message in enumerate(messages):
-        before = messages[:turn]
-        for key in [key for key in (*_READ, *_LINKS) if key in message]:
-            without = {name: value for name, value in message.items() if name != key}
-            if _renders(tokenizer, [*before, without], tools) != _renders(tokenizer, [*before, message], tools):
-                continue
-            if key in _READ:
-                raise UsageError(
-                    f"turn {turn + 1} of {len(messages)}, of the {message['role']}, has `{key}` and the chat template "
-                    "does not show it. Take it out, or give a template that does with --chat_template_path."
-                )
-            said = ("not shown", str(tokenizer.chat_template), key)
-            if said not in _checked:
-                _checked.add(said)
-                NOTICES.warning("the chat template does not show `%s` of the %s's turns", key, message["role"])
+def unweighted(messages: list[Message]) -> list[Message]:
+    """Without weights: what a prompt's turns are."""
+    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
 
 
-def _renders(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> str | None:
-    """The text, or None where the template refuses such a conversation."""
-    try:
-        return render(tokenizer, messages, tools)
-    except UsageError:
+def learnt(messages: list[Message], name: str) -> list[Message]:
+    """The messages, if any turn of them is learnt."""
+    if not any(message["role"] == "assistant" and message.get("weight", 1) for message in messages):
+        raise BadRow(f"{name} has weight 0 on every turn of the assistant, so nothing is learnt; leave the row out")
+    return messages
+
+
+def unread_keys(value: Any) -> set[str]:
+    """Keys of a conversation's turns that say something and are not read."""
+    turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
+    return {str(key) for turn in turns for key in turn if key not in READ and not absent(turn[key])}
+
+
+def _message(turn: Any, name: str) -> Message:
+    if not isinstance(turn, dict):
+        raise BadRow(f"{name} holds {shown(turn)}; expected messages with role and content, or from and value")
+    for key, remedy in REFUSED.items():
+        if not absent(turn.get(key)):
+            raise BadRow(f"a message of {name} has {key}, which is not read: {remedy}")
+    role = _role(turn, name)
+    calls = _calls(turn, role)
+    content = None if turn.get("from") == "function_call" else turn.get("content", turn.get("value"))
+    message: Message = {"role": role, "content": _content(content, role, calls is not None)}
+    if calls is not None:
+        message["tool_calls"] = calls
+    for key in ("tool_call_id", "name", "reasoning_content"):
+        if not absent(turn.get(key)):
+            message[key] = text_of(turn[key], f"{key} of a message of the {role}")
+    if role != "assistant" and "reasoning_content" in message:
+        raise BadRow(f"a message of the {role} has reasoning_content; expected it on the assistant's")
+    return message | _weight(turn, role)
+
+
+def _role(turn: dict[str, Any], name: str) -> str:
+    if "from" in turn and turn.get("role") is None:
+        if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT:
+            raise BadRow(f"a turn is from {shown(turn['from'])}; expected {', '.join(SHAREGPT)}")
+        return SHAREGPT[turn["from"]]
+    role = turn.get("role")
+    if role not in ROLES:
+        raise BadRow(f"{name} holds {shown(turn)}; expected content and a role of {', '.join(ROLES)}")
+    return str(role)
+
+
+def _content(value: Any, role: str, has_calls: bool) -> str | None:
+    """Text, also in parts; what calls tools may have none, and a tool's answer may be empty."""
+    if isinstance(value, list):
+        for part in value:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise BadRow(f"a message of the {role} holds {shown(part)}; expected parts of type text: {_MEDIA}")
+        value = "".join(part["text"] for part in value)
+    if has_calls and absent(value):
+        return value if isinstance(value, str) else None
+    if role == "tool" and isinstance(value, str):
+        return value
+    return text_of(value, f"the content of a message of the {role}")
+
+
+def _calls(turn: dict[str, Any], role: str) -> list[dict[str, Any]] | None:
+    """Tool calls with arguments as dicts, which is what templates take."""
+    value = turn.get("value") if turn.get("from") == "function_call" else turn.get("tool_calls")
+    if absent(value) and turn.get("from") != "function_call":
         return None
+    if role != "assistant":
+        raise BadRow(f"a message of the {role} has tool_calls; expected them on the assistant's")
+    calls = json_of(value, "tool_calls")
+    return [_call(call) for call in (calls if isinstance(calls, list) else [calls])] or None
 
 
-def _check_edges(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> None:
-    """What stands before and after a reply to `messages`."""
-    word = _mark(len(messages))
-    whole = render(tokenizer, [*messages, {"role": "assistant", "content": word}], tools)
-    text = render(tokenizer, messages, tools, open_reply=True)
-    head, _, tail = whole.rpartition(word)
-    lead = head[len(text) :] if head.startswith(text) else ""
-    if lead.strip() and text == _renders(tokenizer, messages, tools):
-        raise UsageError(
-            f"the chat template has no generation prompt: it writes {lead!r} before a reply, which a prompt would lack. "
-            "Write that at its end under {% if add_generation_prompt %} (--chat_template_path)."
+def _call(value: Any) -> dict[str, Any]:
+    call = json_of(value, "a tool call")
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRow(f"tool_calls holds {shown(value)}; expected a function with name and arguments")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = json_of(arguments, f"arguments of {function['name']}") if arguments.strip() else {}
+    if not isinstance(arguments, dict):
+        raise BadRow(f"arguments of {function['name']} is {shown(arguments)}; expected a JSON object")
+    inner = function | {"arguments": arguments}
+    return call | {"function": inner} if "function" in call else {"type": "function", "function": inner}
+
+
+def _weight(turn: dict[str, Any], role: str) -> dict[str, int]:
+    """{"weight": 0} for an assistant's turn that is not learnt."""
+    given = {key: turn[key] for key in WEIGHTS if not absent(turn.get(key))}
+    if any(not isinstance(value, (bool, int, float)) or value not in (0, 1) for value in given.values()):
+        raise BadRow(f"a message of the {role} has {_pairs(given)}; expected 0 (shown only) or 1 (learnt)")
+    if len(set(map(int, given.values()))) > 1:
+        raise BadRow(f"a message of the {role} has {_pairs(given)}; expected them to agree")
+    if role != "assistant" and any(given.values()):
+        raise BadRow(
+            f"a message of the {role} has {_pairs(given)}; only the assistant's turns are learnt. Leave it out"
         )
-    eos, closing = tokenizer.eos_token, tail.strip()
-    if eos is None or closing == eos:
-        return
-    other = next((token for token in special_texts(tokenizer) if closing.startswith(token) and token != eos), None)
-    if other is not None:
-        raise UsageError(
-            f"the chat template ends a reply with {other!r} and the tokenizer's EOS is {eos!r}, so responses would end "
-            f"in two ways. Set eos_token to {other!r} in the model folder's tokenizer_config.json."
-        )
-    what = f"writes {closing.removeprefix(eos)!r} after a reply's EOS" if closing.startswith(eos) else "has no end"
-    what = f"ends a reply with {closing!r}" if closing and not closing.startswith(eos) else what
-    raise UsageError(
-        f"the chat template {what}: prompt, reply and EOS are {word + eos!r} at their end where it renders "
-        f"{(word + tail)[:80]!r}. Write the EOS {eos!r} after a reply, and nothing else (--chat_template_path)."
+    return {"weight": 0} if role == "assistant" and given and not any(given.values()) else {}
+
+
+def _pairs(given: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {json.dumps(value) if isinstance(value, bool) else shown(value)}" for key, value in given.items()
     )
-
-
-@lru_cache(maxsize=8)
-def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The tokenizer's special tokens as they are written."""
-    return tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-
-
-def _holds(before: str, reply: str, content: str) -> bool:
-    """Whether the reply has the words of the row. White space is left aside, and the template may have put the
-    beginning at the end of the prompt."""
-    words = _squeezed([content])
-    tail = _squeezed([before[-2 * len(content) - 100 :]])[-len(words) :]
-    found = (tail + _squeezed([reply])).rfind(words)
-    return found >= 0 and (found + len(words) > len(tail) or not words)
-
-
-def _squeezed(texts: Iterable[str]) -> str:
-    return "".join(word for text in texts for word in text.split())
-
-
-def _differs(before: str, whole: str) -> UsageError:
-    return UsageError(
-        f"the chat template renders the conversation otherwise than its prompt for a reply: {_around(whole, before)} "
-        f"where the prompt has {_around(before, whole)}. Change the row so that they agree, or give another template "
-        "with --chat_template_path."
-    )
-
-
-def _around(text: str, other: str) -> str:
-    """`text` near its first difference from `other`."""
-    at = len(os.path.commonprefix([text, other]))  # noqa: RUF071
-    start, end = max(0, at - 30), at + 40
-    return repr(("..." if start else "") + text[start:end] + ("..." if end < len(text) else ""))

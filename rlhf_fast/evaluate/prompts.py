@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.data.columns import gather
 from rlhf_fast.data.encode import encode_prompt, prompt_text
 from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import OnBadRow
@@ -15,7 +16,8 @@ from rlhf_fast.data.schema import Message, Prompt, PromptRow
 
 @dataclass
 class HeldOut:
-    """Prompts as rows, as token ids and as the text that the model sees, and the columns that all rows have."""
+    """Prompts as rows, as token ids and as the text that the model sees, and the other columns, None where a row has
+    no such column."""
 
     prompts: list[Prompt]
     ids: list[list[int]]
@@ -36,10 +38,10 @@ class HeldOut:
             noun="held-out prompt", source=source, on_bad_row=on_bad_row,
         )  # fmt: skip
         kept = [row for row, _ in fitting]
-        names = set.intersection(*(set(row.columns) for row in kept))
-        columns = {name: [row.columns[name] for row in kept] for name in sorted(names)}
         texts = [prompt_text(tokenizer, row.prompt) for row in kept]
-        return cls([row.prompt for row in kept], [ids for _, ids in fitting], texts, columns)
+        return cls(
+            [row.prompt for row in kept], [ids for _, ids in fitting], texts, gather(row.columns for row in kept)
+        )
 
     @property
     def conversations(self) -> list[list[Message] | None]:

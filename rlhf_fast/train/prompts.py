@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.data.columns import gather
 from rlhf_fast.data.encode import encode_prompt, prompt_text
 from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import OnBadRow
@@ -16,8 +17,8 @@ from rlhf_fast.data.schema import Message, PromptRow
 
 @dataclass
 class Prompts:
-    """Token ids and text of each prompt; for rewards the other columns and the messages (None where the row is
-    plain text)."""
+    """Token ids and text of each prompt; for rewards the other columns (None where a row has no such column) and the
+    messages (None where the row is plain text)."""
 
     ids: list[list[int]]
     texts: list[str]
@@ -35,11 +36,10 @@ class Prompts:
             noun="prompt", source=source, on_bad_row=on_bad_row,
         )  # fmt: skip
         kept = [row for row, _ in fitting]
-        names = set.intersection(*(set(row.columns) for row in kept))
         return cls(
             [ids for _, ids in fitting],
             [prompt_text(tokenizer, row.prompt) for row in kept],
-            {name: [row.columns[name] for row in kept] for name in sorted(names)},
+            gather(row.columns for row in kept),
             [None if isinstance(row.prompt, str) else row.prompt for row in kept],
         )
 
