@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import IGNORED, prompt_text, shown_example
-from rlhf_fast.data.schema import Demonstration, Message, Prompt
-from rlhf_fast.data.replies import ANSWER, NOTICES, opened
-from rlhf_fast.model.template import render
+from rlhf_fast.data.encode import IGNORED, Encoded, prompt_text, shown_example
+from rlhf_fast.data.replies import NOTICES, begun_by_template
+from rlhf_fast.data.schema import Comparison, Demonstration, Prompt, PromptRow
 from rlhf_fast.runtime.records import read_record, write_record
 
 FILE = "rendering.json"
@@ -35,8 +33,7 @@ class Rendering:
     stop_token_id: int | None = None
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Any]) -> Rendering:
-        """That of prompts that are texts, or lists of messages."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> Rendering:
         kinds = {isinstance(prompt, str) for prompt in prompts}
         return cls(False in kinds, True in kinds, _digest(tokenizer) if False in kinds else None)
 
@@ -51,10 +48,14 @@ class Rendering:
         if before is None:
             return self
         template = self.chat_template or before.chat_template
-        return Rendering(self.chat or before.chat, self.text or before.text, template, self.stop_token_id)
+        return replace(self, chat=self.chat or before.chat, text=self.text or before.text, chat_template=template)
 
     def save(self, folder: Path) -> None:
         write_record(folder / FILE, self)
+
+    @property
+    def end(self) -> str:
+        return "EOS" if self.stop_token_id is None else f"the token {self.stop_token_id} (stop_token_id)"
 
     def __str__(self) -> str:
         ways = ["through the chat template"] * self.chat + ["as plain text"] * self.text
@@ -70,9 +71,9 @@ def compare(rendering: Rendering, source: str, *paths: str | None) -> None:
         if (rendering.chat and not before.chat) or (rendering.text and not before.text):
             NOTICES.warning("%s was trained on prompts %s; those of %s go in %s", path, before, source, rendering)
         elif rendering.chat and rendering.chat_template != before.chat_template:
-            NOTICES.warning(
-                "%s was trained through another chat template than the one that the prompts of %s go through", path, source
-            )
+            NOTICES.warning("%s was trained through another chat template than that of the prompts of %s", path, source)
+        if rendering.stop_token_id != before.stop_token_id:
+            NOTICES.warning("%s was trained on responses that end with %s; here %s", path, before.end, rendering.end)
 
 
 def announce(
@@ -82,35 +83,33 @@ def announce(
     plain = "; the tokenizer's chat template is not used" if not rendering.chat and tokenizer.chat_template else ""
     learnt = ", what is learnt between « and »" if any(label != IGNORED for label in labels) else ""
     example = shown_example(tokenizer, ids, labels)
-    NOTICES.info("%s: %ss %s%s. One%s:\n  %s", source, noun, rendering, plain, learnt, example)
+    NOTICES.info("%s: %ss go to the model %s%s. The first%s:\n  %s", source, noun, rendering, plain, learnt, example)
 
 
 def announce_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], ids: Sequence[list[int]], source: str
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], ids: Sequence[list[int]], source: str
 ) -> Rendering:
     """`announce` for prompts without replies, and what the template or their last spaces do; returns their rendering."""
-    rendering = Rendering.of(tokenizer, prompts)
+    rendering = Rendering.of(tokenizer, [row.prompt for row in rows])
     announce(tokenizer, rendering, "prompt", source, ids[0], [IGNORED] * len(ids[0]))
-    spaced = sum(isinstance(prompt, str) and prompt_text(tokenizer, prompt) != prompt for prompt in prompts)
+    plain = [row.prompt for row in rows if isinstance(row.prompt, str)]
+    spaced = sum(prompt_text(tokenizer, prompt) != prompt for prompt in plain)
     if spaced:
         NOTICES.info(
             "%s: %d of %d prompts end with spaces, which are left to the response: a word's token begins with its space",
-            source, spaced, len(prompts),
+            source, spaced, len(rows),
         )  # fmt: skip
-    chat = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
-    if chat is not None:
-        text = render(tokenizer, chat, open_reply=True)
-        begun = opened(text, render(tokenizer, [*chat, ANSWER]))
-        if begun:
-            NOTICES.warning("the chat template begins each response with %r, which is no part of the response", begun)
+    chat = next((row for row in rows if not isinstance(row.prompt, str)), None)
+    if chat is not None and (begun := begun_by_template(tokenizer, list(chat.prompt), chat.tools)):
+        NOTICES.warning("the chat template begins each response with %r, which is no part of the response", begun)
     return rendering
 
 
 def announce_demonstrations(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Demonstration], parts: Sequence[Sequence[Any]], source: str
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Demonstration], parts: Sequence[Sequence[Encoded]], source: str
 ) -> Rendering:
     """`announce` for demonstrations, each encoded as one or several sequences; returns their rendering."""
-    rendering = Rendering.of(tokenizer, [row.messages or row.prompt for row in rows])
+    rendering = Rendering.of(tokenizer, [row.prompt if row.messages is None else row.messages for row in rows])
     announce(tokenizer, rendering, "demonstration", source, parts[0][0].input_ids, parts[0][0].labels)
     split = [len(sequences) for sequences in parts if len(sequences) > 1]
     if split:
@@ -119,23 +118,46 @@ def announce_demonstrations(
             "sequences, each after what generation would start from",
             source, len(split), len(rows), sum(split),
         )  # fmt: skip
-    announce_trimmed(tokenizer, (reply for row in rows for reply in _replies(row)), source)
+    replies = (
+        (reply, [part.input_ids for part in sequences])
+        for row, sequences in zip(rows, parts, strict=True) for reply in _contents(row)
+    )  # fmt: skip
+    _announce_trimmed(tokenizer, replies, source)
     return rendering
 
 
-def announce_trimmed(tokenizer: PreTrainedTokenizerBase, replies: Iterable[str], source: str) -> None:
-    """Say how many replies in conversations have white space around them, where the template leaves it out."""
-    spaced = sum(reply != reply.strip() for reply in replies)
-    if spaced and "  answer \n" not in render(
-        tokenizer, [{"role": "user", "content": "question"}, {"role": "assistant", "content": "  answer \n"}]
-    ):
-        NOTICES.info("%s: the chat template trims the white space around %d replies", source, spaced)
+def announce_comparisons(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison], sequences: Sequence[list[list[int]]],
+    prompts: Sequence[list[int]], source: str,
+) -> Rendering:  # fmt: skip
+    """`announce` for comparisons, of which `sequences` are a prompt with each response; returns their rendering."""
+    rendering = Rendering.of(tokenizer, [row.prompt for row in rows])
+    first, context = sequences[0][0], len(prompts[0])
+    announce(tokenizer, rendering, "comparison", source, first, [IGNORED] * context + first[context:])
+    replies = (
+        (reply, [ids]) for row, several in zip(rows, sequences, strict=True) if not isinstance(row.prompt, str)
+        for reply, ids in zip(row.responses, several, strict=True)
+    )  # fmt: skip
+    _announce_trimmed(tokenizer, replies, source)
+    return rendering
 
 
-def _replies(row: Demonstration) -> list[str]:
-    """The contents that a template renders as replies."""
+def _announce_trimmed(
+    tokenizer: PreTrainedTokenizerBase, replies: Iterable[tuple[str, list[list[int]]]], source: str
+) -> None:
+    """Say how many of the replies have white space around them that is not in the sequences they were encoded in."""
+    trimmed = sum(
+        reply != reply.strip() and not any(reply in tokenizer.decode(ids) for ids in sequences)
+        for reply, sequences in replies
+    )
+    if trimmed:
+        NOTICES.info("%s: the chat template trims the white space around %d replies", source, trimmed)
+
+
+def _contents(row: Demonstration) -> list[str]:
+    """What a template renders as replies."""
     if row.messages is not None:
-        turns: list[Message] = [m for m in row.messages if m["role"] == "assistant" and m.get("weight") != 0]
+        turns = [m for m in row.messages if m["role"] == "assistant" and m.get("weight") != 0]
         return [turn.get("content") or "" for turn in turns]
     return [] if isinstance(row.prompt, str) else [row.completion]
 

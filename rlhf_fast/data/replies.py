@@ -28,19 +28,24 @@ _checked: set[tuple[object, ...]] = set()  # shapes of conversations that a temp
 
 def prompt_of(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> str:
     """The text that a reply to `messages` follows. Raises `UsageError` where the template, given a reply, would render
-    something else before it; the template may begin the reply itself (`opened`)."""
+    something else before it; the template may begin the reply itself (`begun_by_template`)."""
     text = render(tokenizer, messages, tools, open_reply=True)
     answered = [*messages, ANSWER]
     check_template(tokenizer, answered, tools)
     whole = render(tokenizer, answered, tools)
-    if not whole.startswith(text[: len(text) - len(opened(text, whole))]):
+    if not whole.startswith(text[: len(text) - len(_opened(text, whole))]):
         raise _differs(text, whole)
     return text
 
 
-def opened(text: str, whole: str) -> str:
-    """What a generation prompt begins the reply with and a rendered `ANSWER` does not: "<think>\\n" of models that
-    always think."""
+def begun_by_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> str:
+    """What the generation prompt begins the reply with and a rendered reply without thoughts does not: "<think>\\n" of
+    models that always think."""
+    text = render(tokenizer, messages, tools, open_reply=True)
+    return _opened(text, render(tokenizer, [*messages, ANSWER], tools))
+
+
+def _opened(text: str, whole: str) -> str:
     shared = len(os.path.commonprefix([text, whole]))  # noqa: RUF071
     return text[shared:] if whole[shared:].lstrip().startswith(str(ANSWER["content"])) else ""
 
