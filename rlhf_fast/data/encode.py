@@ -17,7 +17,7 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.fitting import TooLong
+from rlhf_fast.data.fitting import TooLong, refuse_far_too_long
 from rlhf_fast.data.schema import Demonstration, Message, Prompt, Tools
 from rlhf_fast.data.replies import prompt_of, reply_of, special_texts
 from rlhf_fast.model.template import opening, render, without_end
@@ -54,6 +54,7 @@ def encode_prompt(
     """
     _refuse_empty(prompt)
     text = prompt_text(tokenizer, prompt, tools)
+    refuse_far_too_long(tokenizer, [text], max_length)
     ids = [*(opening(tokenizer, text) if isinstance(prompt, str) else []), *_ids(tokenizer, text)]
     if max_length is not None and len(ids) > max_length:
         raise TooLong(
@@ -64,18 +65,20 @@ def encode_prompt(
 
 
 def encode_replies(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, replies: Sequence[str | Message], *, tools: Tools | None = None
-) -> tuple[list[int], list[list[int]]]:
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, replies: Sequence[str | Message], *,
+    tools: Tools | None = None, max_length: int | None = None,
+) -> tuple[list[int], list[list[int]]]:  # fmt: skip
     """Ids of a prompt, those of `encode_prompt`, and of each reply to it with the one EOS that ends it.
 
     A reply is a text or the assistant's message. Raises `UsageError` for an empty prompt, a tokenizer without EOS, a
-    reply that goes on after its EOS, and where the chat template renders the conversation otherwise.
+    reply that goes on after its EOS, and where the chat template renders the conversation otherwise; `TooLong` for a
+    text so far over `max_length` that it is not tokenised. Whether a sequence is over it is left to the caller.
     """
     _refuse_empty(prompt)
     if isinstance(prompt, str):
-        return _replies(tokenizer, prompt, replies, tools)
+        return _replies(tokenizer, prompt, replies, tools, max_length)
     turns = [reply if isinstance(reply, dict) else {"role": "assistant", "content": reply} for reply in replies]
-    return _replies(tokenizer, _ended(tokenizer, prompt), _ended(tokenizer, turns), tools)
+    return _replies(tokenizer, _ended(tokenizer, prompt), _ended(tokenizer, turns), tools, max_length)
 
 
 def encode_demonstration(tokenizer: PreTrainedTokenizerBase, row: Demonstration, *, max_length: int) -> list[Encoded]:
@@ -87,10 +90,10 @@ def encode_demonstration(tokenizer: PreTrainedTokenizerBase, row: Demonstration,
     Raises `UsageError` for a row that cannot be rendered, `TooLong` for a sequence of more than `max_length` tokens.
     """
     if row.messages is not None:
-        parts = _conversation(tokenizer, row.messages, row.tools)
+        parts = _conversation(tokenizer, row.messages, row.tools, max_length)
     else:
         encode = encode_replies if row.prompt else _replies
-        context, (reply,) = encode(tokenizer, row.prompt, [row.completion], tools=row.tools)
+        context, (reply,) = encode(tokenizer, row.prompt, [row.completion], tools=row.tools, max_length=max_length)
         parts = [_after(context, reply)]
     longest = max(len(part.input_ids) for part in parts)
     if longest > max_length:
@@ -113,7 +116,9 @@ def shown_example(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: li
     return "".join(runs if len(runs) <= 4 else [*runs[:2], " ... ", *runs[-2:]])
 
 
-def _conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> list[Encoded]:
+def _conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None, max_length: int
+) -> list[Encoded]:
     parts: list[Encoded] = []
     messages = _ended(tokenizer, messages)
     for turn, message in enumerate(messages):
@@ -124,7 +129,7 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], t
                 "a conversation begins with the assistant, whose turn has no prompt. Put the user's turn before it, or "
                 "give it weight 0, so that it is shown and not learnt."
             )
-        context, (reply,) = _replies(tokenizer, messages[:turn], [message], tools)
+        context, (reply,) = _replies(tokenizer, messages[:turn], [message], tools, max_length)
         begun = parts[-1] if parts else Encoded([], [])
         done = len(begun.input_ids)
         added = _after(context[done:], reply)
@@ -138,8 +143,9 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], t
 
 
 def _replies(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, replies: Sequence[str | Message], tools: Tools | None
-) -> tuple[list[int], list[list[int]]]:
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, replies: Sequence[str | Message], tools: Tools | None,
+    max_length: int | None,
+) -> tuple[list[int], list[list[int]]]:  # fmt: skip
     """As `encode_replies`, of conversations without EOS in them, or of a text, also of "": what is learnt from its
     first token on."""
     eos = tokenizer.eos_token
@@ -159,6 +165,7 @@ def _replies(
         raise UsageError(
             f"a reply goes on after the EOS {eos!r} in it, where it would end. Cut it there, or split the row."
         )
+    refuse_far_too_long(tokenizer, [before, *texts], max_length)
     context = [*start, *_ids(tokenizer, before)]
     return context, [[*_continued(tokenizer, context, before, text), tokenizer.eos_token_id] for text in texts]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.readers import OnBadRow
 from rlhf_fast.runtime.errors import UsageError
@@ -13,6 +15,11 @@ from rlhf_fast.runtime.errors import UsageError
 Row = TypeVar("Row")
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+_PLAIN = 64  # characters for each allowed token up to which a text is tokenised without further ado
+
+
+class TooLong(UsageError):
+    """A row with more tokens than are allowed."""
 
 
 def prompt_room(response_length: int, *limits: int | None) -> int | None:
@@ -31,8 +38,27 @@ def prompt_room(response_length: int, *limits: int | None) -> int | None:
     return min(stated) - response_length
 
 
-class TooLong(UsageError):
-    """A row with more tokens than are allowed."""
+def refuse_far_too_long(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_length: int | None) -> None:
+    """Raise `TooLong` for a text, rendered as it is read, that is far over `max_length` tokens, before the whole of it
+    is tokenised.
+
+    No number of characters tells that: a tokenizer may drop white space, or make one token of an unknown word of any
+    length. So the beginning of the text is tokenised, and twice as much of it while that is not over the limit; a
+    beginning with more than twice the allowed tokens cannot belong to a text that fits, as a token more or less at
+    the cut is all that what follows can change.
+    """
+    if max_length is None:
+        return
+    for text in texts:
+        size = _PLAIN * max(max_length, 1)
+        while len(text) > size:
+            tokens = len(tokenizer(text[:size], add_special_tokens=False, verbose=False)["input_ids"])
+            if tokens > 2 * max_length:
+                raise TooLong(
+                    f"a text of {len(text)} characters is far over the {max_length} tokens that fit: its first {size} "
+                    f"have {tokens}. Shorten it, or leave it out with on_bad_row=skip."
+                )
+            size *= 2
 
 
 @dataclass

@@ -82,12 +82,13 @@ def run_reward(config: RewardConfig) -> RewardResult:
         shared.checkpoint_activations()
     base, rendering = resolve_source(config.model_name_or_path).base, _rendering(config, tokenizer, split)
     save = main_only(partial(_save, shared, tokenizer, base, rendering))
+    stop = stop_ids(tokenizer, model_eos=shared.eos_ids)
     checkpoints = train(RewardTraining(config, critic, split.train), start, save)
     checkpoints.save_results()  # before anything else can fail
     budget = config.max_tokens_per_micro_batch
     with activity("scoring held-out responses, then samples of the start model", quiet=bool(config.disable_tqdm)):
         evaluation = evaluate(critic, split.heldout, max_tokens=budget) if split.heldout else None
-        scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
+        scale = normalise(critic, Policy(shared, sft), prompts, stop, config) if prompts else None
     if scale:
         checkpoints.save_results()  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, read_history(output))
