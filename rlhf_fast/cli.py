@@ -76,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if is_main():
+        logging.getLogger("rlhf_fast.notices").setLevel(logging.INFO)
         logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
     verb, where = VERBS[name], f"rlhf-fast {name}" + (f", process {rank()}" if world_size() > 1 else "")
     try:

@@ -5,8 +5,8 @@ encode_replies         a prompt and one or more replies to it (demonstrations, c
 encode_demonstration   what SFT learns of a row: one sequence, or several where the template rewrites earlier turns
 shown_example          a sequence as a person reads it, with what is learnt marked
 
-A conversation goes through the chat template (`replies`), plain text is taken as it is. Prompt, reply and EOS are together
-the conversation as the template renders it whole. Everything works from lengths, never from pad ids.
+A conversation goes through the chat template (`replies`), plain text is taken as it is. Prompt, reply and EOS are
+together the conversation as the template renders it whole. Everything works from lengths, never from pad ids.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from itertools import groupby
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.fitting import TooLong, refuse_far_too_long
-from rlhf_fast.data.schema import Demonstration, Message, Prompt, Tools
 from rlhf_fast.data.replies import prompt_of, reply_of, special_texts
+from rlhf_fast.data.schema import Demonstration, Message, Prompt, Tools
 from rlhf_fast.model.template import opening, render, without_end
 from rlhf_fast.runtime.errors import UsageError
 
@@ -138,7 +138,7 @@ def _conversation(
         else:
             parts.append(_after(context, reply))
     if not parts:
-        raise UsageError("no turn of the assistant is learnt: all have weight 0. Give one another weight, or leave it out.")
+        raise UsageError("no turn of the assistant is learnt: all have weight 0. Give one of them weight 1.")
     return parts
 
 
@@ -160,7 +160,8 @@ def _replies(
         start = opening(tokenizer, before or texts[0])
     else:
         before, start = render(tokenizer, prompt, tools, open_reply=True), []
-        texts = [reply_of(tokenizer, [*prompt, reply], tools, before, eos) for reply in replies if isinstance(reply, dict)]
+        turns = (reply for reply in replies if isinstance(reply, dict))
+        texts = [reply_of(tokenizer, [*prompt, turn], tools, before, eos) for turn in turns]
     if prompt and any(eos in text for text in texts):
         raise UsageError(
             f"a reply goes on after the EOS {eos!r} in it, where it would end. Cut it there, or split the row."
@@ -173,7 +174,7 @@ def _replies(
 def _continued(tokenizer: PreTrainedTokenizerBase, context: list[int], before: str, text: str) -> list[int]:
     """Ids of `text` after `before`, whose ids `context` ends with: as of one text, or of their own where the tokenizer
     joins the two at the edge."""
-    edge = before[max(0, before.rfind(" ", 0, -100)) :]  # from the beginning of a word, so that long texts take no longer
+    edge = before[max(0, before.rfind(" ", 0, -100)) :]  # of a long prompt the end will do, from a word's beginning
     known = _ids(tokenizer, edge)
     if not known or context[-len(known) :] != known:
         edge, known = before, _ids(tokenizer, before)
@@ -185,8 +186,8 @@ def _continued(tokenizer: PreTrainedTokenizerBase, context: list[int], before: s
         if tokenizer.decode(known + ids) == tokenizer.decode(whole):
             return ids
     raise UsageError(
-        f"the tokenizer joins the prompt's end {before[-20:]!r} and the reply's beginning {text[:20]!r} to other tokens, "
-        "and gives none for the reply alone. End the prompt with white space or a newline."
+        f"the tokenizer joins the prompt's end {before[-20:]!r} and the reply's beginning {text[:20]!r} to other "
+        "tokens, and gives none for the reply alone. End the prompt with white space or a newline."
     )
 
 
@@ -197,8 +198,8 @@ def _own(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     if bare.endswith(special):
         other = next(token for token in special if bare.endswith(token))
         raise UsageError(
-            f"a reply ends with the special token {other!r}, and replies are ended with the EOS {tokenizer.eos_token!r} "
-            f"here, so it would end twice. Take {other!r} out of the row."
+            f"a reply ends with the special token {other!r}, and replies are ended with the EOS "
+            f"{tokenizer.eos_token!r} here, so it would end twice. Take {other!r} out of the row."
         )
     return text
 
@@ -225,7 +226,7 @@ def _refuse_empty(prompt: Prompt) -> None:
 
 def _refuse_tools(tools: Tools | None) -> None:
     if tools:
-        raise UsageError("the row has `tools` and its prompt is plain text, in which they have no place. Take them out.")
+        raise UsageError("the row has `tools`, which plain text has no place for. Give its prompt as messages.")
 
 
 def _after(context: list[int], response: list[int]) -> Encoded:

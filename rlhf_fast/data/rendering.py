@@ -62,6 +62,12 @@ class Rendering:
         return " and ".join(ways)
 
 
+def trained_stop(path: str) -> int | None:
+    """The token that a model's training ended responses with instead of EOS, where it is recorded."""
+    rendering = Rendering.read(path)
+    return None if rendering is None else rendering.stop_token_id
+
+
 def compare(rendering: Rendering, source: str, *paths: str | None) -> None:
     """Say of each model in `paths` whose training is known where the prompts of `source` are rendered otherwise."""
     for path in filter(None, paths):
@@ -89,18 +95,20 @@ def announce(
 def announce_prompts(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], ids: Sequence[list[int]], source: str
 ) -> Rendering:
-    """`announce` for prompts without replies, and what the template or their last spaces do; returns their rendering."""
+    """`announce` for prompts, and what the template or the spaces at their end do; returns their rendering."""
     rendering = Rendering.of(tokenizer, [row.prompt for row in rows])
     announce(tokenizer, rendering, "prompt", source, ids[0], [IGNORED] * len(ids[0]))
     plain = [row.prompt for row in rows if isinstance(row.prompt, str)]
     spaced = sum(prompt_text(tokenizer, prompt) != prompt for prompt in plain)
     if spaced:
         NOTICES.info(
-            "%s: %d of %d prompts end with spaces, which are left to the response: a word's token begins with its space",
+            "%s: %d of %d prompts end with spaces, which are left to the response: a word's token holds the space "
+            "before it",
             source, spaced, len(rows),
         )  # fmt: skip
-    chat = next((row for row in rows if not isinstance(row.prompt, str)), None)
-    if chat is not None and (begun := begun_by_template(tokenizer, list(chat.prompt), chat.tools)):
+    chats = ((row.prompt, row.tools) for row in rows if not isinstance(row.prompt, str))
+    begun = next((begun_by_template(tokenizer, messages, tools) for messages, tools in chats), "")
+    if begun:
         NOTICES.warning("the chat template begins each response with %r, which is no part of the response", begun)
     return rendering
 

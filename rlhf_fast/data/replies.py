@@ -82,8 +82,8 @@ def reply_of(
 def check_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> None:
     """Raise `UsageError` where the template leaves out a turn or a key, has no generation prompt, or ends a reply
     otherwise than with EOS. Looked at once for each shape: the roles and keys of `messages`, which end with a reply."""
-    keys = tuple((m["role"], bool(m.get("content")), *sorted(m.keys() - {"role", "content", "weight"})) for m in messages)
-    shape = (str(tokenizer.chat_template), tokenizer.eos_token, bool(tools), keys)
+    turns = tuple((m["role"], bool(m.get("content")), *sorted(m.keys() & {*_READ, *_LINKS})) for m in messages)
+    shape = (str(tokenizer.chat_template), tokenizer.eos_token, bool(tools), turns)
     if shape in _checked:
         return
     marked = [m | {"content": _mark(turn)} if m.get("content") else m for turn, m in enumerate(messages)]
@@ -144,8 +144,8 @@ def _check_edges(tokenizer: PreTrainedTokenizerBase, messages: list[Message], to
     lead = head[len(text) :] if head.startswith(text) else ""
     if lead.strip() and text == _renders(tokenizer, messages, tools):
         raise UsageError(
-            f"the chat template has no generation prompt: it writes {lead!r} before a reply, which a prompt would lack. "
-            "Write that at its end under {% if add_generation_prompt %} (--chat_template_path)."
+            f"the chat template has no generation prompt: it writes {lead!r} before a reply, which a prompt would "
+            "lack. Write that at its end under {% if add_generation_prompt %} (--chat_template_path)."
         )
     eos, closing = tokenizer.eos_token, tail.strip()
     if eos is None or closing == eos:

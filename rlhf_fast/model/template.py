@@ -31,10 +31,12 @@ def render(
     tools: list[dict[str, Any]] | None = None,
     *,
     open_reply: bool = False,
+    name: str = "the chat template",
+    remedy: str = "give another template with --chat_template_path",
 ) -> str:
     """`messages` as the chat template writes them, with the beginning of a reply where `open_reply`.
 
-    Their key `weight` is ours and not shown to the template. Raises `UsageError` where there is no template, where it
+    Their key `weight` is ours and not shown to the template. name, remedy: for what an error says. Raises `UsageError` where there is no template, where it
     refuses the conversation or fails in whatever way, and where it takes longer than `SECONDS`.
     """
     if tokenizer.chat_template is None:
@@ -45,14 +47,13 @@ def render(
     shown = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
     try:
         with _time_limit():
-            text = tokenizer.apply_chat_template(shown, tools=tools, tokenize=False, add_generation_prompt=open_reply)
+            text = tokenizer.apply_chat_template(
+                shown, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=open_reply
+            )
     except Exception as error:  # of any kind: the template is a program of somebody else's
         roles = ", ".join(message["role"] for message in messages) or "no turn"
         what = str(error) if isinstance(error, (TemplateError, _Overdue)) else f"{type(error).__name__}: {error}"
-        raise UsageError(
-            f"the chat template refuses a conversation of {roles}: {what}. Change the row, or give another template "
-            "with --chat_template_path."
-        ) from error
+        raise UsageError(f"{name} refuses a conversation of {roles}: {what}. Change the row, or {remedy}.") from error
     return str(text)
 
 

@@ -31,9 +31,7 @@ class EncodedComparison:
 def encode_comparison(tokenizer: PreTrainedTokenizerBase, row: Comparison, *, max_length: int) -> EncodedComparison:
     """Raises `UsageError` for a row that cannot be rendered, a sequence of more than `max_length` tokens (`TooLong`),
     or more ties than the loss visits."""
-    prompt, replies = encode_replies(
-        tokenizer, row.prompt, row.responses, tools=row.tools, max_length=max_length
-    )
+    prompt, replies = encode_replies(tokenizer, row.prompt, row.responses, tools=row.tools, max_length=max_length)
     sequences = [prompt + reply for reply in replies]
     longest = max(map(len, sequences))
     if longest > max_length:
