@@ -36,8 +36,9 @@ def render(
 ) -> str:
     """`messages` as the chat template writes them, with the beginning of a reply where `open_reply`.
 
-    Their key `weight` is ours and not shown to the template. name, remedy: for what an error says. Raises `UsageError` where there is no template, where it
-    refuses the conversation or fails in whatever way, and where it takes longer than `SECONDS`.
+    Their key `weight` is ours and not shown to the template. name, remedy: for what an error says.
+    Raises `UsageError` where there is no template, where it refuses the conversation or fails in whatever way, and where
+    it takes longer than `SECONDS`.
     """
     if tokenizer.chat_template is None:
         raise UsageError(
