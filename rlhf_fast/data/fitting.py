@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.readers import OnBadRow
+from rlhf_fast.model.template import Endless
 from rlhf_fast.runtime.errors import UsageError
 
 Row = TypeVar("Row")
@@ -81,14 +82,14 @@ def encode_rows(
     rows: Sequence[Row], encode: Callable[[Row], T], *, noun: str, source: str, on_bad_row: OnBadRow = "raise"
 ) -> Fitted[Row, T]:
     """Each row with what `encode` makes of it. A row that it refuses with `UsageError` stops the reading, by number
-    and source; with `on_bad_row="skip"` such rows are left out and counted in a warning. Raises `UsageError` if none
-    is left."""
+    and source; with `on_bad_row="skip"` such rows are left out and counted in a warning, unless the chat template does
+    not end. Raises `UsageError` if none is left."""
     fitted: Fitted[Row, T] = Fitted()
     for number, row in enumerate(rows, 1):
         try:
             fitted.pairs.append((row, encode(row)))
         except UsageError as error:
-            if on_bad_row == "raise":
+            if on_bad_row == "raise" or isinstance(error, Endless):
                 raise UsageError(f"{noun} {number} of {source}: {error}") from error
             fitted.skipped.append(f"{noun} {number}: {error}")
             fitted.too_long += isinstance(error, TooLong)

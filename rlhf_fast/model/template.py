@@ -37,8 +37,8 @@ def render(
     """`messages` as the chat template writes them, with the beginning of a reply where `open_reply`.
 
     Their key `weight` is ours and not shown to the template. name, remedy: for what an error says.
-    Raises `UsageError` where there is no template, where it refuses the conversation or fails in whatever way, and where
-    it takes longer than `SECONDS`.
+    Raises `UsageError` where there is no template, and where it refuses the conversation or fails in whatever way;
+    `Endless` where it takes longer than `SECONDS`.
     """
     if tokenizer.chat_template is None:
         raise UsageError(
@@ -51,9 +51,11 @@ def render(
             text = tokenizer.apply_chat_template(
                 shown, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=open_reply
             )
+    except _Overdue as error:
+        raise Endless(f"{name} has not ended within {SECONDS:g} seconds. {remedy.capitalize()}.") from error
     except Exception as error:  # of any kind: the template is a program of somebody else's
         roles = ", ".join(message["role"] for message in messages) or "no turn"
-        what = str(error) if isinstance(error, (TemplateError, _Overdue)) else f"{type(error).__name__}: {error}"
+        what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         raise UsageError(f"{name} refuses a conversation of {roles}: {what}. Change the row, or {remedy}.") from error
     return str(text)
 
@@ -79,9 +81,12 @@ def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     )
 
 
+class Endless(UsageError):
+    """A chat template that does not end: no row can be rendered."""
+
+
 class _Overdue(Exception):
-    def __str__(self) -> str:
-        return f"it has not ended within {SECONDS:g} seconds"
+    """Raised in a thread whose rendering takes too long."""
 
 
 class _Watch:

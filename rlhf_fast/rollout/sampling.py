@@ -101,7 +101,7 @@ def stop_ids(
     if model_eos:
         _notices.info(
             "the model's config ends a text with the token %s and its tokenizer with %d (%s): responses end with the "
-            "tokenizer's, and the config of a model that is saved says so, too",
+            "tokenizer's, here and in a model that is saved or exported",
             " or ".join(map(str, model_eos)), tokenizer.eos_token_id, tokenizer.eos_token,
         )  # fmt: skip
     return (tokenizer.eos_token_id,)

@@ -18,6 +18,7 @@ from rlhf_fast.data.rendering import (
     trained_stop,
 )
 from rlhf_fast.data.schema import Comparison, Demonstration, PromptRow
+from rlhf_fast.model.template import Endless
 from rlhf_fast.runtime.errors import UsageError
 from tests.data.templates import CHATML, LLAMA3, THINKS, assistant, user
 
@@ -134,6 +135,11 @@ def test_rows_that_are_too_long_are_counted_apart_from_bad_ones(caplog):
             raise UsageError("odd")
         return row
 
+    def endless(row: int) -> int:
+        raise Endless("the chat template has not ended")
+
+    with pytest.raises(UsageError, match="row 1 of here: the chat template has not ended"):
+        encode_rows([2, 4], endless, noun="row", source="here", on_bad_row="skip")
     fitted = encode_rows([2, 3, 9, 4, 10], encode, noun="row", source="here", on_bad_row="skip")
     assert list(fitted) == [(2, 2), (4, 4)] and len(fitted) == 2
     assert fitted.too_long == 2 and len(fitted.skipped) == 3

@@ -101,7 +101,8 @@ def test_several_ends_stay_several_and_reach_the_config(base, tmp_path):
 
 
 @pytest.mark.parametrize("use_peft", [True, False])
-def test_a_policy_that_ppo_trained_to_end_with_another_token_ends_with_it_afterwards(base, tmp_path, use_peft):
+def test_a_policy_that_ppo_trained_to_end_with_another_token_ends_with_it_afterwards(base, tmp_path, use_peft, caplog):
+    caplog.set_level(logging.WARNING, "rlhf_fast.notices")
     sft(base, use_peft=use_peft)
     write_rows(base / "prompts.jsonl", [{"prompt": [QUESTION]}] * 4)
     config = PPORunConfig(
@@ -111,6 +112,8 @@ def test_a_policy_that_ppo_trained_to_end_with_another_token_ends_with_it_afterw
     )  # fmt: skip
     ppo = run_ppo(config, rewards=[(FunctionReward("f", lambda prompts, responses, **c: [0.0] * len(responses)), 1.0)])
     assert ours(ppo, tmp_path)["response"] == "w30 w31"
+    said = [record.getMessage() for record in caplog.records if "was trained" in record.getMessage()]
+    assert said == [f"{base / 'sft'} was trained on responses that end with EOS; here the token 37 (stop_token_id)"]
     out = ppo
     if use_peft:
         out = run_export(ExportConfig(model_path=str(ppo), output_dir=str(tmp_path / "out")))
