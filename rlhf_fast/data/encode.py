@@ -185,7 +185,7 @@ def _continued(tokenizer: PreTrainedTokenizerBase, context: list[int], before: s
         ids = _ids(tokenizer, anchor + text)[len(_ids(tokenizer, anchor)) :]
         if tokenizer.decode(known + ids) == tokenizer.decode(whole):
             return ids
-    if "".join(tokenizer.decode(whole).split()) != "".join((edge + text).split()):
+    if "".join(str(tokenizer.decode(whole)).split()) != "".join((edge + text).split()):
         return _ids(tokenizer, text)  # one of whole words, that has none for the two joined
     raise UsageError(
         f"the tokenizer joins the prompt's end {before[-20:]!r} and the reply's beginning {text[:20]!r} to other "
