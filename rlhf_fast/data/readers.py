@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 from rlhf_fast.data import adapters, columns
 from rlhf_fast.data.schema import Comparison, Demonstration, PromptRow, prompt_key
 from rlhf_fast.data.sources import BadRow, Raw, describe, raw_rows
+from rlhf_fast.data.turns import has_context
 from rlhf_fast.runtime.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,9 @@ def _read(
             if isinstance(raw, BadRow):
                 raise raw
             rows = list(known[format](raw)) if format else [convert(raw)]
+            if not format:
+                unread |= columns.unread(raw, kind)
+                in_context = in_context or has_context(raw)
         except BadRow as error:
             if on_bad_row == "raise":
                 raise UsageError(
@@ -92,9 +96,6 @@ def _read(
             continue
         read.rows += rows
         places += [where] * len(rows)
-        if not format:
-            unread |= columns.unread(raw, kind)
-            in_context = in_context or columns.has_context(raw)
     if in_context:
         read.rows = [_as_conversation(row) for row in read.rows]
     _report(read, describe(source))
@@ -169,7 +170,7 @@ def _findings(rows: Sequence[Row]) -> Iterator[tuple[int, Found, str]]:
     yield (
         logging.WARNING,
         [(n, None) for n, row in pairs if _ranks_equal_texts(row)],
-        "rank a response above an equal one",
+        "rank two equal responses differently, as if chosen were rejected",
     )
     yield logging.WARNING, _reversals(pairs), "say the opposite of an earlier one"
 

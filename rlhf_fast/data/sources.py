@@ -227,28 +227,29 @@ def _fault(row: Raw) -> BadRow | None:
     for _ in range(MAX_DEPTH):
         if not level:
             return None
-        texts = [value for value in level if isinstance(value, str)]
-        fault = next((value for value in level if isinstance(value, BadRow)), None) or _bad_text(texts)
-        if fault is not None:
-            return fault
-        dicts = [value for value in level if isinstance(value, dict)]
-        lists = [value for value in level if isinstance(value, (list, tuple))]
-        level = [part for value in dicts for pair in value.items() for part in pair]
-        level += [part for value in lists for part in value]
+        inside: list[Any] = []
+        for value in level:
+            fault = _bad_text(value) if isinstance(value, str) else value if isinstance(value, BadRow) else None
+            if fault is not None:
+                return fault
+            if isinstance(value, dict):
+                inside += [*value, *value.values()]
+            elif isinstance(value, (list, tuple)):
+                inside += value
+        level = inside
     return BadRow(f"lists and objects inside one another more than {MAX_DEPTH} deep; expected a plain row")
 
 
-def _bad_text(texts: list[str]) -> BadRow | None:
-    for text in texts:
-        if "\x00" in text:
-            return BadRow("a text holds a NUL character, as damaged files and other encodings have; remove it")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                half = f"\\u{ord(text[error.start]):04x}"
-                return BadRow(
-                    f"a text holds {half}, half of a character, which no UTF-8 text can have. It was cut in the middle "
-                    "of an emoji or the like; remove the half"
-                )
+def _bad_text(text: str) -> BadRow | None:
+    if "\x00" in text:
+        return BadRow("a text holds a NUL character, as damaged files and other encodings have; remove it")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            return BadRow(
+                f"a text holds {half}, half of a character, which no UTF-8 text can have. It was cut in the middle of "
+                "an emoji or the like; remove the half"
+            )
     return None

@@ -1,4 +1,5 @@
-"""Conversations of a raw row, turn by turn: who speaks, what is said, which tools are called, what is learnt.
+"""Conversations of a raw row, turn by turn: who speaks, what is said, which tools are called, what is learnt; and what
+stands before a row's question in other columns (a system text, a history), which makes a conversation of it.
 
 Turns are in OpenAI's form (role, content) or in ShareGPT's (from, value). A bad turn raises `BadRow` with the reason.
 """
@@ -9,17 +10,18 @@ import json
 from typing import Any
 
 from rlhf_fast.data.schema import Message, Prompt
-from rlhf_fast.data.sources import BadRow
-from rlhf_fast.data.values import absent, json_of, shown, text_of
+from rlhf_fast.data.sources import BadRow, Raw
+from rlhf_fast.data.values import QUESTION, absent, json_of, shown, text_of, tools_of
 
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
     "function_call": "assistant", "observation": "tool", "tool": "tool",
 }  # fmt: skip
-WEIGHTS = ("weight", "train", "training", "loss")
+WEIGHTS = frozenset(("weight", "train", "training", "loss"))
 """What says in OpenAI's and ShareGPT's, Axolotl's and ms-swift's rows whether a turn is learnt."""
-READ = ("role", "content", "from", "value", "tool_calls", "tool_call_id", "name", "reasoning_content", *WEIGHTS)
+_KEPT = ("tool_call_id", "name", "reasoning_content")
+READ = frozenset(("role", "content", "from", "value", "tool_calls", *_KEPT, *WEIGHTS))
 _MEDIA = "rows are text only. Leave the row out"
 REFUSED = {
     "function_call": "calls are read from tool_calls, in OpenAI's present form",
@@ -31,6 +33,9 @@ REFUSED = {
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _MEDIA),
 }
 """Keys of a turn that would change what is learnt and are not served, each with what to do."""
+SYSTEM = ("system", "system_prompt", "system_message")
+CONTEXT = (*SYSTEM, "history", "tools")
+"""Columns that make a conversation of a question: what stands before it, and what may be called."""
 
 
 def conversation_of(value: Any, name: str, ends_with: str | None) -> list[Message]:
@@ -50,10 +55,10 @@ def prompt_of(value: Any) -> Prompt:
 
 
 def response_of(value: Any, name: str) -> str:
-    """Text, or a list of one assistant message that is nothing but text."""
-    if not isinstance(value, list):
+    """Text, or one assistant message, also in a list, that is nothing but text."""
+    if not isinstance(value, (list, dict)):
         return text_of(value, name)
-    messages = conversation_of(value, name, "assistant")
+    messages = conversation_of([value] if isinstance(value, dict) else value, name, "assistant")
     if len(messages) != 1:
         raise BadRow(f"{name} has {len(messages)} messages; expected one, of the assistant")
     return only_text(messages[0], name)
@@ -82,23 +87,79 @@ def learnt(messages: list[Message], name: str) -> list[Message]:
 def unread_keys(value: Any) -> set[str]:
     """Keys of a conversation's turns that say something and are not read."""
     turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
-    return {str(key) for turn in turns for key in turn if key not in READ and not absent(turn[key])}
+    return {str(key) for turn in turns for key in turn.keys() - READ if not absent(turn[key])}
+
+
+def has_context(row: Raw) -> bool:
+    """Whether a row's prompt is a conversation for what stands beside it."""
+    return bool(_system(row) or history_of(row) or tools_of(row.get("tools")))
+
+
+def in_context(row: Raw, prompt: Prompt) -> Prompt:
+    """The prompt, or the conversation that ends with it where the row has a system text, a history or tools."""
+    if not has_context(row):
+        return prompt
+    if isinstance(prompt, str):
+        return [*_system(row), *history_of(row), {"role": "user", "content": prompt}]
+    return after_system(row, prompt)
+
+
+def after_system(row: Raw, messages: list[Message]) -> list[Message]:
+    """A conversation with the row's system text as its first message."""
+    if history_of(row):
+        raise BadRow("history stands beside a conversation; expected all turns in one of them")
+    system, opening = _system(row), [message for message in messages[:1] if message["role"] == "system"]
+    if system and opening and system != opening:
+        raise BadRow("the conversation begins with another system message than the system column; expected one of them")
+    return messages if opening else [*system, *messages]
+
+
+def _system(row: Raw) -> list[Message]:
+    given = [name for name in SYSTEM if not absent(row.get(name))]
+    texts = {text_of(row[name], name) for name in given}
+    if len(texts) > 1:
+        raise BadRow(f"{' and '.join(given)} hold different texts; expected one system text")
+    return [{"role": "system", "content": text} for text in texts]
+
+
+def history_of(row: Raw) -> list[Message]:
+    """[question, answer] pairs, or messages, before the question."""
+    history = [] if absent(row.get("history")) else json_of(row["history"], "history")
+    if history == []:
+        return []
+    if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
+        return conversation_of(history, "history", "assistant")
+    if not isinstance(history, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in history):
+        raise BadRow(f"history is {shown(history)}; expected a list of [question, answer] pairs")
+    turns = [(role, text) for pair in history for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return [{"role": role, "content": text_of(text, f"a turn of the {role} in history")} for role, text in turns]
+
+
+def refuse_other_question(row: Raw, prompt: Prompt) -> None:
+    """A question beside a prompt that is not part of it would be lost."""
+    told = prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
+    for name in (*QUESTION, "input"):
+        if not absent(row.get(name)) and not (isinstance(row[name], str) and row[name].strip() in told):
+            raise BadRow(
+                f"{name} stands beside the prompt and is no part of it: {shown(row[name])}. Write it into the prompt, "
+                "or rename the column if it is only a note"
+            )
 
 
 def _message(turn: Any, name: str) -> Message:
     if not isinstance(turn, dict):
         raise BadRow(f"{name} holds {shown(turn)}; expected messages with role and content, or from and value")
-    for key, remedy in REFUSED.items():
-        if not absent(turn.get(key)):
-            raise BadRow(f"a message of {name} has {key}, which is not read: {remedy}")
+    for key in turn.keys() & REFUSED.keys():
+        if not absent(turn[key]):
+            raise BadRow(f"a message of {name} has {key}, which is not read: {REFUSED[key]}")
     role = _role(turn, name)
     calls = _calls(turn, role)
     content = None if turn.get("from") == "function_call" else turn.get("content", turn.get("value"))
     message: Message = {"role": role, "content": _content(content, role, calls is not None)}
     if calls is not None:
         message["tool_calls"] = calls
-    for key in ("tool_call_id", "name", "reasoning_content"):
-        if not absent(turn.get(key)):
+    for key in (key for key in _KEPT if key in turn):
+        if not absent(turn[key]):
             message[key] = text_of(turn[key], f"{key} of a message of the {role}")
     if role != "assistant" and "reasoning_content" in message:
         raise BadRow(f"a message of the {role} has reasoning_content; expected it on the assistant's")
@@ -157,7 +218,7 @@ def _call(value: Any) -> dict[str, Any]:
 
 def _weight(turn: dict[str, Any], role: str) -> dict[str, int]:
     """{"weight": 0} for an assistant's turn that is not learnt."""
-    given = {key: turn[key] for key in WEIGHTS if not absent(turn.get(key))}
+    given = {key: turn[key] for key in turn.keys() & WEIGHTS if not absent(turn[key])}
     if any(not isinstance(value, (bool, int, float)) or value not in (0, 1) for value in given.values()):
         raise BadRow(f"a message of the {role} has {_pairs(given)}; expected 0 (shown only) or 1 (learnt)")
     if len(set(map(int, given.values()))) > 1:

@@ -29,10 +29,10 @@ def shown(value: Any) -> str:
 
 def absent(value: Any) -> bool:
     """Null, NaN, white space, an empty list or dict: a column or key that says nothing."""
+    if isinstance(value, str):
+        return not value or value.isspace()
     if isinstance(value, float):
         return math.isnan(value)
-    if isinstance(value, str):
-        return not value.strip()
     return value is None or (isinstance(value, (list, tuple, dict)) and not value)
 
 
