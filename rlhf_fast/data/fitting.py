@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.readers import OnBadRow
+from rlhf_fast.model.template import Endless
 from rlhf_fast.runtime.errors import UsageError
 
 Row = TypeVar("Row")
@@ -60,23 +62,43 @@ def refuse_far_too_long(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
             size *= 2
 
 
+@dataclass
+class Fitted(Generic[Row, T]):
+    """Rows that can be used, each with what it was encoded as; why each of the others cannot, and how many of these
+    have more tokens than are allowed."""
+
+    pairs: list[tuple[Row, T]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    too_long: int = 0
+
+    def __iter__(self) -> Iterator[tuple[Row, T]]:
+        return iter(self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
 def encode_rows(
     rows: Sequence[Row], encode: Callable[[Row], T], *, noun: str, source: str, on_bad_row: OnBadRow = "raise"
-) -> list[tuple[Row, T]]:
+) -> Fitted[Row, T]:
     """Each row with what `encode` makes of it. A row that it refuses with `UsageError` stops the reading, by number
-    and source; with `on_bad_row="skip"` such rows are left out and counted in a warning. Raises `UsageError` if none
-    is left."""
-    kept: list[tuple[Row, T]] = []
-    skipped: list[str] = []
+    and source; with `on_bad_row="skip"` such rows are left out and counted in a warning, unless the chat template does
+    not end. Raises `UsageError` if none is left."""
+    fitted: Fitted[Row, T] = Fitted()
     for number, row in enumerate(rows, 1):
         try:
-            kept.append((row, encode(row)))
+            fitted.pairs.append((row, encode(row)))
         except UsageError as error:
-            if on_bad_row == "raise":
+            if on_bad_row == "raise" or isinstance(error, Endless):
                 raise UsageError(f"{noun} {number} of {source}: {error}") from error
-            skipped.append(f"{noun} {number}: {error}")
-    if not kept:
+            fitted.skipped.append(f"{noun} {number}: {error}")
+            fitted.too_long += isinstance(error, TooLong)
+    skipped = fitted.skipped
+    if not fitted.pairs:
         raise UsageError(f"no {noun} of {source} can be used ({len(skipped)} skipped). {' '.join(skipped[:1])}")
     if skipped:
-        logger.warning("skipped %d of %d rows of %s. The first: %s", len(skipped), len(rows), source, skipped[0])
-    return kept
+        logger.warning(
+            "skipped %d of %d rows of %s, %d of them for their length. The first: %s",
+            len(skipped), len(rows), source, fitted.too_long, skipped[0],
+        )  # fmt: skip
+    return fitted

@@ -128,7 +128,7 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> PreTrain
         ) from error
     if chat_template_path:
         try:
-            tokenizer.chat_template = Path(chat_template_path).read_text()
+            tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read chat_template_path={chat_template_path!r}: {error}.") from error
     _refuse_tokens_without_rows(tokenizer, source.base)
