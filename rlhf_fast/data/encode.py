@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.schema import Demonstration, Message, Prompt
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.errors import TooLong, UsageError
 
 IGNORED = -100
 
@@ -48,7 +48,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_len
         _check_end_of_turn(tokenizer)
         ids = _ids(tokenizer, text)
     if max_length is not None and len(ids) > max_length:
-        raise UsageError(
+        raise TooLong(
             f"the prompt {text[:60]!r}... has {len(ids)} tokens and {max_length} fit beside the response. Shorten it, "
             "raise max_length (up to the model's context), or lower response_length."
         )
@@ -79,7 +79,7 @@ def encode_demonstration(tokenizer: PreTrainedTokenizerBase, row: Demonstration,
         opened = _open_text(tokenizer, row.completion)  # the special tokens before the text, if any, then the text
         encoded = _after(opened[: len(opened) - (len(response) - 1)], response)
     if len(encoded.input_ids) > max_length:
-        raise UsageError(
+        raise TooLong(
             f"a demonstration has {len(encoded.input_ids)} tokens, over max_length={max_length}. Raise max_length "
             "(up to the model's context), or shorten the row."
         )

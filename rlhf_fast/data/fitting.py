@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rlhf_fast.data.readers import OnBadRow
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.errors import TooLong, UsageError
 
 Row = TypeVar("Row")
 T = TypeVar("T")
@@ -38,6 +38,7 @@ def encode_rows(
     is left."""
     kept: list[tuple[Row, T]] = []
     skipped: list[str] = []
+    too_long = 0
     for number, row in enumerate(rows, 1):
         try:
             kept.append((row, encode(row)))
@@ -45,8 +46,12 @@ def encode_rows(
             if on_bad_row == "raise":
                 raise UsageError(f"{noun} {number} of {source}: {error}") from error
             skipped.append(f"{noun} {number}: {error}")
+            too_long += isinstance(error, TooLong)
     if not kept:
         raise UsageError(f"no {noun} of {source} can be used ({len(skipped)} skipped). {' '.join(skipped[:1])}")
     if skipped:
-        logger.warning("skipped %d of %d rows of %s. The first: %s", len(skipped), len(rows), source, skipped[0])
+        logger.warning(
+            "skipped %d of %d rows of %s, %d of them as too long. The first: %s",
+            len(skipped), len(rows), source, too_long, skipped[0],
+        )  # fmt: skip
     return kept

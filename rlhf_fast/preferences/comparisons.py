@@ -11,7 +11,7 @@ from rlhf_fast.data.encode import encode_prompt, encode_response
 from rlhf_fast.data.readers import OnBadRow
 from rlhf_fast.data.schema import Comparison
 from rlhf_fast.preferences.losses import MAX_TIED
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.errors import TooLong, UsageError
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def encode_comparison(tokenizer: PreTrainedTokenizerBase, row: Comparison, *, ma
     sequences = [prompt + encode_response(tokenizer, response) for response in row.responses]
     longest = max(map(len, sequences))
     if longest > max_length:
-        raise UsageError(
+        raise TooLong(
             f"a prompt with a response has {longest} tokens, over max_length={max_length}. Raise max_length, or set "
             "on_bad_row=skip to leave such rows out."
         )

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import Encoded, encode_demonstration
+from rlhf_fast.data.encode import IGNORED, Encoded, encode_demonstration
 from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
-from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, train_only
+from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, describe_trained, train_only
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.sharding import in_step
-from rlhf_fast.runtime.budget import Budget
-from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
-from rlhf_fast.runtime.distributed import main_only, share, total
+from rlhf_fast.runtime.budget import MORE_STEPS, Budget, Passes, too_few
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
+from rlhf_fast.runtime.distributed import is_main, main_only, share, total
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
@@ -33,7 +33,8 @@ from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.tracking import Tracker
+from rlhf_fast.runtime.tracking import Tracker, say_start
+from rlhf_fast.train.pages import write_sft_page
 from rlhf_fast.train.sft_config import SFTConfig
 
 
@@ -48,18 +49,29 @@ class SFT:
 
     def __post_init__(self) -> None:
         c = self.config
-        self.steps = max(1, round(c.num_train_epochs * len(self.rows) / c.batch_size))
+        self.passes = Passes(len(self.rows), c.batch_size, c.seed)
+        self.steps = self.passes.steps(c.num_train_epochs)
         self.budget = Budget.of(c)
         self.optimiser = Optimiser.build(c, self.policy.named_parameters(), self.steps)
 
     def batch(self, step: int) -> list[Encoded]:
         """Passes over all rows, each in an order of its own."""
-        rows, size = [], self.config.batch_size
-        for position in range(step * size, (step + 1) * size):
-            epoch, index = divmod(position, len(self.rows))
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            rows.append(self.rows[int(torch.randperm(len(self.rows), generator=generator)[index])])
-        return rows
+        return [self.rows[row] for row in self.passes.step(step)]
+
+    def facts(self, left_out: int) -> dict[str, str]:
+        """What the run is, in words, by topic; left_out: rows of the data that are not used."""
+        tokens = sum(len(row.input_ids) for row in self.rows)
+        learnt = sum(label != IGNORED for row in self.rows for label in row.labels)
+        data = f"{len(self.rows):,} rows of {tokens:,} tokens, {learnt:,} of them learnt"
+        model = self.policy.model
+        return {
+            "Data": data
+            + (f", {left_out:,} more left out" if left_out else "")
+            + (f", {len(self.heldout):,} held out" if self.heldout else ""),
+            "Steps": self.passes.describe(self.config.num_train_epochs),
+            "Trained": describe_trained(model, self.policy.adapter, self.policy.named_parameters()),
+            "Computed": describe_device(model.dtype, model.device),
+        }
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step: the mean negative log-prob over all response tokens of the batch."""
@@ -113,8 +125,10 @@ def run_sft(config: SFTConfig) -> Path:
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
     context = context_of(config.model_name_or_path)
-    rows = _encode(config, config.dataset_name, tokenizer, context)
-    heldout = _encode(config, config.eval_dataset_name, tokenizer, context) if config.eval_dataset_name else []
+    rows, left_out = _encode(config, config.dataset_name, tokenizer, context)
+    heldout: list[Encoded] = []
+    if config.eval_dataset_name:
+        heldout, _ = _encode(config, config.eval_dataset_name, tokenizer, context)
     start = choose_start(config, _inputs(config, rows + heldout))
     if start.finished:
         return output
@@ -124,10 +138,12 @@ def run_sft(config: SFTConfig) -> Path:
     run = SFT(config, policy, rows, heldout)
     save = main_only(partial(_save, policy, tokenizer, resolve_source(config.model_name_or_path).base))
     checkpoints = Checkpoints(config, start, run.steps, {"optimiser": run.optimiser}, save)
+    facts, device = run.facts(left_out), policy.model.device
+    say_start("SFT", facts, too_few(run.steps, MORE_STEPS))
     shown, quiet = {"loss": "loss", "eval_loss": "held out"}, bool(config.disable_tqdm)
     held = partial(holdings, [policy.model], run.optimiser)
     with (
-        Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet) as tracker,
+        Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet, device=device) as tracker,
         guard(checkpoints, held),
     ):
         if heldout and not checkpoints.done:
@@ -138,6 +154,8 @@ def run_sft(config: SFTConfig) -> Path:
             checkpoints.after(step, metrics)
         run.optimiser.refuse_stuck()
     checkpoints.save_results()
+    if is_main():
+        write_sft_page(output, facts, tokenizer, heldout or rows, held_out=bool(heldout))
     checkpoints.finish()
     return output
 
@@ -180,11 +198,14 @@ def _policy(config: SFTConfig) -> Policy:
     return Policy(shared, adapter)
 
 
-def _encode(config: SFTConfig, source: str, tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[Encoded]:
+def _encode(
+    config: SFTConfig, source: str, tokenizer: PreTrainedTokenizerBase, context: int | None
+) -> tuple[list[Encoded], int]:
+    """The rows, and how many are left out as bad or too long."""
     limit = min(config.max_length, context or config.max_length)
     read = read_demonstrations(source, format=config.dataset_format, on_bad_row=config.on_bad_row)
     fitting = encode_rows(
         read.rows, lambda row: encode_demonstration(tokenizer, row, max_length=limit),
         noun="demonstration", source=source, on_bad_row=config.on_bad_row,
     )  # fmt: skip
-    return [encoded for _, encoded in fitting]
+    return [encoded for _, encoded in fitting], len(read.skipped) + len(read.rows) - len(fitting)
