@@ -40,7 +40,7 @@ from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.resume import Start, choose_start
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.tracking import Tracker, activity, read_metrics, say_start
+from rlhf_fast.runtime.tracking import Tracker, activity, describe_memory, read_metrics, say_start
 
 ADAPTER = "reward"
 SHOWN = {"loss": "loss", "accuracy": "accuracy"}
@@ -95,7 +95,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
         checkpoints.save_results()  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, read_history(output))
     if is_main():
-        _write(output, config, split, result, run_facts)
+        _write(output, config, split, result, run_facts | {"Memory": describe_memory(device)})
     checkpoints.finish()
     return result
 

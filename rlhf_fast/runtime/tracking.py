@@ -103,8 +103,10 @@ class Tracker:
             self._line(f"{self.stage} {step} of {self.total} {clock}: {', '.join(texts)}")
         if taken == 1:
             first, rest = f"{self.stage}: the first step took {duration(each or 0.0)}", self.total - step
-            memory = f"memory so far {peak_bytes(self.device) / 1e9:.2f} GB at most"
-            self._line(f"{first}, {memory}" + (f"; about {left} for the other {rest}" if rest else ""))
+            self._line(
+                f"{first}; memory so far: {describe_memory(self.device)}"
+                + (f"; about {left} for the other {rest}" if rest else "")
+            )
 
     def _line(self, text: str) -> None:
         if self.progress is not None:
@@ -156,6 +158,11 @@ def activity(text: str, *, quiet: bool = False) -> Iterator[None]:
         with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
             progress.add_task(text, total=None)
             yield
+
+
+def describe_memory(device: torch.device | None) -> str:
+    """The most that this process has held, in words."""
+    return f"{peak_bytes(device) / 1e9:.2f} GB at most"
 
 
 def say_start(stage: str, facts: Mapping[str, str], hint: str = "") -> None:

@@ -90,17 +90,23 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _response(row: dict[str, Any]) -> str:
     measured = {"score": row["score"], "KL": row["kl"]} | (row["scores"] if len(row["scores"]) > 1 else {})
-    chips = {name: value for name, value in measured.items() if value is not None} | {"tokens": float(row["length"])}
-    name = f"iteration {row['iteration']}" + ("" if row["finished"] else ", cut off by the budget")
+    chips = {name: value for name, value in measured.items() if value is not None}
+    name = f"iteration {row['iteration']}, {row['length']} tokens" + (
+        "" if row["finished"] else ", cut off by the budget"
+    )
     response = response_block(name, _shortened(row["response"]), chips)
     return f'<article>{prompt_block(_shortened(row["prompt"]))}<div class="pair one">{response}</div></article>'
 
 
 def _parts(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> list[tuple[str, bool]]:
     """The text of a row in parts that are learnt and not learnt."""
-    tokens = zip(row.input_ids, row.labels, strict=True)
-    runs = [(learnt, [token for token, _ in run]) for learnt, run in groupby(tokens, lambda t: t[1] != IGNORED)]
-    return [(_shortened(str(tokenizer.decode(ids))), learnt) for learnt, ids in runs]
+    parts, end, before = [], 0, ""
+    for learnt, run in groupby(label != IGNORED for label in row.labels):
+        end += len(list(run))
+        text = str(tokenizer.decode(row.input_ids[:end]))  # whole, as a decoder may drop the space that opens a part
+        parts.append((_shortened(text.removeprefix(before)), learnt))
+        before = text
+    return parts
 
 
 def _shortened(text: str) -> str:

@@ -35,7 +35,7 @@ from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import Stateful
-from rlhf_fast.runtime.tracking import Tracker, notices, say_start
+from rlhf_fast.runtime.tracking import Tracker, describe_memory, notices, say_start
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.pages import write_ppo_page
 from rlhf_fast.train.ppo import PPO
@@ -104,7 +104,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
         ppo.optimiser.refuse_stuck()
     checkpoints.save_results()
     if is_main():
-        write_ppo_page(output, facts)
+        write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
     checkpoints.finish()
     return output
 

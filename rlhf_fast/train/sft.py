@@ -33,7 +33,7 @@ from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.tracking import Tracker, say_start
+from rlhf_fast.runtime.tracking import Tracker, describe_memory, say_start
 from rlhf_fast.train.pages import write_sft_page
 from rlhf_fast.train.sft_config import SFTConfig
 
@@ -57,21 +57,6 @@ class SFT:
     def batch(self, step: int) -> list[Encoded]:
         """Passes over all rows, each in an order of its own."""
         return [self.rows[row] for row in self.passes.step(step)]
-
-    def facts(self, left_out: int) -> dict[str, str]:
-        """What the run is, in words, by topic; left_out: rows of the data that are not used."""
-        tokens = sum(len(row.input_ids) for row in self.rows)
-        learnt = sum(label != IGNORED for row in self.rows for label in row.labels)
-        data = f"{len(self.rows):,} rows of {tokens:,} tokens, {learnt:,} of them learnt"
-        model = self.policy.model
-        return {
-            "Data": data
-            + (f", {left_out:,} more left out" if left_out else "")
-            + (f", {len(self.heldout):,} held out" if self.heldout else ""),
-            "Steps": self.passes.describe(self.config.num_train_epochs),
-            "Trained": describe_trained(model, self.policy.adapter, self.policy.named_parameters()),
-            "Computed": describe_device(model.dtype, model.device),
-        }
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step: the mean negative log-prob over all response tokens of the batch."""
@@ -103,7 +88,7 @@ class SFT:
 
     def loss_parts(self, rows: list[Encoded]) -> Iterator[Tensor]:
         """Losses of this process's micro-batches; all of them add up to the mean over all response tokens of `rows`."""
-        tokens = sum(label != -100 for row in rows for label in row.labels[1:])
+        tokens = max(1, sum(label != IGNORED for row in rows for label in row.labels[1:]))
         own, model = list(share(rows)), self.policy.model
         groups = cut_by_tokens([len(row.input_ids) for row in own], self.budget.tokens)
         for group, counts in in_step(model, [[own[i] for i in group] for group in groups], rows[:1]):
@@ -138,7 +123,7 @@ def run_sft(config: SFTConfig) -> Path:
     run = SFT(config, policy, rows, heldout)
     save = main_only(partial(_save, policy, tokenizer, resolve_source(config.model_name_or_path).base))
     checkpoints = Checkpoints(config, start, run.steps, {"optimiser": run.optimiser}, save)
-    facts, device = run.facts(left_out), policy.model.device
+    facts, device = describe(run, left_out), policy.model.device
     say_start("SFT", facts, too_few(run.steps, MORE_STEPS))
     shown, quiet = {"loss": "loss", "eval_loss": "held out"}, bool(config.disable_tqdm)
     held = partial(holdings, [policy.model], run.optimiser)
@@ -155,9 +140,25 @@ def run_sft(config: SFTConfig) -> Path:
         run.optimiser.refuse_stuck()
     checkpoints.save_results()
     if is_main():
-        write_sft_page(output, facts, tokenizer, heldout or rows, held_out=bool(heldout))
+        write_sft_page(
+            output, facts | {"Memory": describe_memory(device)}, tokenizer, heldout or rows, held_out=bool(heldout)
+        )
     checkpoints.finish()
     return output
+
+
+def describe(run: SFT, left_out: int) -> dict[str, str]:
+    """What the run is, in words, by topic; left_out: rows of the data that are not used."""
+    model, tokens = run.policy.model, sum(len(row.input_ids) for row in run.rows)
+    learnt = sum(label != IGNORED for row in run.rows for label in row.labels)
+    data = f"{len(run.rows):,} rows of {tokens:,} tokens, {learnt:,} of them learnt"
+    data += f", {left_out:,} more left out" if left_out else ""
+    return {
+        "Data": data + (f", {len(run.heldout):,} held out" if run.heldout else ""),
+        "Steps": run.passes.describe(run.config.num_train_epochs),
+        "Trained": describe_trained(model, run.policy.adapter, run.policy.named_parameters()),
+        "Computed": describe_device(model.dtype, model.device),
+    }
 
 
 def _inputs(config: SFTConfig, rows: list[Encoded]) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def test_a_run_may_go_on_for_longer_and_not_for_less_than_it_has_done(folder, tm
 
 
 def test_a_longer_run_takes_the_learning_rates_of_its_new_length(folder, tmp_path):
-    run("sft", folder, tmp_path, lr_scheduler_type="linear", warmup_steps=0, num_train_epochs=2 * 6 / 16)
+    run("sft", folder, tmp_path, lr_scheduler_type="linear", warmup_steps=0, num_train_epochs=2 / 3)
     run("sft", folder, tmp_path, lr_scheduler_type="linear", warmup_steps=0, resume="auto")
     rates = [row["lr"] for row in outcome(tmp_path)["metrics"] if row["step"]]
     assert rates == pytest.approx([0.5e-2, 0, 3 / 6 * 1e-2, 2 / 6 * 1e-2, 1 / 6 * 1e-2, 0])
