@@ -200,10 +200,11 @@ def test_a_path_that_holds_no_whole_checkpoint_is_refused(folder, tmp_path):
 
 def test_the_watch_for_collapse_goes_on_where_it_was(caplog):
     first = CollapseWatch()
-    first.look({"rollout/distinct_2": 0.9, "rollout/repetition": 0.5})
+    short = {"rollout/truncated_fraction": 0.0}
+    first.look({"rollout/distinct_2": 0.9, "rollout/repetition": 0.5} | short)
     second = CollapseWatch()
     second.load_state(first.state())
-    second.look({"rollout/distinct_2": 0.5, "rollout/repetition": 0.5})
+    second.look({"rollout/distinct_2": 0.5, "rollout/repetition": 0.5} | short)
     assert ["distinct-2" in record.message for record in caplog.records] == [False, True]
 
 

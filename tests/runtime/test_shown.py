@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from rlhf_fast import SFTConfig
+from rlhf_fast.model.lora_choice import describe_trained, spans, train_only
+from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime import memory, tracking
 from rlhf_fast.runtime.device import describe_device
 from rlhf_fast.runtime.memory import peak_bytes
@@ -139,6 +142,30 @@ def test_the_peak_of_memory_is_the_systems_record_of_it(tmp_path, monkeypatch):
 
 def test_where_it_is_computed():
     assert describe_device(torch.bfloat16, torch.device("cpu")) == "bfloat16 on cpu"
+
+
+def test_what_is_trained():
+    """A layer of the tiny Llama at rank 4: q and o 4 (32 + 32), k and v 4 (32 + 16), the other three 4 (32 + 48)."""
+    layer = 2 * 4 * 64 + 2 * 4 * 48 + 3 * 4 * 80
+    shared = SharedModel(tiny_model())
+    shared.add_adapter("a", LoraConfig(r=4, target_modules="all-linear"), head=True)
+    shared.add_adapter("b", LoraConfig(r=4, target_modules="all-linear"))
+    said = [describe_trained(shared, "a", shared.named_parameters("a"))]
+    train_only(shared, "b", [1])
+    said.append(describe_trained(shared, "b", shared.named_parameters("b")))
+    assert said == [
+        f"LoRA r=4 on all 2 layers and a scalar head, {2 * layer + 33:,} trainable parameters",
+        f"LoRA r=4 on layers 1 of 2, {layer:,} trainable parameters",
+    ]
+    full = SharedModel(tiny_model("gpt2"), train_base=True)  # tied: the embeddings count once
+    block = 2 * 64 + 32 * 96 + 96 + 32 * 32 + 32 + 32 * 128 + 128 + 128 * 32 + 32
+    count = (97 + 64) * 32 + 2 * block + 64
+    assert describe_trained(full, None, full.base.named_parameters()) == f"all weights, {count:,} trainable parameters"
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([3], "3"), ([0, 1, 2, 7], "0 to 2, 7"), ([1, 3, 4], "1, 3 to 4")])
+def test_spans(numbers, text):
+    assert spans(numbers) == text
 
 
 def test_the_start_is_a_notice(caplog):
