@@ -28,7 +28,10 @@ from typing import NamedTuple
 
 from rlhf_kernels.triton_support import OPTIONS, Variant
 
-MODULES = ("gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs")
+MODULES = (
+    "gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs", "sample", "decode_attention", "rms_norm", "rotary",
+    "swiglu",
+)  # fmt: skip
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes per block, by architecture
 
 
@@ -100,7 +103,7 @@ def usage(variant: Variant, arch: int, *, aligned: bool) -> Usage:
         variant.constants,
         _attributes(variant) if aligned else {},
     )
-    options = {"num_warps": variant.num_warps, **OPTIONS}
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **OPTIONS}
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     except triton.CompilationError as error:

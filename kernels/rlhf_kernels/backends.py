@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 VARIABLE = "RLHF_FAST_BACKEND"
-ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}  # by device type, the fastest first
+ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "flash", "reference")}  # by device type, the fastest first
 
 Arguments = Mapping[str, Any]
 
@@ -66,9 +66,13 @@ def run(op: str, backend: str | None, **args: Any) -> Any:
     return select(op, backend, args)(**args)
 
 
-def is_native(op: str, args: Arguments) -> bool:
-    """Whether `op` would run in C++ for these arguments, where no backend is given."""
-    return native_refused() is None and _backends[op]["native"].supports(args) is None
+def is_fused(op: str, args: Arguments) -> bool:
+    """Whether `op` would run in another backend than the reference for these arguments, where no backend is given."""
+    chosen = os.environ.get(VARIABLE)
+    device = next(value.device.type for value in args.values() if isinstance(value, Tensor))
+    names = (chosen,) if chosen else ORDER.get(device, ())
+    found = (_backends[op][name] for name in names if name in _backends[op] and name != "reference")
+    return any(backend.supports(args) is None for backend in found)
 
 
 def native_refused() -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 # A product and a sum are rounded apart, as in the interpreter and in torch: what the tests show there holds on a card.
 # The kernels wait for memory, so the fused instruction would gain nothing.
-OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
+OPTIONS = {"enable_fp_fusion": False}
 
 POINTER = {
     torch.float64: "*fp64",
@@ -26,6 +26,8 @@ POINTER = {
     torch.int32: "*i32",
     torch.bool: "*u1",
 }
+
+LAYER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of rms_norm, rotary and swiglu
 
 
 class Variant(NamedTuple):
@@ -40,6 +42,7 @@ class Variant(NamedTuple):
     signature: dict[str, str]
     constants: dict[str, Any]
     num_warps: int
+    num_stages: int = 1  # of a loop whose next loads are under way while this one's are used
     instruction: str | None = None  # a pattern that the PTX has to contain, such as wgmma for a kernel with a product
 
     def launch(self, grid: tuple[int, ...], **arguments: Any) -> None:
@@ -47,7 +50,8 @@ class Variant(NamedTuple):
         passed = {name: value for name, value in arguments.items() if value is not None}
         device = next(value.device for value in passed.values() if isinstance(value, Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[grid](**passed, **self.constants, num_warps=self.num_warps, **OPTIONS)
+            options = {"num_warps": self.num_warps, "num_stages": self.num_stages, **OPTIONS}
+            self.kernel[grid](**passed, **self.constants, **options)
 
 
 @contextmanager
@@ -85,6 +89,20 @@ def columns_not_float32(args: Mapping[str, Any], *names: str) -> str | None:
         if args[name] is not None and args[name].dtype != torch.float32:
             return f"{name} has dtype {args[name].dtype}, and it computes in float32: the reference takes others"
     return None
+
+
+def layer_cannot_run(args: Mapping[str, Any]) -> str | None:
+    """Why a kernel between a layer's products cannot take these arguments, or None: it computes in float32."""
+    dtypes = {value.dtype for name, value in args.items() if isinstance(value, Tensor) and name != "rstd"}
+    if not dtypes <= set(LAYER_DTYPES):
+        return f"got {sorted(map(str, dtypes))}, and it takes bfloat16, float16 or float32: the reference takes others"
+    return cannot_run(args)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x (..., K) as (rows, K) whose rows are contiguous and may be apart: a view where that is possible."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.shape[1] == 1 or rows.stride(1) == 1 else rows.contiguous()
 
 
 @cache

@@ -10,6 +10,7 @@ through one keyword argument that transformers hands down to every attention lay
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rlhf_kernels import attention_is_native, packed_attention
+from rlhf_kernels import attention_is_fused, decode_attention, decode_attention_is_fused, packed_attention
 
 ATTENTION = "rlhf_fast"
 
@@ -46,10 +47,12 @@ class KVCache:
         keys[row, :, : key.shape[2]] = key[0]
         values[row, :, : key.shape[2]] = value[0]
 
-    def append(self, layer: int, lengths: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key, value (B, kv_heads, 1, head_dim) at position lengths[b] of row b; return rows 0..B-1 whole."""
+    def append(self, layer: int, rows: Tensor, lengths: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store key, value (B, kv_heads, 1, head_dim) at position lengths[b] of row b; return rows 0..B-1 whole.
+
+        rows (B,) int64 are 0 to B-1.
+        """
         keys, values = self._layer(layer, key)
-        rows = torch.arange(len(lengths), device=lengths.device)
         keys[rows, :, lengths] = key[:, :, 0]
         values[rows, :, lengths] = value[:, :, 0]
         return keys[: len(lengths)], values[: len(lengths)]
@@ -75,10 +78,10 @@ class PackedSequences:
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        """Each sequence by itself: on a CPU in one kernel, elsewhere or with a soft-cap one call for each."""
+        """Each sequence by itself: in one kernel, or with a soft-cap or where there is none in a call for each."""
         if self.cache is not None:
             self._write_prompts(layer, k, v)
-        if softcap is None and attention_is_native(q, k, v):
+        if softcap is None and attention_is_fused(q, k, v):
             q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, heads, D)
             out = packed_attention(q, k, v, self.cu_seqlens, scale=scale, window=window)
             return out.transpose(0, 1)[None]
@@ -116,10 +119,24 @@ class DecodeStep:
     longest: int
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """(B,) int64: 0 to B-1."""
+        return torch.arange(len(self.lengths), device=self.lengths.device)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """(B,) int64: the tokens in the cache with the new one."""
+        return self.lengths + 1
+
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
     ):
-        keys, values = self.cache.append(layer, self.lengths, k, v)
+        keys, values = self.cache.append(layer, self.rows, self.lengths, k, v)
+        if decode_attention_is_fused(q[:, :, 0], keys):
+            return decode_attention(q[:, :, 0], keys, values, self.counts, scale=scale, window=window, softcap=softcap)[
+                :, :, None
+            ]
         end = self.longest + 1
         return _attend(q, keys[:, :, :end], values[:, :, :end], scale, self._mask(window, end), softcap, causal=False)
 

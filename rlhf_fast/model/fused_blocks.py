@@ -1,8 +1,8 @@
-"""The parts of a Llama-like decoder layer between its linear layers, through the kernel library on a CPU.
+"""The parts of a Llama-like decoder layer between its linear layers, through the kernel library on a CPU and on CUDA.
 
 `fuse_blocks` replaces the forward of RMS norms, feed-forward blocks and attention of the families named below while a
-`SharedModel` runs them. Every other module, every module on another device, and a call of the model by itself (which
-loading compares with) keeps the forward of transformers.
+`SharedModel` runs them. Every other module, every module on another kind of device, and a call of the model by itself
+(which loading compares with) keeps the forward of transformers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def is_served(model: nn.Module) -> bool:
 
 
 def _forward(routing: Routing, fused: Plain, module: Any, plain: Plain, hidden_states: Tensor, **kwargs: Any) -> Any:
-    served = routing.current is not None and hidden_states.is_cpu
+    served = routing.current is not None and (hidden_states.is_cpu or hidden_states.is_cuda)
     return (partial(fused, module) if served else plain)(hidden_states, **kwargs)
 
 

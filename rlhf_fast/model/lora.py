@@ -47,6 +47,16 @@ class Routing:
 
     def __init__(self) -> None:
         self.current: Route | None = None
+        self.factors: dict[tuple[int, str], tuple[Tensor, Tensor]] | None = None
+
+    @contextmanager
+    def keep_factors(self) -> Iterator[None]:
+        """Within it no weight changes: adapters are scaled and cast to the dtype of the layers' input once."""
+        self.factors = {}
+        try:
+            yield
+        finally:
+            self.factors = None
 
     @contextmanager
     def use(self, route: Route | None) -> Iterator[None]:
@@ -102,6 +112,8 @@ class LoRALinear(nn.Module):
         names = [name for name in dict.fromkeys(route.names) if name is not None and name in self.scale]
         if not names:
             return self.base(x)
+        if self.routing.factors is not None and len(route.names) == 1 and x.is_cuda:
+            return self._with_factors(x, *self._factors(names[0], x.dtype))
         slots = [names.index(name) if name in self.scale else -1 for name in route.names]
         y = lora_linear(
             x.reshape(-1, x.shape[-1]),
@@ -114,3 +126,19 @@ class LoRALinear(nn.Module):
             bias=self.base.bias,
         )
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _with_factors(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The layer with one adapter for all rows, without a gradient: three launches."""
+        y = self.base(x)
+        inner = x.reshape(-1, x.shape[-1]) @ a.t()
+        y.view(-1, y.shape[-1]).addmm_(inner, b.t())
+        return y
+
+    def _factors(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A (R, K) times the scale, and B (N, R), in `dtype`."""
+        assert self.routing.factors is not None
+        key = id(self), name
+        if key not in self.routing.factors:
+            a, b = self.lora_a[name].detach(), self.lora_b[name].detach()
+            self.routing.factors[key] = (a * self.scale[name]).to(dtype), b.to(dtype)
+        return self.routing.factors[key]

@@ -1,7 +1,8 @@
 """Generation in the training process with the training weights: continuous batching over a key-value cache.
 
 Prompts are prefilled packed, within a token budget; each step decodes one token for every live sequence. A finished
-sequence leaves at once, the last live one moves into its row, and waiting requests are admitted to the free rows. A
+sequence leaves when its tokens are read (on a CPU after each step, on a GPU after a few), the last live one moves into
+its row, and waiting requests are admitted to the free rows. A
 prompt that a live row holds already is not prefilled again: its keys and values are copied.
 Decoding reads a packed copy of the weights where the model has one (see `rlhf_fast.model.packed_decoder`), made here
 and gone with the rollout.
@@ -20,11 +21,12 @@ from rlhf_fast.model.attention import DecodeStep, KVCache, PackedSequences
 from rlhf_fast.model.packed_decoder import decoder
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.sharding import gathered
-from rlhf_fast.model.work import tell_head
+from rlhf_fast.model.work import tell_forward, tell_head
 from rlhf_fast.rollout.cache_size import rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling, choose
+from rlhf_fast.rollout.step import UNREAD, Rows, Stepper
 from rlhf_fast.runtime.interrupt import give_way
-from rlhf_kernels import sample, sample_is_native
+from rlhf_kernels import decode_attention_is_fused, sample, sample_is_fused
 
 
 @dataclass
@@ -66,15 +68,15 @@ def generate(
 
 
 class Engine:
-    """A rollout's state: rows 0..B-1 of the cache and of its columns are the live requests, `requests` says which.
+    """A rollout's state: rows 0..B-1 of the cache and of `rows` are the live requests, `requests` says which.
 
-    columns (4, capacity) int64: each row's seed, last token, tokens in the cache, and tokens sampled.
     ends (capacity, H): the state of the prompt's last token, from which every response to that prompt starts.
+    unread: steps between two looks at the tokens; by the device where it is None.
     """
 
     def __init__(
         self, policy: Policy, prompts: list[list[int]], sampling: Sampling, seeds: list[int],
-        max_batch: int, max_tokens: int, max_kv_cache_gb: float | None = None,
+        max_batch: int, max_tokens: int, max_kv_cache_gb: float | None = None, *, unread: int | None = None,
     ) -> None:  # fmt: skip
         model = policy.model
         self.policy, self.prompts, self.sampling, self.max_tokens = policy, prompts, sampling, max_tokens
@@ -88,22 +90,36 @@ class Engine:
         self.same = [firsts.setdefault(tuple(prompt), i) for i, prompt in enumerate(prompts)]  # first equal prompt
         self.waiting = deque(range(len(prompts)))
         self.requests: list[int] = []
-        self.columns = torch.zeros(4, self.capacity, dtype=torch.int64, device=model.device)
-        self.seeds, self.tokens, self.lengths, self.steps = self.columns
         self.softcap, (weight, bias) = model.softcap, model.lm_head
         self.ends = torch.empty(self.capacity, weight.shape[1], dtype=model.dtype, device=model.device)
         bias = None if bias is None else bias.float()
-        if sampling.restricted or not sample_is_native(weight, bias):  # torch multiplies in fp32: converted once
+        if sampling.restricted or not sample_is_fused(weight, bias):  # torch multiplies in fp32: converted once
             weight = weight.float()
         self.weight, self.bias = weight, bias
+        on_gpu = model.device.type == "cuda" and not sampling.restricted
+        self.unread = unread or (UNREAD if on_gpu else 1)
+        self.rows = Rows(self.capacity, self.unread, sampling.stop_ids, model.device)
+        self.stepper = Stepper(self._step, self.rows, refused=self._not_captured())
+
+    def _not_captured(self) -> str | None:
+        """Why a step cannot be a CUDA graph, or None."""
+        model = self.policy.model
+        if model.device.type != "cuda":
+            return f"it runs on {model.device}"
+        if self.sampling.restricted:
+            return "top_k and top_p choose on the host"
+        if not decode_attention_is_fused(self.ends[:, None], self.ends[:, None, None]):
+            return f"decode attention in {model.dtype} has no kernel here"
+        return None
 
     def run(self) -> None:
-        while self.waiting or self.requests:
-            give_way()
-            while self.waiting and len(self.requests) < self.capacity:
-                self._admit()
-            if self.requests:
-                self._step()
+        with self.policy.model.routing.keep_factors():
+            while self.waiting or self.requests:
+                give_way()
+                while self.waiting and len(self.requests) < self.capacity:
+                    self._admit()
+                if self.requests:
+                    self._decode()
 
     def _admit(self) -> None:
         """Give free rows to waiting requests and sample their first tokens."""
@@ -118,10 +134,10 @@ class Engine:
             self.cache.copy(source, target, len(self.prompts[request]))
             self.ends[target] = self.ends[source]
             self.requests.append(request)
-        rows = slice(first, len(self.requests))
-        values = [(self.request_seeds[request], 0, len(self.prompts[request]), 0) for request in self.requests[rows]]
-        self.columns[:, rows] = torch.tensor(values).t()
-        self._sample(self.ends[rows], first)
+        rows, added = slice(first, len(self.requests)), self.requests[first:]
+        self.rows.begin(rows, [(self.request_seeds[r], len(self.prompts[r]), self.limits[r]) for r in added])
+        self.rows.record(rows, *self.choose(self.ends[rows], self.rows.seeds[rows], self.rows.steps[rows]))
+        self._read(1, first)
 
     def _next(self) -> tuple[list[int], list[int]]:
         """Waiting requests for the free rows: those to prefill, within the token budget (at least one), and those
@@ -148,32 +164,34 @@ class Engine:
         """Write the requests' prompts to the cache from `first_row` on; returns the states (B, H) of their ends."""
         prompts = [self.prompts[request] for request in requests]
         cu = [0, *accumulate(map(len, prompts))]
-        tokens = torch.tensor([*chain.from_iterable(prompts)], device=self.columns.device)
+        tokens = torch.tensor([*chain.from_iterable(prompts)], device=self.ends.device)
         sequences = PackedSequences(cu, self.cache, first_row)
         hidden = self.policy.model.prefill(tokens, sequences, self.policy.adapter)
         return hidden[torch.tensor(cu[1:], device=tokens.device) - 1]
 
-    def _step(self) -> None:
+    def _decode(self) -> None:
+        """Some steps of all live rows, as many as none of them can do without or the buffer holds; then read them."""
         live = len(self.requests)
-        step = DecodeStep(self.cache, self.lengths[:live], max(map(self._cached, self.requests)))
-        hidden = self.decode(self.tokens[:live], step)
-        self.lengths[:live] += 1
-        self._sample(hidden, 0)
+        steps = min(self.unread, min(self.limits[r] - len(self.responses[r].tokens) for r in self.requests))
+        longest = max(map(self._cached, self.requests))
+        for step in range(steps):
+            if self.stepper.graphs:
+                tell_forward(self.policy.model, live, None, slice(None))  # a replay runs none of the code that tells
+                tell_head(live, self.weight)
+            self.stepper.run(live, longest + step)
+        self._read(steps, 0)
+
+    def _step(self, n: int, longest: int) -> None:
+        """Decode and sample a token for each of the first `n` rows, on the device."""
+        rows, state = slice(0, n), self.rows
+        hidden = self.decode(state.tokens[rows], DecodeStep(self.cache, state.lengths[rows], longest))
+        state.lengths[rows] += state.alive[rows]
+        state.record(rows, *self.choose(hidden, state.seeds[rows], state.steps[rows]))
+        state.line += 1
 
     def _cached(self, request: int) -> int:
         """Tokens in the cache: all but the one sampled last."""
         return len(self.prompts[request]) + len(self.responses[request].tokens) - 1
-
-    def _sample(self, hidden: Tensor, first: int) -> None:
-        """Sample a token for each live row from `first` on, record it, and let finished sequences leave."""
-        rows = slice(first, len(self.requests))
-        tokens, logprobs = self.choose(hidden, self.seeds[rows], self.steps[rows])
-        self.tokens[rows] = tokens
-        self.steps[rows] += 1
-        sampled = zip(self.requests[rows], tokens.tolist(), logprobs.tolist(), strict=True)
-        ended = [row for row, one in enumerate(sampled, first) if self._record(*one)]
-        for row in reversed(ended):
-            self._leave(row)
 
     def choose(self, hidden: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """The next tokens (B,) int64 of rows with these states (B, H), and their log-probs (B,) f32."""
@@ -188,20 +206,34 @@ class Engine:
         capped = logits if cap is None else torch.tanh(logits / cap) * cap
         return choose(capped, self.sampling, seeds.tolist(), steps.tolist())
 
-    def _record(self, request: int, token: int, logprob: float) -> bool:
-        """Add a token to a response; whether that ends it."""
+    def _read(self, steps: int, first: int) -> None:
+        """Record what `steps` steps gave to the rows from `first` on, and let finished sequences leave."""
+        found = zip(*self.rows.read(steps, slice(first, len(self.requests))), strict=True)
+        ended = [row for row, (tokens, logprobs) in enumerate(found, first) if self._record(row, tokens, logprobs)]
+        for row in reversed(ended):
+            self._leave(row)
+        if ended:
+            self.rows.free(len(self.requests))
+
+    def _record(self, row: int, tokens: list[int], logprobs: list[float]) -> bool:
+        """Add tokens to a response until one ends it; whether one did."""
+        request = self.requests[row]
         response, strings = self.responses[request], self.sampling.stop_strings
-        response.tokens.append(token)
-        response.logprobs.append(logprob)
-        response.finished = token in self.sampling.stop_ids or (
-            strings is not None and strings.completed_by_last(response.tokens)
-        )
-        return response.finished or len(response.tokens) == self.limits[request]
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            response.tokens.append(token)
+            response.logprobs.append(logprob)
+            response.finished = token in self.sampling.stop_ids or (
+                strings is not None and strings.completed_by_last(response.tokens)
+            )
+            if response.finished or len(response.tokens) == self.limits[request]:
+                return True
+        return False
 
     def _leave(self, row: int) -> None:
         """Free `row`: the last live request moves there."""
         request, last = self.requests.pop(), len(self.requests)
         if row < last:
             self.cache.copy(last, row, self._cached(request))
-            self.columns[:, row], self.ends[row] = self.columns[:, last], self.ends[last]
+            self.rows.move(last, row)
+            self.ends[row] = self.ends[last]
             self.requests[row] = request

@@ -82,6 +82,13 @@ class StageConfig(TrainingArguments):
     auto_find_batch_size: bool = field(
         default=False, metadata={"help": "Halve max_tokens_per_micro_batch where memory is not enough, and go on."}
     )
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={"help": "Compute activations again in backward instead of keeping them: less memory, more time."},
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "The same as activation_checkpointing, under its older name."}
+    )
     resume: str | None = field(
         default=None,
         metadata={"help": "auto: go on from the newest whole checkpoint in output_dir. Or the path of a checkpoint."},
@@ -114,6 +121,9 @@ class StageConfig(TrainingArguments):
         self.require(self.ddp_timeout >= 1, "ddp_timeout", "at least 1")
         start(use_cpu=self.use_cpu, timeout=self.ddp_timeout)  # before transformers does, for the timeout
         self._refuse_unserved()
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = bool(self.gradient_checkpointing)
+        self.gradient_checkpointing = False  # a warning of transformers that the name is old has no use here
         try:
             super().__post_init__()
         except ValueError as error:

@@ -192,6 +192,7 @@ class PPOConfig(ppo_config.PPORunConfig):
     def _say_what_is_unneeded(self) -> None:
         defaults = {f.name: f.default for f in fields(type(self))}
         for name, why in UNNEEDED.items():
-            value: Any = getattr(self, name)
-            if value not in (defaults[name], {"use_reentrant": False}):
+            value: Any = getattr(self, name, None)
+            known = name in defaults  # not every version of transformers has each of them
+            if known and value not in (defaults[name], {"use_reentrant": False}):
                 logger.warning("%s=%r has no effect here: %s.", name, value, why)

@@ -18,7 +18,10 @@ import torch
 from rlhf_kernels.triton_support import cannot_run, interpreted
 
 ROOT = Path(__file__).parents[2]
-BACKENDS = ("gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs")
+BACKENDS = (
+    "gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs", "sample", "decode_attention", "rms_norm", "rotary",
+    "swiglu",
+)  # fmt: skip
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
@@ -71,6 +74,15 @@ def test_cpu_tensors_are_for_the_interpreter_only():
         ("logprobs", "hidden=f64, weight=f64, bias=None", "got hidden torch.float64, weight"),
         ("logprobs", "hidden=bf16, weight=bf16, bias=f64", "bias is float64"),
         ("logprobs", "hidden=bf16, weight=torch.zeros(4, 4).bfloat16()[::2, ::2], bias=None", "neither rows nor"),
+        ("swiglu", "gate=f64, up=f64", "got ['torch.float64'], and it takes bfloat16, float16 or float32"),
+        ("rms_norm", "x=f64, weight=f64[0]", "got ['torch.float64'], and"),
+        ("rms_norm", "x=0, weight=bf16.new_empty(16385)", "rows have 16385 entries, and it takes at most 16384"),
+        (
+            "rms_norm",
+            "weight=bf16.new_empty(8193), weight_gradient=True",
+            "rows have 8193 entries, and where the weight",
+        ),
+        ("rotary", "q=bf16.new_empty(1, 1, 258)", "heads have 258 entries, and it takes at most 256"),
     ],
 )
 def test_what_a_backend_cannot_take_has_a_reason(module, arguments, reason):

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_fast.model import fused_blocks
 from rlhf_fast.model.lora import Route
@@ -20,9 +20,11 @@ FAMILY = ["llama", "mistral", "qwen2", "qwen3"]
 ROUTES = ["a", Route(("a", "b", None, "a"), (0, 7, 10, 12, 15))]
 
 
-def with_adapters(architecture: str, dtype: torch.dtype, *, above: int = 0, recompute: bool = False) -> SharedModel:
+def with_adapters(
+    architecture: str, dtype: torch.dtype, *, above: int = 0, recompute: bool = False, device: str = "cpu"
+) -> SharedModel:
     """Adapters a and b on the decoder layers from `above` on."""
-    model = tiny_model(architecture).to(dtype)
+    model = tiny_model(architecture).to(device, dtype)
     shared = SharedModel(model)
     config = copy.deepcopy(LORA)
     if above:
@@ -32,7 +34,7 @@ def with_adapters(architecture: str, dtype: torch.dtype, *, above: int = 0, reco
     for name in ("a", "b"):
         shared.add_adapter(name, config)
         for parameter in shared.parameters(name):
-            nn.init.normal_(parameter, std=0.2, generator=generator)
+            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     if recompute:
         shared.checkpoint_activations()
     return shared
@@ -40,9 +42,11 @@ def with_adapters(architecture: str, dtype: torch.dtype, *, above: int = 0, reco
 
 def results(shared: SharedModel, route: Route | str) -> list[Tensor]:
     packed = Packed.from_sequences(tokens(7, 3, 5))
-    trunk = shared.trunk_states(packed.tokens, packed.cu_seqlens)
-    hidden = shared.hidden(packed.tokens, packed.cu_seqlens, route, trunk=trunk)
-    (hidden.double() * torch.linspace(-1, 2, hidden.numel()).view(hidden.shape)).sum().backward()
+    ids = packed.tokens.to(shared.device)
+    trunk = shared.trunk_states(ids, packed.cu_seqlens)
+    hidden = shared.hidden(ids, packed.cu_seqlens, route, trunk=trunk)
+    weights = torch.linspace(-1, 2, hidden.numel(), device=hidden.device).view(hidden.shape)
+    (hidden.double() * weights).sum().backward()
     parameters = [p for name in ("a", "b") for p in shared.parameters(name)]
     return [hidden.detach(), *(p.grad for p in parameters if p.grad is not None)]
 
@@ -50,7 +54,7 @@ def results(shared: SharedModel, route: Route | str) -> list[Tensor]:
 def generic(monkeypatch, *args, route: Route | str, **kwargs) -> list[Tensor]:
     with monkeypatch.context() as patch:
         patch.setattr("rlhf_fast.model.shared.fuse_blocks", lambda *_: None)
-        patch.setattr("rlhf_fast.model.attention.attention_is_native", lambda *_: False)
+        patch.setattr("rlhf_fast.model.attention.attention_is_fused", lambda *_: False)
         return results(with_adapters(*args, **kwargs), route)
 
 

@@ -24,7 +24,7 @@ from tests.resume.cases import run
 
 ROOT = Path(__file__).parents[2]
 PLACES: dict[str, tuple[type, str, int]] = {
-    "rollout": (Engine, "_step", 8),
+    "rollout": (Engine, "_decode", 8),
     "update": (Optimiser, "step", 15),
     "first update": (Optimiser, "step", 7),
     "sft micro-batch": (SFT, "loss_parts", 3),

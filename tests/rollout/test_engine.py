@@ -26,7 +26,7 @@ def watched(monkeypatch) -> tuple[list[list[int]], list[int]]:
     """Lengths of the prompts of every prefill, and rows of every decode step, as they happen."""
     prefills: list[list[int]] = []
     steps: list[int] = []
-    prefill, step = Engine.prefill, Engine._step
+    prefill, step = Engine.prefill, Engine._decode
 
     def watched_prefill(self, requests, first_row):
         prefills.append([len(self.prompts[request]) for request in requests])
@@ -38,7 +38,7 @@ def watched(monkeypatch) -> tuple[list[list[int]], list[int]]:
         step(self)
 
     monkeypatch.setattr(Engine, "prefill", watched_prefill)
-    monkeypatch.setattr(Engine, "_step", watched_step)
+    monkeypatch.setattr(Engine, "_decode", watched_step)
     return prefills, steps
 
 

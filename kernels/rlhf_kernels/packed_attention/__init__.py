@@ -13,7 +13,7 @@ from rlhf_kernels import backends
 from rlhf_kernels.checks import check_same_dtype, check_shape
 from rlhf_kernels.packed_attention import op
 
-__all__ = ["attention_is_native", "packed_attention"]
+__all__ = ["attention_is_fused", "packed_attention"]
 
 
 def packed_attention(
@@ -33,8 +33,9 @@ def packed_attention(
     h // (heads / kv_heads). All share a dtype; scores and soft-max are float32 (float64 for float64).
 
     Differentiable in q, k and v. Memory beyond inputs and outputs: "native" (C++, CPU) keeps one float per token and
-    head for the backward and needs scratch linear in the longest sequence; "reference" (torch) holds the scores of a
-    sequence. Nothing is mutated. Raises ValueError or TypeError for shapes, offsets and dtypes that do not fit.
+    head for the backward and needs scratch linear in the longest sequence; "flash" (CUDA, bfloat16 and float16: torch's
+    flash attention) keeps the same float; "reference" (torch) holds the scores of a sequence. Nothing is mutated.
+    Raises ValueError or TypeError for shapes, offsets and dtypes that do not fit.
     """
     if q.dim() != 3 or k.dim() != 3 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(
@@ -52,6 +53,6 @@ def packed_attention(
     return op.packed_attention(q, k, v, offsets, scale, window, backend)[0]
 
 
-def attention_is_native(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `packed_attention` of these tensors runs in C++, so that it holds no scores."""
-    return backends.is_native("packed_attention", {"q": q, "k": k, "v": v})
+def attention_is_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether `packed_attention` of these tensors runs in one kernel for all sequences, which holds no scores."""
+    return backends.is_fused("packed_attention", {"q": q, "k": k, "v": v})

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from rlhf_kernels import backends
 from rlhf_kernels.library import Arguments, define, define_gradient
-from rlhf_kernels.packed_attention import native, reference
+from rlhf_kernels.packed_attention import flash, native, reference
 
 for _name in ("packed_attention", "packed_attention_backward"):
     backends.register(_name, "native", getattr(native, _name), native.supports)
+    backends.register(_name, "flash", getattr(flash, _name), flash.supports)
     backends.register(_name, "reference", getattr(reference, _name))
 
 

@@ -15,7 +15,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str | None = Non
 
     x and weight share a dtype; statistics and products are float32 (float64 for float64), and the result is rounded
     to x's dtype once. Differentiable in both; a weight that needs no gradient costs none. Nothing is mutated.
-    `backend` is "native" (C++, CPU; not where the weight needs a gradient) or "reference"; None as everywhere.
+    `backend` is "native" (C++, CPU; not where the weight needs a gradient), "triton" (CUDA; float64 not, K up to 16384,
+    or 8192 where the weight needs a gradient) or "reference"; None as everywhere.
     Raises ValueError or TypeError for shapes and dtypes that do not fit.
     """
     check_shape("weight", weight, (x.shape[-1],))

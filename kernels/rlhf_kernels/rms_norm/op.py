@@ -10,10 +10,11 @@ from torch import Tensor
 
 from rlhf_kernels import backends
 from rlhf_kernels.library import Arguments, define, define_gradient
-from rlhf_kernels.rms_norm import native, reference
+from rlhf_kernels.rms_norm import native, reference, triton
 
 for _name in ("rms_norm", "rms_norm_backward"):
     backends.register(_name, "native", getattr(native, _name), native.supports)
+    backends.register(_name, "triton", getattr(triton, _name), triton.supports)
     backends.register(_name, "reference", getattr(reference, _name))
 
 

@@ -21,7 +21,8 @@ def rotary(
     """q and k with each pair (x[d], x[d + D/2]) turned by the token's angle d: new tensors of the same shapes.
 
     All share a dtype; computed in float32 (float64 for float64) and rounded once. Differentiable in q and k: the
-    gradient is turned back. Nothing is mutated. `backend` is "native" (C++, CPU) or "reference"; None as everywhere.
+    gradient is turned back. Nothing is mutated. Views of one product are read where they lie. `backend` is "native"
+    (C++, CPU), "triton" (CUDA; float64 not, D up to 256, one launch for both) or "reference"; None as everywhere.
     Raises ValueError or TypeError for shapes and dtypes that do not fit.
     """
     check_shape("k", k, (q.shape[0], k.shape[1], q.shape[2]))

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from rlhf_kernels import backends
 from rlhf_kernels.library import Arguments, define, define_gradient
-from rlhf_kernels.rotary import native, reference
+from rlhf_kernels.rotary import native, reference, triton
 
 backends.register("rotary", "native", native.rotary, native.supports)
+backends.register("rotary", "triton", triton.rotary, triton.supports)
 backends.register("rotary", "reference", reference.rotary)
 
 

@@ -15,7 +15,7 @@ from rlhf_kernels import backends
 from rlhf_kernels.checks import check_shape
 from rlhf_kernels.sample import op
 
-__all__ = ["Sampled", "sample", "sample_is_native"]
+__all__ = ["Sampled", "sample", "sample_is_fused"]
 
 
 class Sampled(NamedTuple):
@@ -47,8 +47,9 @@ def sample(
     is mutated and no gradient flows. Raises ValueError or TypeError for shapes, dtypes or numbers that do not fit, and
     for a chosen backend that cannot run.
 
-    `backend` is "native" (C++, CPU, hidden and weight both bfloat16 or both float32; no logits are stored) or
-    "reference" (torch); None takes RLHF_FAST_BACKEND from the environment, else the first that can.
+    `backend` is "native" (C++, CPU, hidden and weight both bfloat16 or both float32; no logits are stored), "triton"
+    (CUDA, operands of one precision up to float32; all logits exist once) or "reference" (torch); None takes
+    RLHF_FAST_BACKEND from the environment, else the first that can.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
@@ -69,6 +70,6 @@ def sample(
     return Sampled(*op.sample(*operands, softcap, float(temperature), seeds, steps, backend))
 
 
-def sample_is_native(weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether `sample` with this weight and hidden states of its dtype runs in C++, which converts no weight."""
-    return backends.is_native("sample", {"hidden": weight[:0], "weight": weight, "bias": bias})
+def sample_is_fused(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `sample` with this weight and hidden states of its dtype runs in a backend that converts no weight."""
+    return backends.is_fused("sample", {"hidden": weight[:0], "weight": weight, "bias": bias})

@@ -7,9 +7,10 @@ from torch import Tensor
 from rlhf_kernels import backends
 from rlhf_kernels.library import Arguments, define
 from rlhf_kernels.precision import accumulation_dtype
-from rlhf_kernels.sample import native, reference
+from rlhf_kernels.sample import native, reference, triton
 
 backends.register("sample", "native", native.sample, native.supports)
+backends.register("sample", "triton", triton.sample, triton.supports)
 backends.register("sample", "reference", reference.sample)
 
 

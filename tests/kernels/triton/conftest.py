@@ -15,6 +15,7 @@ import torch
 from rlhf_kernels.triton_support import Variant
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETERS_OWN = {"UPCAST"}  # constants that are true in the interpreter only
 ON_CUDA = [
     pytest.mark.gpu,
     pytest.mark.skipif(
@@ -42,7 +43,10 @@ def every_launch_is_a_form_that_the_gate_compiles(request, monkeypatch):
     launch = Variant.launch
 
     def checked(self, grid, **arguments):
-        assert self in forms
+        assert (
+            self._replace(constants=self.constants | dict.fromkeys(INTERPRETERS_OWN & self.constants.keys(), False))
+            in forms
+        )
         assert {name: mangle_type(x) for name, x in arguments.items() if x is not None} == self.signature
         launch(self, grid, **arguments)
 

@@ -18,7 +18,10 @@ from rlhf_kernels.gae import triton as gae
 from rlhf_kernels.logprobs import triton as logprobs
 from rlhf_kernels.moments import triton as moments
 from rlhf_kernels.ppo_loss import triton as ppo_loss
+from rlhf_kernels.rms_norm import triton as rms_norm
+from rlhf_kernels.rotary import triton as rotary
 from rlhf_kernels.shaping import triton as shaping
+from rlhf_kernels.swiglu import triton as swiglu
 from rlhf_kernels.triton_support import OPTIONS, Variant
 from rlhf_kernels.whiten import triton as whiten
 from tests.kernels.triton.logprob_checks import case
@@ -59,4 +62,15 @@ for given in (case(torch.bfloat16, vocabulary=50), case(vocabulary=48, softcap=5
     gradients = {"d_logprobs": x[:6], "d_entropy": None, "weight_gradient": True, "bias_gradient": True}
     logprobs.linear_logprobs_backward(**given, **scores, **gradients)
     logprobs.policy_reference_logprobs(**given, ref_hidden=given["hidden"], ref_weight=None, exact_kl=True)
+rows, one = torch.zeros(4, 64), torch.ones(64, 1)
+for given, weight in ((rows, torch.ones(64)), (one, torch.ones(1))):  # a width and a stride of 1 are compiled in
+    _, rstd = rms_norm.rms_norm(x=given, weight=weight, eps=1e-6)
+    for trains in (False, True):
+        rms_norm.rms_norm_backward(x=given, weight=weight, rstd=rstd, dy=given, weight_gradient=trains)
+for gate in (rows, rows[:, ::2], rows[:, :1]):
+    swiglu.swiglu(gate=gate, up=gate)
+    swiglu.swiglu_backward(gate=gate, up=gate, dy=gate)
+for pairs in (1, 16):  # one pair: the strides of the angles are 1
+    heads, turn = torch.zeros(4, 3, 2 * pairs), torch.zeros(4, pairs)
+    rotary.rotary(q=heads, k=heads[:, :1], cos=turn, sin=turn, inverse=False)
 print(*(f"{name} {n}" for name, n in compiled.items()), sep=", ")

@@ -1,0 +1,158 @@
+"""Decode attention in two launches (Dao et al. 2023, "Flash-Decoding").
+
+    attend   one program for a row, a group of query heads that share keys, and a part of the row's tokens: the running
+             soft-max over blocks of tokens, each read once for all heads of the group
+    join     one program for a row and head: the parts' sums, each rescaled to the largest score of all
+
+A part's sums are over e^(score - largest of the part), so joining them is exact but for rounding. Lengths are read on
+the device; a part beyond a row's end has the sum 0 and weighs nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from rlhf_kernels.logprobs.triton_math import logits
+from rlhf_kernels.triton_support import POINTER, Variant
+
+BLOCK_HEADS = 16  # query heads of a program, as many as a matrix instruction takes rows
+
+
+@triton.jit(do_not_specialize=["window"], do_not_specialize_on_alignment=["lengths"])
+def attend_kernel(
+    q,  # (B, heads, D)
+    keys,  # (B or more, kv_heads, L, D)
+    values,  # (B or more, kv_heads, L, D)
+    lengths,  # (B,) int64
+    partial,  # (B, heads, parts, D) float32
+    largest,  # (B, heads, parts)
+    sums,  # (B, heads, parts)
+    groups,
+    kv_heads,
+    size,
+    row_stride,
+    head_stride,
+    token_stride,
+    value_row_stride,
+    value_head_stride,
+    value_token_stride,
+    window,
+    scale,
+    softcap,  # or None
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    UPCAST: tl.constexpr,  # the interpreter multiplies the bits of bfloat16: it is given float32
+):
+    row = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(groups, BLOCK_HEADS)
+    kv_head = tl.program_id(1) // blocks
+    part, parts = tl.program_id(2), tl.num_programs(2)
+    h = (tl.program_id(1) % blocks) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    head = kv_head * groups + h
+    served = h < groups
+    d = tl.arange(0, BLOCK_SIZE)
+    entry = d < size
+    heads = kv_heads * groups
+    at = (row * heads + head).to(tl.int64)
+    query = tl.load(q + at[:, None] * size + d[None, :], mask=served[:, None] & entry[None, :], other=0.0)
+
+    length = tl.load(lengths + row).to(tl.int32)
+    first = tl.maximum(length - window, 0)
+    share = tl.cdiv(tl.cdiv(length - first, parts), BLOCK_TOKENS) * BLOCK_TOKENS
+    start = first + part * share
+    stop = tl.minimum(start + share, length)
+    keys += row * row_stride + kv_head.to(tl.int64) * head_stride
+    values += row * value_row_stride + kv_head.to(tl.int64) * value_head_stride
+    m = tl.full((BLOCK_HEADS,), -3.0e38, tl.float32)
+    total = tl.zeros((BLOCK_HEADS,), tl.float32)
+    acc = tl.zeros((BLOCK_HEADS, BLOCK_SIZE), tl.float32)
+    for begin in range(start, stop, BLOCK_TOKENS):
+        t = begin + tl.arange(0, BLOCK_TOKENS)
+        inside = t < stop
+        mask = inside[:, None] & entry[None, :]
+        key = tl.load(keys + t[:, None] * token_stride + d[None, :], mask=mask, other=0.0)
+        if UPCAST:
+            score = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
+        else:
+            score = tl.dot(query, tl.trans(key), input_precision="ieee")
+        score *= scale
+        if softcap is not None:
+            score, _ = logits(score, None, t, True, 1.0, softcap)
+        score = tl.where(inside[None, :], score, float("-inf"))
+        new_m = tl.maximum(m, tl.max(score, 1))
+        p = tl.exp(score - new_m[:, None])
+        shrink = tl.exp(m - new_m)
+        total = total * shrink + tl.sum(p, 1)
+        value = tl.load(values + t[:, None] * value_token_stride + d[None, :], mask=mask, other=0.0)
+        if UPCAST:
+            acc = acc * shrink[:, None] + tl.dot(p, value.to(tl.float32), input_precision="ieee")
+        else:
+            acc = acc * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
+        m = new_m
+    tl.store(largest + at * parts + part, m, mask=served)
+    tl.store(sums + at * parts + part, total, mask=served)
+    tl.store(partial + (at * parts + part)[:, None] * size + d[None, :], acc, mask=served[:, None] & entry[None, :])
+
+
+@triton.jit
+def join_kernel(
+    partial,  # (B * heads, parts, D) float32
+    largest,  # (B * heads, parts)
+    sums,  # (B * heads, parts)
+    out,  # (B * heads, D)
+    parts,
+    size,
+    BLOCK_PARTS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, BLOCK_PARTS)
+    there = part < parts
+    m = tl.load(largest + at * parts + part, mask=there, other=-3.0e38)
+    weight = tl.exp(m - tl.max(m, 0))
+    total = tl.sum(weight * tl.load(sums + at * parts + part, mask=there, other=0.0), 0)
+    d = tl.arange(0, BLOCK_SIZE)
+    entry = d < size
+    acc = tl.zeros((BLOCK_SIZE,), tl.float32)
+    top = tl.max(m, 0)
+    for p in range(0, parts):
+        share = tl.exp(tl.load(largest + at * parts + p) - top)
+        acc += share * tl.load(partial + (at * parts + p) * size + d, mask=entry, other=0.0)
+    tl.store(out + at * size + d, (acc / total).to(out.dtype.element_ty), mask=entry)
+
+
+def block_size(size: int) -> int:
+    """The power of two that a head's entries are padded to."""
+    return max(64, triton.next_power_of_2(size))
+
+
+def attend(dtype: torch.dtype, size: int, *, softcap: bool, interpreted: bool = False) -> Variant:
+    """The form for heads of `size` entries of a dtype."""
+    columns = dict.fromkeys(("partial", "largest", "sums"), "*fp32")
+    signature = {**dict.fromkeys(("q", "keys", "values"), POINTER[dtype]), "lengths": "*i64", **columns}
+    strides = ("row_stride", "head_stride", "token_stride")
+    numbers = ("groups", "kv_heads", "size", *strides, *(f"value_{name}" for name in strides), "window")
+    signature |= {**dict.fromkeys(numbers, "i32"), "scale": "fp32"} | ({"softcap": "fp32"} if softcap else {})
+    wide = dtype == torch.float32
+    constants = {
+        "BLOCK_HEADS": BLOCK_HEADS, "BLOCK_SIZE": block_size(size), "UPCAST": interpreted,
+        "BLOCK_TOKENS": 16 if wide else 64 if block_size(size) == 64 else 32, **({} if softcap else {"softcap": None}),
+    }  # fmt: skip
+    warps = 8 if block_size(size) == 256 else 4  # with fewer, the sums of a head do not fit the registers
+    return Variant("attend", attend_kernel, signature, constants, num_warps=warps, num_stages=1 if wide else 2)
+
+
+def join(dtype: torch.dtype, size: int) -> Variant:
+    signature = {**dict.fromkeys(("partial", "largest", "sums"), "*fp32"), "out": POINTER[dtype]}
+    signature |= {"parts": "i32", "size": "i32"}
+    return Variant("join", join_kernel, signature, {"BLOCK_PARTS": 64, "BLOCK_SIZE": block_size(size)}, num_warps=2)
+
+
+_FORMS = [(dtype, size) for dtype in (torch.bfloat16, torch.float16, torch.float32) for size in (64, 128, 256)]
+VARIANTS = [
+    *(attend(dtype, size, softcap=softcap) for dtype, size in _FORMS for softcap in (False, True)),
+    *(join(dtype, size) for dtype, size in _FORMS),
+]

@@ -1,0 +1,94 @@
+"""Decode steps that the host looks at only now and then, with idle rows beside the live ones, as on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.rollout.engine import Engine, Response, generate
+from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.rollout.step import Stepper, rows_of_a_graph
+from rlhf_fast.rollout.stop_strings import StopStrings
+from tests.model_cases import ARCHITECTURES, tiny_model, tokens
+from tests.tiny_tokenizer import tiny_tokenizer
+
+LIMITS = [9, 3, 12, 1, 7, 12, 5, 10, 2]
+
+
+def adapted(architecture: str) -> Policy:
+    shared = SharedModel(tiny_model(architecture))
+    shared.add_adapter("policy", LoraConfig(r=4, target_modules="all-linear"))
+    for parameter in shared.parameters("policy"):
+        torch.nn.init.normal_(parameter, std=0.1)
+    return Policy(shared, "policy")
+
+
+def rarely_read(monkeypatch, policy, prompts, sampling, *, batch: int, unread: int) -> list[Response]:
+    """As `generate`, read every `unread` steps, each step of as many rows as a graph would have."""
+    step = Stepper.run
+    monkeypatch.setattr(Stepper, "run", lambda self, n, longest: step(self, rows_of_a_graph(n, self.capacity), longest))
+    engine = Engine(policy, prompts, sampling, list(range(len(prompts))), batch, 100, unread=unread)
+    with torch.no_grad():
+        engine.run()
+    monkeypatch.setattr(Stepper, "run", step)
+    return engine.responses
+
+
+@pytest.mark.parametrize("batch, unread", [(3, 4), (9, 8), (2, 1)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_tokens_are_those_of_an_engine_that_reads_each(architecture, batch, unread, monkeypatch):
+    """Requests that wait, equal prompts, limits of their own, stop tokens."""
+    policy, (a, b, c) = adapted(architecture), tokens(4, 7, 2)
+    prompts = [a, b, a, c, a, b, c, a, b]
+    sampling = Sampling(LIMITS, (5, 11, 40))
+    expected = generate(policy, prompts, sampling, seeds=list(range(9)), max_batch=batch)
+    found = rarely_read(monkeypatch, policy, prompts, sampling, batch=batch, unread=unread)
+    assert [(r.tokens, r.finished) for r in found] == [(r.tokens, r.finished) for r in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    assert {len(r.tokens) for r in found} > {1, 2}
+
+
+def test_what_is_sampled_beyond_a_stop_string_is_dropped(monkeypatch):
+    policy, prompts = adapted("llama"), tokens(3, 5, 4, 6)
+    whole = generate(policy, prompts, Sampling(12, ()), seeds=[0, 1, 2, 3])
+    word = tiny_tokenizer().decode(whole[1].tokens[4:5])
+    sampling = Sampling(12, (), stop_strings=StopStrings(tiny_tokenizer(), [word]))
+    expected = generate(policy, prompts, sampling, seeds=[0, 1, 2, 3])
+    assert expected[1].finished and len(expected[1].tokens) <= 5
+    found = rarely_read(monkeypatch, policy, prompts, sampling, batch=2, unread=8)
+    assert [(r.tokens, r.finished) for r in found] == [(r.tokens, r.finished) for r in expected]
+
+
+class Waits(TorchDispatchMode):
+    """Fails on an operation whose result the host has to wait for."""
+
+    NAMES = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function._schema.name.removeprefix("aten::") not in self.NAMES, function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_a_step_waits_for_nothing(architecture):
+    """The packed decoder and transformers' modules alike."""
+    policy = adapted(architecture)
+    engine = Engine(policy, tokens(3, 5), Sampling(6, (5,)), [0, 1], 2, 100, unread=3)
+    with torch.no_grad():
+        engine._admit()
+        with Waits():
+            engine._step(2, 5)
+        assert engine.rows.line.tolist() == [1]
+        with pytest.raises(AssertionError, match="_local_scalar_dense"), Waits():
+            bool(engine.rows.alive[0])
+
+
+def test_a_graph_has_few_sizes_and_never_more_rows_than_the_cache():
+    assert [rows_of_a_graph(n, 256) for n in (1, 8, 9, 33, 64, 65, 200, 256)] == [8, 8, 16, 64, 64, 128, 256, 256]
+    assert [rows_of_a_graph(n, 20) for n in (1, 9, 17, 20)] == [8, 16, 20, 20]
+    assert rows_of_a_graph(2, 3) == 3
