@@ -10,10 +10,6 @@ class UsageError(ValueError):
     """
 
 
-class TooLong(UsageError):
-    """A row has more tokens than its limit; where bad rows are skipped, such rows are counted apart."""
-
-
 class StepFailed(UsageError):
     """A step of a run failed before it changed what a checkpoint holds: the run is saved as before it."""
 

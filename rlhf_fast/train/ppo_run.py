@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
+from rlhf_fast.data.rendering import Rendering, compare
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
@@ -25,6 +27,7 @@ from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.cache_size import refuse_unfitting
+from rlhf_fast.rollout.sampling import end_with
 from rlhf_fast.runtime.budget import too_few
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
@@ -67,6 +70,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.sft_model_path, config.chat_template_path)
     prompts, left_out = read(config, tokenizer)
+    prompts.rendering = _rendering(config, prompts)
     for source, _ in rewards:
         if isinstance(source, FunctionReward):
             source.check_signature(prompts.columns)
@@ -142,12 +146,24 @@ def watch_of(ppo: PPO) -> CollapseWatch:
 
 def save_policy(ppo: PPO, roles: Roles, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     if ppo.policy.adapter is None:
+        end_with(ppo.policy.model.base, ppo.sampling.stop_ids)
         ppo.policy.model.base.save_pretrained(output)
     else:
         save_adapter(ppo.policy.model, ppo.policy.adapter, output, base=roles.base)
     tokenizer.save_pretrained(output)
+    if ppo.prompts.rendering is not None:
+        ppo.prompts.rendering.save(output)
     facts = {"iterations": ppo.iteration, "episodes": ppo.iteration * ppo.config.batch_size, "seed": ppo.config.seed}
     (output / "ppo.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _rendering(config: PPORunConfig, prompts: Prompts) -> Rendering:
+    """How the policy's prompts were rendered in all of its training, this one's included. Says where this one's are
+    rendered otherwise than before, or than the reward model's were."""
+    assert prompts.rendering is not None
+    own = replace(prompts.rendering, stop_token_id=config.stop_token_id)
+    compare(own, str(config.dataset_name), config.sft_model_path, config.reward_model_path)
+    return own.after(Rendering.read(str(config.sft_model_path)))
 
 
 def _inputs(config: PPORunConfig, prompts: Prompts, rewards: Sequence[tuple[RewardSource, float]]) -> dict[str, Any]:

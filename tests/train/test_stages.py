@@ -10,11 +10,11 @@ from peft import LoraConfig
 
 from rlhf_fast import FunctionReward, PPORunConfig, run_ppo
 from rlhf_fast.cli import main
-from rlhf_fast.data.fitting import encode_rows
+from rlhf_fast.data.fitting import TooLong, encode_rows
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.load import load_shared
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.runtime.errors import TooLong, UsageError
+from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.sft import SFT
 from tests.model_cases import tiny_model
@@ -109,7 +109,7 @@ def test_rows_that_are_left_out_are_counted_those_that_are_too_long_apart(folder
     with caplog.at_level(logging.INFO, "rlhf_fast.notices"):
         assert sft(folder, "--on_bad_row", "skip", "--max_length", "20") == 0
     assert f"SFT: 20 rows of 120 tokens, 80 of them learnt, {long + bad} more left out; 20 rows are" in caplog.text
-    assert f"skipped {long} of {20 + long} rows of {folder}/rows.jsonl, {long} of them as too long" in caplog.text
+    assert f"skipped {long} of {20 + long} rows of {folder}/rows.jsonl, {long} of them for their length" in caplog.text
 
 
 def test_rows_that_are_skipped_for_another_reason_do_not_count_as_too_long(caplog):
@@ -121,8 +121,8 @@ def test_rows_that_are_skipped_for_another_reason_do_not_count_as_too_long(caplo
         return row
 
     kept = encode_rows([*"abcd"], encode, noun="row", source="x.jsonl", on_bad_row="skip")
-    assert kept == [("d", "d")]
-    assert "skipped 3 of 4 rows of x.jsonl, 2 of them as too long. The first: row 1: 9 tokens" in caplog.text
+    assert list(kept) == [("d", "d")]
+    assert "skipped 3 of 4 rows of x.jsonl, 2 of them for their length. The first: row 1: 9 tokens" in caplog.text
 
 
 def _fp32():
