@@ -70,6 +70,7 @@ def without_end(text: str, eos: str | None) -> str:
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of the special tokens that the tokenizer puts before plain `text` (a BOS, say), and none where `text` begins
     with them. Raises `UsageError` for a tokenizer whose ids of the text itself change with them."""
+    text = text[:200]  # however long it is
     plain = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     whole = list(tokenizer(text, verbose=False)["input_ids"])
     for start in range(len(whole) - len(plain) + 1):

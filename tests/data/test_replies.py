@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from rlhf_fast.data.encode import IGNORED, encode_demonstration, encode_prompt, encode_replies, shown_example
 from rlhf_fast.data.schema import Demonstration
@@ -292,3 +294,17 @@ def test_an_example_shows_special_tokens_and_marks_what_is_learnt(make_tokenizer
     assert len(shown) < 150 and shown.startswith("hello hello") and shown.endswith("hello world") and " ... " in shown
     (many,) = encode(tokenizer, TALK * 5)
     assert len(shown_example(tokenizer, many.input_ids, many.labels)) < 600
+
+
+def test_a_tokenizer_that_puts_a_space_before_whatever_begins_a_text_puts_none_into_a_reply():
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>", "</s>"], show_progress=False)
+    core.train_from_iterator(["Answer: Paris Answer: Rome Paris"] * 9, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    for prompt, reply in (("Answer: ", "Paris"), ("Answer:", " Paris")):
+        context, (ids,) = encode_replies(tokenizer, prompt, [reply])
+        assert tokenizer.convert_ids_to_tokens([*context[-1:], *ids]) == ["▁Answer:", "▁Paris", "</s>"]
+    context, (ids,) = encode_replies(tokenizer, "Answer: Par", ["is"])  # within a word: as it goes on, without a space
+    assert tokenizer.decode([*context, *ids]) == "Answer: Paris</s>"
