@@ -59,9 +59,14 @@ def prompt_block(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="prompt">{turns}</div>'
 
 
-def response_block(name: str, text: str, scores: Mapping[str, float], kind: str = "first") -> str:
-    """A response under its name with what was measured of it; kind "second" is set off by its colour."""
-    chips = "".join(f"<span>{escape(reward)} <b>{number(score)}</b></span>" for reward, score in scores.items())
+def response_block(name: str, text: str, scores: Mapping[str, float | None], kind: str = "first") -> str:
+    """A response under its name with what was measured of it, None where it was not judged; kind "second" is set off by
+    its colour."""
+
+    def shown(score: float | None) -> str:
+        return "not judged" if score is None else number(score)
+
+    chips = "".join(f"<span>{escape(reward)} <b>{shown(score)}</b></span>" for reward, score in scores.items())
     said = escape(text) if text.strip() else '<i class="empty">an empty response</i>'
     return f'<section class="{kind}"><h4>{escape(name)}</h4><p>{said}</p><div class="scores">{chips}</div></section>'
 

@@ -89,8 +89,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _response(row: dict[str, Any]) -> str:
-    measured = {"score": row["score"], "KL": row["kl"]} | (row["scores"] if len(row["scores"]) > 1 else {})
+    measured = {"score": row["score"], "KL": row["kl"]}
     chips = {name: value for name, value in measured.items() if value is not None}
+    chips |= row["scores"] if len(row["scores"]) > 1 else {}
     name = f"iteration {row['iteration']}, {row['length']} tokens" + (
         "" if row["finished"] else ", cut off by the budget"
     )

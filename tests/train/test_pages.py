@@ -42,9 +42,17 @@ def test_first_last_best_and_worst_responses_are_shown(tmp_path, monkeypatch):
 
 
 def test_the_page_of_ppo_says_what_was_said_and_for_what(tmp_path):
-    rows = [row(1, 1.5), row(2, -2.5, kl=None, finished=False, scores={"short": 1.0, "polite": -3.5})]
+    rows = [row(1, 1.5), row(2, -2.5, kl=None, finished=False, scores={"short": None, "polite": -3.5})]
     html = write_ppo_page(write(tmp_path, rows), {"Data": "2 prompts"}).read_text()
-    for text in ("2 prompts", "Value loss", "iteration 2, 3 tokens, cut off by the budget", "polite", "1.50", "2.50"):
+    for text in (
+        "2 prompts",
+        "Value loss",
+        "iteration 2, 3 tokens, cut off by the budget",
+        "polite",
+        "short <b>not judged",
+        "1.50",
+        "2.50",
+    ):
         assert text in html, text
     assert "First" in html and "Worst by score" in html
     (tmp_path / "rollouts.jsonl").unlink()
