@@ -179,8 +179,8 @@ FIELDS: dict[str, Hint] = _table([
     ),
     ("load_in_4bit load_in_8bit quantization quantization_config bnb_config qlora", _QUANTISED),
     ("bnb_4bit_quant_type bnb_4bit_compute_dtype use_4bit use_8bit", _QUANTISED),
-    ("fp16 bf16 torch_dtype precision mixed_precision half tf32", _DTYPE),
-    ("fp16_full_eval bf16_full_eval model_dtype", _DTYPE),
+    ("bf16 bf16_full_eval", use("dtype", note="dtype=bfloat16")),
+    ("fp16 fp16_full_eval torch_dtype model_dtype precision mixed_precision half tf32", _DTYPE),
     (
         "flash_attention use_flash_attention_2 attn_implementation use_liger_kernel use_unsloth",
         no("remove it: attention is packed, and logits are never stored, in every run"),
