@@ -5,7 +5,8 @@ The last argument of a schema is the backend; the others go by name to the backe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,9 +32,10 @@ def define(schema: str, *, fake: Callable[[Arguments], Any], check: Callable[[Ar
     def run(*values: Any) -> Any:
         *values, backend = values  # type: ignore[assignment]
         args = dict(zip(names, values, strict=True))
-        if check is not None:
-            check(args)
-        return backends.select(name, backend, args)(**args)
+        with without_autocast(values):
+            if check is not None:
+                check(args)
+            return backends.select(name, backend, args)(**args)
 
     names = [argument.name for argument in op._schema.arguments[:-1]]
     _library.impl(name, run, "CompositeExplicitAutograd")
@@ -41,6 +43,14 @@ def define(schema: str, *, fake: Callable[[Arguments], Any], check: Callable[[Ar
         f"{NAMESPACE}::{name}", lambda *values: fake(dict(zip(names, values, strict=False))), lib=_library
     )
     return op
+
+
+def without_autocast(values: Iterable[Any]) -> AbstractContextManager[Any]:
+    """Turns autocast off on the device of the first tensor of `values`, where it is on: an op says itself what it
+    computes in."""
+    on_cuda = next((value.is_cuda for value in values if isinstance(value, Tensor)), False)
+    device = "cuda" if on_cuda else "cpu"
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def define_gradient(

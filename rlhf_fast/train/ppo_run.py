@@ -152,7 +152,7 @@ def save_policy(ppo: PPO, roles: Roles, tokenizer: PreTrainedTokenizerBase, outp
         save_adapter(ppo.policy.model, ppo.policy.adapter, output, base=roles.base)
     tokenizer.save_pretrained(output)
     if ppo.prompts.rendering is not None:
-        ppo.prompts.rendering.save(output)
+        replace(ppo.prompts.rendering, stop_token_id=ppo.config.stop_token_id).save(output)
     facts = {"iterations": ppo.iteration, "episodes": ppo.iteration * ppo.config.batch_size, "seed": ppo.config.seed}
     (output / "ppo.json").write_text(json.dumps(facts, indent=2) + "\n")
 

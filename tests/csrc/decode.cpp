@@ -218,6 +218,24 @@ void check(const Sizes& s, std::int64_t rows, rlhf::Level level, Element element
     }
 }
 
+// Far below 0 silu is 0, however large the gate and up: in whole vectors and behind them.
+void check_huge_gates(rlhf::Level level, Element element) {
+    const std::vector<float> gates{-100, -1e4f, -1e30f, -3e38f, -0.5f, 0.5f, 1e4f, 1e30f};
+    for (const std::size_t copies : {1, 5}) {
+        std::vector<float> gate;
+        for (std::size_t i = 0; i < copies; ++i) gate.insert(gate.end(), gates.begin(), gates.end());
+        gate.push_back(-1e4f);
+        const std::vector<float> up(gate.size(), 1e6f);
+        std::vector<float> out(gate.size());
+        rlhf::decode_kernels(level, element).swiglu(gate.data(), up.data(), static_cast<std::int64_t>(gate.size()),
+                                                    out.data());
+        for (std::size_t i = 0; i < gate.size(); ++i) {
+            const double silu = gate[i] / (1 + std::exp(-double(gate[i])));
+            expect_near<float>("silu", out[i] / 1e6, silu, silu == 0 ? 1e-30 : std::abs(silu));
+        }
+    }
+}
+
 }  // namespace
 
 void check_decode() {
@@ -225,6 +243,7 @@ void check_decode() {
                              rlhf::Level::kAmx}) {
         if (!rlhf::level_available(level)) continue;
         for (const auto element : {Element::kFloat32, Element::kBFloat16}) {
+            check_huge_gates(level, element);
             for (const std::int64_t rows : {1, 3, 9, 16, 33}) {
                 for (const Sizes& sizes : {kOdd, kTiled, kOneKey}) {
                     check(sizes, rows, level, element, rows > 1, rows % 3 == 0, rows - 1);

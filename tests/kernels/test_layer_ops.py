@@ -122,6 +122,18 @@ def test_swiglu_of_huge_gates_is_finite(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("up", [1.0, -1e6, 1e30])
+def test_swiglu_far_below_0_is_0_and_so_are_its_gradients(backend, up, dtype):
+    """e^-200 is 0 in float: whatever is multiplied with it."""
+    gate = torch.tensor([-200.0, -1e4, -1e30, -3e38] * 9, dtype=dtype, requires_grad=True)
+    ups = torch.full_like(gate, up, requires_grad=True)
+    y = swiglu(gate, ups, backend=backend)
+    y.sum().backward()
+    for entries in (y, gate.grad, ups.grad):
+        assert entries.tolist() == [0.0] * 36
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [2, 8, 64, 80])
 def test_rotary(backend, dtype, head_dim):
     q, k = draw((5, 3, head_dim), (5, 1, head_dim), dtype=dtype)

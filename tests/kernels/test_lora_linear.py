@@ -172,6 +172,52 @@ def test_without_an_adapter_it_costs_one_product_and_with_one_no_concatenation()
     assert "cat" not in inside.names and [inside.names.count(name) for name in ("mm", "addmm_")] == [2, 1]
 
 
+FREE = {"new_empty", "empty_like", "as_strided", "t"}  # memory and views: no launch on a GPU
+
+
+def test_one_adapter_for_all_rows_takes_5_launches_forward_and_7_backward():
+    x, weight, lora_a, lora_b = example(dtype=torch.bfloat16)
+    arguments = {"x": x, "weight": weight, "scale": SCALE[:1], "slots": [0], "rows": [6]}
+    arguments |= {"lora_a": [lora_a[0].float()], "lora_b": [lora_b[0].float()]}
+    with Operations() as forward:
+        y, inner, factors = reference.lora_linear(bias=None, **arguments)
+    wanted = {"x_gradient": True, "weight_gradient": False, "bias_gradient": False, "adapter_gradients": True}
+    with Operations() as backward:
+        reference.lora_linear_backward(inner=inner, factors=factors, dy=y, **arguments, **wanted)
+    launches = [[name for name in run.names if name not in FREE] for run in (forward, backward)]
+    assert launches[0] == ["mul", "copy_", "mm", "mm", "addmm_"]
+    assert launches[1] == ["mm", "mm", "addmm_", "addmm_", "_to_copy", "mm", "copy_"]
+
+
+@pytest.mark.parametrize(("slots", "offsets"), GROUPS)
+def test_nothing_is_read_before_it_is_written(slots, offsets):
+    """Memory that is not written yet holds NaN here."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        x, weight, lora_a, lora_b = example()
+        for tensor in (x, *lora_a, *lora_b):
+            tensor.requires_grad_()
+        y = lora_linear(x, weight, lora_a, lora_b, SCALE, slots, offsets)
+        y.square().sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    arguments = [tensor.detach() for tensor in (x, weight)]
+    factors = [[tensor.detach() for tensor in side] for side in (lora_a, lora_b)]
+    np.testing.assert_allclose(y.detach(), loop(*arguments, *factors, slots, offsets), atol=1e-12)
+    assert all(t.grad is None or t.grad.isfinite().all() for t in (x, *lora_a, *lora_b))
+    assert x.grad.any()
+
+
+def test_rows_and_weights_of_different_dtypes_are_refused():
+    x, weight, lora_a, lora_b = example()
+    with pytest.raises(TypeError, match=r"got x torch\.float32, weight torch\.float64, expected one dtype"):
+        lora_linear(x.float(), weight, lora_a, lora_b, SCALE, [0], [0, 6])
+    with pytest.raises(TypeError, match=r"bias torch\.float32, expected one dtype"):
+        lora_linear(x, weight, lora_a, lora_b, SCALE, [0], [0, 6], bias=torch.zeros(N))
+
+
 @pytest.mark.parametrize(
     ("slots", "offsets", "message"),
     [

@@ -120,11 +120,32 @@ def test_the_whole_pipeline_compiles_without_a_graph_break_and_gives_the_same():
     assert results[0][3].abs().sum() > 0
 
 
-def test_autocast_lowers_nothing():
-    plain = kernels.linear_logprobs(leaf(hidden), weight, LABELS, entropy=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = kernels.linear_logprobs(leaf(hidden), weight, LABELS, entropy=True)
-    torch.testing.assert_close(cast, plain, rtol=0, atol=0)
+def every_function(backend):
+    """Results and gradients of what multiplies matrices, and of the layers between, for float32 inputs."""
+    h, w = leaf(hidden), leaf(weight)
+    out = kernels.linear_logprobs(h, w, LABELS, entropy=True, backend=backend)
+    q = leaf(heads[0])
+    attended = kernels.packed_attention(q, heads[1], heads[2], [0, 2, 6], scale=0.5, backend=backend)
+    adapters = [leaf(x) for side in LORA for x in side]
+    layer = (hidden + 1, adapters[:2], adapters[2:], [0.5, 2.0])
+    adapted = [kernels.lora_linear(x, *layer, [slot], [0, N], bias=lp) for x, slot in ((h, 0), (hidden, -1))]
+    normed = kernels.rms_norm(kernels.swiglu(h, h + 1, backend=backend), torch.ones(H), eps=0.1, backend=backend)
+    results = [out.logprobs, out.entropy, attended, *adapted, normed]
+    sum(x.square().sum() for x in results).backward()
+    return [*results, *(x.grad for x in (h, w, q, adapters[0], adapters[2]))]
+
+
+@pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_autocast_changes_nothing(backend, lowered):
+    plain = every_function(backend)
+    with torch.autocast("cpu", dtype=lowered):
+        assert torch.mm(hidden, hidden.t()).dtype == lowered
+        cast = every_function(backend)
+        assert torch.is_autocast_enabled("cpu")
+    for ours, right in zip(cast, plain, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, right, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", ["reference", None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -57,3 +59,18 @@ def test_a_length_below_the_longest_sequence_is_refused():
 def test_an_integer_mask_is_refused():
     with pytest.raises(TypeError, match="expected bool"):
         pack(PADDED, MASK.long())
+
+
+@pytest.mark.parametrize(
+    ("cu", "got"),
+    [
+        (torch.tensor([0, 2]), "torch.int64 of shape (2,)"),
+        (torch.tensor([0.0, 2.0]), "torch.float32 of shape (2,)"),
+        (torch.tensor([[0, 2]], dtype=torch.int32), "torch.int32 of shape (1, 2)"),
+        (torch.zeros(0, dtype=torch.int32), "torch.int32 of shape (0,)"),
+    ],
+    ids=str,
+)
+def test_offsets_of_another_type_are_refused(cu, got):
+    with pytest.raises(TypeError, match=re.escape(f"cu is {got}, expected int32 offsets of shape (B+1,)")):
+        unpack(torch.ones(2), cu)

@@ -60,8 +60,7 @@ RLHF_TARGET void norm(const float* x, const float* weight, std::int64_t count, f
 
 template <class Isa>
 RLHF_INLINE typename Isa::F silu(typename Isa::F x) {
-    const auto bounded = Isa::max(Isa::set1(-80.0f), x);  // e^80 is finite, and x e^-80 as good as 0
-    return x / (Isa::set1(1.0f) + exp<Isa>(Isa::max(Isa::set1(-80.0f), Isa::set1(0.0f) - bounded)));
+    return within_bound<Isa>(x) * x / (Isa::set1(1.0f) + logistic_power<Isa>(x));
 }
 
 template <class D>

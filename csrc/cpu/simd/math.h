@@ -48,6 +48,19 @@ RLHF_INLINE typename Isa::F exp_of_any(typename Isa::F x) {
     return Isa::times_power_of_2(Isa::times_power_of_2(power, half), n - half);
 }
 
+// The e^-x of 1 / (1 + e^-x), bounded so that the quotient is a normal number
+template <class Isa>
+RLHF_INLINE typename Isa::F logistic_power(typename Isa::F x) {
+    const auto limit = Isa::set1(80.0f), zero = Isa::set1(0.0f);
+    return exp<Isa>(zero - Isa::max(zero - limit, Isa::min(limit, x)));
+}
+
+// 1 from -80 on and 0 below -81, where the bound would show: 1 / (1 + e^80) is as good as 0, but not times any x
+template <class Isa>
+RLHF_INLINE typename Isa::F within_bound(typename Isa::F x) {
+    return Isa::min(Isa::set1(1.0f), Isa::max(Isa::set1(0.0f), x + Isa::set1(81.0f)));
+}
+
 // tanh x = -e / (2 + e), e = e^(-2|x|) - 1 computed without cancellation, so that small x keep their relative accuracy
 template <class Isa>
 RLHF_INLINE typename Isa::F tanh(typename Isa::F x) {

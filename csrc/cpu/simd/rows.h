@@ -58,10 +58,8 @@ RLHF_TARGET void rms_norm_backward(const RmsNormBackward& norm, std::int64_t fir
 }
 
 template <class Isa>
-RLHF_INLINE typename Isa::F sigmoid(typename Isa::F x) {  // e^80 is finite in float, and 1 / (1 + e^80) as good as 0
-    const auto limit = Isa::set1(80.0f), zero = Isa::set1(0.0f);
-    const auto power = exp<Isa>(zero - Isa::max(zero - limit, Isa::min(limit, x)));
-    return Isa::set1(1.0f) / (Isa::set1(1.0f) + power);
+RLHF_INLINE typename Isa::F sigmoid(typename Isa::F x) {
+    return within_bound<Isa>(x) * (Isa::set1(1.0f) / (Isa::set1(1.0f) + logistic_power<Isa>(x)));
 }
 
 template <class Isa, class T>

@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_kernels.checks import check_shape
+from rlhf_kernels.checks import check_same_dtype, check_shape
+from rlhf_kernels.library import without_autocast
 from rlhf_kernels.lora_linear import op
 
 __all__ = ["lora_linear"]
@@ -47,6 +48,7 @@ def lora_linear(
         raise ValueError(
             f"got {len(lora_a)} A, {len(lora_b)} B and {len(scale)} scales, expected one of each per adapter"
         )
+    check_same_dtype(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     slots, row_offsets = _host_ints("slots", slots), _host_ints("row_offsets", row_offsets)
     _check_groups(slots, row_offsets, x.shape[0], len(scale))
     rows = [stop - start for start, stop in pairwise(row_offsets)]
@@ -55,7 +57,8 @@ def lora_linear(
         check_shape(f"lora_a[{slot}]", lora_a[slot], (lora_a[slot].shape[0], x.shape[1]))
         check_shape(f"lora_b[{slot}]", lora_b[slot], (weight.shape[0], lora_a[slot].shape[0]))
     if not served:
-        return F.linear(x, weight, bias)
+        with without_autocast([x]):
+            return F.linear(x, weight, bias)
     scales = scale.tolist() if isinstance(scale, Tensor) else list(scale)
     return op.Layer.apply(x, weight, bias, (scales, slots, rows), *lora_a, *lora_b)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_kernels.checks import check_mask, check_offsets
+from rlhf_kernels.checks import check_mask, check_offsets, check_offsets_type
 from rlhf_kernels.packing import reference
 
 __all__ = ["pack", "unpack"]
@@ -36,6 +36,7 @@ def unpack(
     is mutated. Raises ValueError or TypeError for offsets that do not fit and for a `length` below the longest
     sequence.
     """
+    check_offsets_type("cu", cu)
     check_offsets("cu", cu, flat.shape[0])
     longest = max(torch.diff(cu).tolist(), default=0)
     if length is not None and length < longest:

@@ -178,14 +178,18 @@ def test_swiglu_of_halves_of_one_product(device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_swiglu_of_huge_gates(dtype, device):
-    """0 and silu's slope 0 far below, gate and 1 far above."""
-    huge = [-6e4, -1e4, -200.0, 0.0, 200.0, 6e4]
+@pytest.mark.parametrize("up", [1.0, 1e4])
+def test_swiglu_of_huge_gates(up, dtype, device):
+    """Far below, 0 with slope 0; far above, gate with slope 1."""
+    largest = 6e4 if dtype == torch.float16 else 3e38
+    huge = [-largest, -1e4, -200.0, 0.0, 2.0**6, 2.0**7]
     gate = torch.tensor(huge, dtype=dtype, device=device, requires_grad=True)
-    y = swiglu(gate, torch.ones_like(gate), backend="triton")
-    y.sum().backward()
-    torch.testing.assert_close(y.detach(), gate.detach().clamp(min=0), atol=1e-30, rtol=0)
-    assert gate.grad.tolist() == [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
+    ups = torch.full_like(gate, up, requires_grad=True)
+    y = swiglu(gate, ups, backend="triton")
+    y.backward(torch.full_like(y, 2.0**-6))
+    assert y.float().tolist() == (gate.clamp(min=0) * ups).float().tolist()
+    assert gate.grad.float().tolist() == (ups / 2**6 * torch.tensor([0, 0, 0, 0.5, 1, 1]).to(ups)).tolist()
+    assert ups.grad.tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 2.0]
 
 
 def test_no_rows_at_all(device):
