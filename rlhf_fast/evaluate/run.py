@@ -14,7 +14,7 @@ from rlhf_fast.evaluate.config import EvaluateConfig
 from rlhf_fast.evaluate.models import Models, open_models
 from rlhf_fast.evaluate.prompts import HeldOut
 from rlhf_fast.evaluate.sections import examples, summary
-from rlhf_fast.report.page import Report
+from rlhf_fast.report.page import REPORT_FILE, Report
 from rlhf_fast.report.sections import training
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.stop_strings import stop_strings
@@ -26,7 +26,6 @@ from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics
 
 RESULT_FILE = "evaluation.json"
-REPORT_FILE = "report.html"
 
 
 def run_evaluate(config: EvaluateConfig) -> Comparison:
