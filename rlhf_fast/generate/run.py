@@ -30,7 +30,7 @@ def run_generate(config: GenerateConfig) -> Path:
         raise UsageError("generation needs model_path, and prompts or dataset_name.")
     output = _output(config)
     tokenizer = load_tokenizer(config.model_path, config.chat_template_path)
-    room = prompt_room(config.response_length, context_of(config.model_path))
+    room = prompt_room(config.response_length, context_of(config.model_path, generated=True))
     fitting = encode_rows(
         read(config, tokenizer), lambda prompt: encode_prompt(tokenizer, prompt, max_length=room),
         noun="prompt", source=config.dataset_name or "the given prompts", on_bad_row=config.on_bad_row,

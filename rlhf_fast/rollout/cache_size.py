@@ -59,11 +59,9 @@ def refuse_unfitting(model: SharedModel, length: int) -> None:
 
 
 def bytes_per_token(model: SharedModel) -> int:
-    """Keys and values of one token in all layers: 2 * layers * key-value heads * head_dim numbers."""
-    config = model.base.config.get_text_config()
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * kv_heads * head_dim * model.dtype.itemsize
+    """Keys and values of one token in all layers, as a forward writes them: for most architectures 2 * layers *
+    key-value heads * head_dim numbers."""
+    return model.cache_bytes
 
 
 @cache

@@ -104,7 +104,8 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
 def read(config: PPORunConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """The prompts, each short enough for max_length and the model's context beside its response."""
     rows = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row).rows
-    room = prompt_room(config.response_length, config.max_length, context_of(str(config.sft_model_path)))
+    context = context_of(str(config.sft_model_path), generated=True)
+    room = prompt_room(config.response_length, config.max_length, context)
     return Prompts.encode(tokenizer, rows, room, source=str(config.dataset_name), on_bad_row=config.on_bad_row)
 
 
