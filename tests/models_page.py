@@ -118,7 +118,13 @@ def row_of(family: str) -> Row:
     one_by_one = compare(shared, own)
     blocks, packed = fused_blocks.is_served(shared.base), unserved(shared) is None
     speed = "fast" if blocks and packed else "slow" if one_by_one else "plain"
-    notes = ["experts take no adapter"] if said.has("experts") else []
+    notes = ["experts take no adapter"] if said.has("leave the experts") else []
+    if shared.places.as_experts:
+        assert said.has("PEFT takes these names")
+        notes.append("nor do `gate_proj`, `up_proj`, `down_proj` elsewhere")
+    if not shared.serves_trunk:
+        assert said.has("share more than hidden states")
+        notes.append("no trunk")
     if said.has("rotary embedding"):
         assert shared.generation_length == 6, "the tiny model's"
         notes.append("responses within `original_max_position_embeddings`")
@@ -215,6 +221,9 @@ Packed forward and decoding with a key-value cache give what transformers gives 
   (soft-capped scores, or values narrower or wider than keys).
 - Experts that a layer holds in one tensor take no adapter, which a line in the log says; `use_peft=False` trains
   them.
+- PEFT takes `gate_proj`, `up_proj` and `down_proj` in a file for the experts' of some families: where it does, layers
+  of these names, such as a shared expert's, take no adapter either.
+- `no trunk`: layers below all adapters run for every role, as they share more than hidden states.
 - Of a checkpoint with images or sound only the text decoder is used, and only it takes adapters.
 - Rotary embeddings: default, linear, llama3, yarn and proportional hold at any length. Those of longrope and of
   dynamic scaling change with the length of a sequence: each of a pack gets its own, and a prompt with its sampled

@@ -42,13 +42,14 @@ def check_architecture(shared: SharedModel) -> None:
     """
     with _refusing(shared.base):
         _check_few_tokens(shared)
-    check_kind(shared.base)
+    shared.serves_trunk = check_kind(shared.base)
     shared.cache_bytes  # noqa: B018  (measured now: the layers may be divided among processes later)
     _tell(shared)
 
 
-def check_kind(model: PreTrainedModel) -> None:
-    """Raise `UsageError` unless a small random causal language model of the kind of `model` is served exactly.
+def check_kind(model: PreTrainedModel) -> bool:
+    """Raise `UsageError` unless a small random causal language model of the kind of `model` is served exactly; whether
+    its layers can also be run from the hidden states of the layer below (see `trunk`).
 
     Where none can be made, `model` is refused if its config states a threshold, beyond which nobody would have looked;
     else that is logged.
@@ -57,15 +58,18 @@ def check_kind(model: PreTrainedModel) -> None:
     try:
         small = small_model(model)
     except Exception as error:
-        reason = (
-            f"a small model of its kind cannot be made to look at longer sequences: {type(error).__name__}: {error}"
-        )
+        reason = f"no small model of its kind can be made for longer sequences: {type(error).__name__}: {error}"
         if thresholds := stated_thresholds(model.config):
             raise _refusal(name, f"its config states {', '.join(thresholds)}, and {reason}") from error
         _log_once(f"{name} was checked with six tokens, without adapters and without decoding: {reason}")
-        return
+        return False
     with _refusing(model):
-        _check_small(SharedModel(small))
+        shared = SharedModel(small)
+        _check_small(shared)
+    if _serves_trunk(shared):
+        return True
+    _log_once(f"layers of {name} share more than hidden states: those below all adapters run once for every role.")
+    return False
 
 
 @contextmanager
@@ -132,6 +136,22 @@ def _check_small(small: SharedModel) -> None:
     _compare(name, "logits of decoding with a key-value cache", decoded, alone, SMALL_TOLERANCE)
 
 
+def _serves_trunk(small: SharedModel) -> bool:
+    """Whether a forward that starts from the hidden states below the last layer is the whole forward."""
+    small.remove_adapter(_ADAPTER)
+    last = [len(small.decoder_layers) - 1]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            small.add_adapter(_ADAPTER, LoraConfig(target_modules=small.linear_layers, layers_to_transform=last))
+            tokens, cu = torch.arange(SPECIAL, SPECIAL + LONGEST, device=small.device), [0, 5, LONGEST]
+            states, whole = small.trunk_states(tokens, cu), small.hidden(tokens, cu, _ADAPTER)
+            return (
+                states is not None and _error(small.hidden(tokens, cu, _ADAPTER, trunk=states), whole) < SMALL_TOLERANCE
+            )
+    except Exception:  # whatever a layer misses, the trunk is only not used: every role runs all layers
+        return False
+
+
 def _starts(threshold: int | None) -> tuple[tuple[int, ...], int]:
     """Lengths of the prompts that are decoded, and how many tokens follow; none crosses a threshold of the rotary
     embedding, which is refused where it would happen."""
@@ -177,7 +197,7 @@ def _compare(name: str, what: str, logits: Tensor, own: Tensor, tolerance: float
 
 
 def _error(logits: Tensor, own: Tensor) -> float:
-    return float((logits - own).abs().max() / own.abs().max().clamp_min(1e-6))
+    return float((logits.detach() - own).abs().max() / own.abs().max().clamp_min(1e-6))
 
 
 def _logits(shared: SharedModel, hidden: Tensor) -> Tensor:
@@ -226,6 +246,9 @@ def _tell(shared: SharedModel) -> None:
             f"{experts[1]:.0%} of the weights of the decoder layers. The linear layers beside them get adapters; "
             "use_peft=False trains everything."
         )
+    if shared.places.as_experts and not shared.train_base:
+        kinds = sorted({layer.rpartition(".")[2] for layer in shared.places.as_experts})
+        _log_once(f"adapters leave {', '.join(kinds)} of {name} out too: PEFT takes these names for the experts'.")
     tell_of_rope(shared.base.config)
 
 

@@ -59,6 +59,7 @@ class SharedModel:
         self.routing = Routing()
         serve_ropes(model, rope_threshold(model.config), self.routing)
         self.decoder_layers = decoder_layers(model.get_decoder())
+        self.serves_trunk = True  # False where a layer needs more than the hidden states of the one below
         self.trunk_cache: TrunkCache | None = None
         self.sharded: list[FSDPModule] = []  # the decoder layers, where the processes divide them (see `sharding`)
         fuse_blocks(self.base, self.routing)
@@ -200,7 +201,7 @@ class SharedModel:
     @property
     def trunk_depth(self) -> int:
         """How many decoder layers lie below every adapter and are frozen: the same network for all roles."""
-        if self.train_base:
+        if self.train_base or not self.serves_trunk:
             return 0
         return depth_below(self.decoder_layers, (layer for layer in self.wrapped.values() if layer.scale))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,10 +51,13 @@ class Places:
     linear: the linear layers that read text: those of its decoder layers and directly below the decoder. By exact
     class: a router that is a subclass of a linear layer returns something else.
     outside: modules elsewhere, such as the layers of a vision tower, which see no text.
+    as_experts: linear layers whose names PEFT takes for those of experts that transformers holds in one tensor since
+    version 5 (`gate_proj` of a shared expert, say): it would not find an adapter for them in a file.
     """
 
     linear: frozenset[str]
     outside: frozenset[str]
+    as_experts: frozenset[str]
     head: nn.Module | None
 
 
@@ -64,7 +68,22 @@ def find_places(model: PreTrainedModel, decoder_layers: Sequence[nn.Module]) -> 
     around = {model.get_submodule(name.rpartition(".")[0]) for name, m in model.named_modules() if m in inside}
     linear = {n for n, m in model.named_modules() if type(m) in (nn.Linear, Conv1D) and m in inside and m is not head}
     outside = {n for n, m in model.named_modules() if m not in inside | around | {model, head}}
-    return Places(frozenset(linear), frozenset(outside), head)
+    as_experts = {name for name in linear if _read_as_expert(model, name.rpartition(".")[2])}
+    return Places(frozenset(linear - as_experts), frozenset(outside), frozenset(as_experts), head)
+
+
+def _read_as_expert(model: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT moves the target `name` to the parameters of fused experts when it opens a file for `model`."""
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers as convert
+    except ImportError:  # a PEFT that knows nothing of fused experts
+        return False
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert(config, model, None)
+    except ValueError:  # it asks for the other target of the same parameter
+        return True
+    return name not in (config.target_modules or ())
 
 
 def resolve_targets(modules: Mapping[str, nn.Module], places: Places, config: LoraConfig) -> list[str]:
@@ -80,10 +99,9 @@ def resolve_targets(modules: Mapping[str, nn.Module], places: Places, config: Lo
     inside = [name for name in found if name not in places.outside]
     for name in inside:
         if name not in places.linear:
-            what = "the language-model head" if modules[name] is places.head else "no linear layer"
             raise UsageError(
-                f"LoRA target {name!r} is {what}; adapters go on the linear layers inside the model. Use "
-                "target_modules='all-linear' or name such layers."
+                f"LoRA target {name!r} is {_what(name, modules[name], places)}; adapters go on the linear layers "
+                "inside the model. Use target_modules='all-linear' or name such layers."
             )
     if not inside:
         where = f"only {found[0]!r} and others that read no text" if found else "no layer of this model"
@@ -91,8 +109,26 @@ def resolve_targets(modules: Mapping[str, nn.Module], places: Places, config: Lo
             f"target_modules={config.target_modules!r} matches {where}. "
             f"Its linear layers are: {', '.join(linear_layers(modules, places))}."
         )
+    if missing := _unmatched(config, inside):
+        logging.getLogger("rlhf_fast.notices").warning(
+            "target_modules names %s, which is no linear layer here: no adapter for it", ", ".join(missing)
+        )
     _exclude(config, [name for name in found if name in places.outside])
     return inside
+
+
+def _what(name: str, module: nn.Module, places: Places) -> str:
+    if module is places.head:
+        return "the language-model head"
+    return (
+        "named as PEFT names experts, which it looks for elsewhere" if name in places.as_experts else "no linear layer"
+    )
+
+
+def _unmatched(config: LoraConfig, found: list[str]) -> list[str]:
+    """The names in a list of targets that none of the layers `found` has."""
+    targets = [] if isinstance(config.target_modules, str) else config.target_modules or []
+    return sorted(t for t in targets if not any(name == t or name.endswith(f".{t}") for name in found))
 
 
 def _exclude(config: LoraConfig, names: list[str]) -> None:

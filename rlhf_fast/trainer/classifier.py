@@ -42,7 +42,7 @@ def open_classifier(role: str, model: PreTrainedModel, *, train: bool = False) -
         )
     shared = SharedModel(model, train_base=train)
     _check(role, shared)
-    check_kind(model)
+    shared.serves_trunk = check_kind(model)
     return Classifier(shared, None, ScoreHead(layer))
 
 
