@@ -152,7 +152,7 @@ class Stops(LlamaMLP):
 
 
 @pytest.mark.parametrize(("mlp", "reason"), [(Reads, "a forward ended in"), (Stops, "IndexError: too long for me")])
-def test_a_forward_that_fails_is_a_refusal(mlp, reason):
+def test_a_forward_that_fails_or_passes_adapters_by_is_refused(mlp, reason):
     class Model(LlamaForCausalLM):
         def __init__(self, config):
             super().__init__(config)
