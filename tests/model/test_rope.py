@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 import math
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     Gemma3TextConfig,
     LlamaConfig,
     Phi3Config,
@@ -18,7 +21,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf_fast import GenerateConfig, run_generate
+from rlhf_fast import (
+    FunctionReward,
+    GenerateConfig,
+    PPORunConfig,
+    SFTConfig,
+    run_generate,
+    run_ppo,
+    run_sft,
+)
 from rlhf_fast.model.check import check_architecture
 from rlhf_fast.model.load import context_of
 from rlhf_fast.model.lora import Route
@@ -26,9 +37,13 @@ from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.rope import _log_once, rope_threshold
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.rewards.classifier import ClassifierReward
+from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.tracking import read_metrics
+from rlhf_fast.train import ppo_run
 from tests.model_cases import tokens
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -125,6 +140,13 @@ def test_dynamic_scaling_is_by_the_length_of_each_sequence():
     torch.testing.assert_close(found, torch.tensor([expected]).cos())
 
 
+def test_a_pack_is_not_rotated_by_the_length_of_the_pack_before():
+    shared = shared_with({"rope_type": "dynamic", "rope_theta": 16.0, "factor": 2.0})
+    cosines(shared, [list(range(8))], 1)
+    found = cosines(shared, [list(range(6))], 1)
+    torch.testing.assert_close(found, torch.tensor([[p / 8 for p in range(6)]]).cos())
+
+
 def test_decoded_tokens_get_the_angles_of_their_own_row():
     shared = shared_with({"rope_type": "dynamic", "rope_theta": 16.0, "factor": 2.0})
     found = cosines(shared, [[5], [3], [7]], 1)
@@ -177,10 +199,60 @@ def test_responses_are_sampled_up_to_the_threshold_and_refused_beyond(name):
         generate(Policy(shared, None), prompts, Sampling(6, (), 0.0), seeds=[0, 0])
 
 
-def test_a_run_says_why_a_model_of_long_context_samples_in_a_short_one(tmp_path, caplog):
-    folder = str(tmp_path / "phi3")
+def written(tmp_path) -> str:
+    folder = tmp_path / "phi3"
     model_of(LENGTH_DEPENDENT["phi3 longrope"]).save_pretrained(folder)
     tiny_tokenizer(chat=False).save_pretrained(folder)
+    rows = [{"prompt": "w1 w2", "completion": " ".join(["w3"] * n)} for n in (2, 20, 4, 30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def test_ppo_samples_below_the_threshold_only_and_says_so_before_a_model_is_opened(tmp_path, monkeypatch):
+    options = {"sft_model_path": written(tmp_path), "dataset_name": str(tmp_path / "rows.jsonl"), "use_cpu": True}
+    monkeypatch.setattr(ppo_run, "build_roles", lambda config: pytest.fail("a model was opened"))
+    reward = [(FunctionReward("none", lambda prompts, responses: [0.0] * len(responses)), 1.0)]
+    for length, message in ((8, "leaves no room for a prompt: the longest sequence.*has 8 tokens"), (7, "2 tokens")):
+        config = PPORunConfig(**options, response_length=length, output_dir=str(tmp_path / str(length)))
+        with pytest.raises(UsageError, match=message):
+            run_ppo(config, reward)
+
+
+def test_sft_trains_on_rows_of_both_sides_of_the_threshold(tmp_path):
+    config = SFTConfig(
+        model_name_or_path=written(tmp_path), dataset_name=str(tmp_path / "rows.jsonl"), use_cpu=True,
+        output_dir=str(tmp_path / "sft"), max_length=40, per_device_train_batch_size=4, num_train_epochs=1,
+        disable_tqdm=True, dtype="float32",
+    )  # fmt: skip
+    run_sft(config)
+    own, total, count = model_of(LENGTH_DEPENDENT["phi3 longrope"]), 0.0, 0
+    for length in (2, 20, 4, 30):  # the mean loss of the completions and their EOS, each row alone
+        ids = [*tiny_tokenizer(chat=False)("w1 w2 " + " ".join(["w3"] * length)).input_ids, 2]
+        scores = own(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        total -= float(sum(scores[i - 1, ids[i]] for i in range(2, len(ids))).detach())
+        count += len(ids) - 2
+    assert read_metrics(tmp_path / "sft")[0]["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_a_reward_classifier_reads_each_text_by_its_own_length():
+    torch.manual_seed(0)
+    config = copy.deepcopy(LENGTH_DEPENDENT["phi3 longrope"])
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    texts = ["w1 w2", " ".join(["w3", "w4"] * 9), "w5 w6 w7"]
+    reward = ClassifierReward("r", model, tiny_tokenizer(chat=False))
+    found = reward.score(RewardBatch([""] * 3, texts, [[]] * 3))
+    with torch.no_grad():
+        for text, score in zip(texts, found, strict=True):
+            ids = torch.tensor([tiny_tokenizer(chat=False)(text).input_ids])
+            assert float(score) == pytest.approx(float(model(input_ids=ids).logits), abs=1e-4)
+
+
+def test_a_run_says_why_a_model_of_long_context_samples_in_a_short_one(tmp_path, caplog):
+    folder = written(tmp_path)
     assert context_of(folder) == 40 and context_of(folder, generated=True) == 8
     _log_once.cache_clear()
     config = GenerateConfig(
