@@ -102,8 +102,8 @@ def test_architectures_that_a_few_tokens_do_not_tell_are_refused():
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (CohereConfig(**SIZES, logit_scale=0.25), "its logits are no product of its last hidden states and its head"),
-        (GraniteConfig(**SIZES, logits_scaling=8.0), "its logits are no product of its last hidden states"),
+        (CohereConfig(**SIZES, logit_scale=0.25), "its head scales its logits, or changes them in another way"),
+        (GraniteConfig(**SIZES, logits_scaling=8.0), "its head scales its logits"),
         (
             GptOssConfig(**SIZES, head_dim=8, num_local_experts=4),
             "packed logits differ from its own",
