@@ -46,6 +46,8 @@ def check_architecture(shared: SharedModel) -> None:
     _tell(shared)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def check_kind(model: PreTrainedModel) -> bool:
     """Raise `UsageError` unless a small random causal language model of the kind of `model` is served exactly; whether
     its layers can also be run from the hidden states of the layer below (see `trunk`).

@@ -175,6 +175,14 @@ def test_want_of_memory_is_not_taken_for_a_fault_of_the_model(monkeypatch):
         check_architecture(shared)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_model_can_be_opened_where_gradients_are_off(mode):
+    shared = SharedModel(tiny_model())
+    with mode():
+        check_architecture(shared)
+    assert shared.serves_trunk
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_the_check_leaves_weights_and_random_numbers_alone(architecture):
     shared = SharedModel(tiny_model(architecture))
