@@ -88,4 +88,5 @@ def _compare_rendering(config: EvaluateConfig, prompts: HeldOut) -> None:
 
 def _room(config: EvaluateConfig, models: Models) -> int | None:
     """Tokens that a prompt may have beside a response, in the smaller of the two contexts."""
-    return prompt_room(config.response_length, models.baseline.model.max_length, models.policy.model.max_length)
+    contexts = [policy.model.generation_length for policy in (models.baseline, models.policy)]
+    return prompt_room(config.response_length, *contexts)

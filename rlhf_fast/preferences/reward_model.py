@@ -77,7 +77,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
         return read_result(output)
     shared, sft = load_shared(config.model_name_or_path, dtype=dtype, device=device, shard=config.shard_base)
     check_context(shared, split)
-    prompts = choose_prompts(split.train, config, shared.max_length) if config.normalise else []
+    prompts = choose_prompts(split.train, config, shared.generation_length) if config.normalise else []
     refuse_unfitting(shared, max(map(len, prompts), default=0) + config.response_length)
     critic = add_reward_adapter(shared, config, sft=sft, name=ADAPTER)
     if config.activation_checkpointing:

@@ -117,7 +117,8 @@ def read(config: PPORunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Prom
     """The prompts, each short enough for max_length and the model's context beside its response, and how many rows are
     left out."""
     found = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row)
-    room = prompt_room(config.response_length, config.max_length, context_of(str(config.sft_model_path)))
+    context = context_of(str(config.sft_model_path), generated=True)
+    room = prompt_room(config.response_length, config.max_length, context)
     prompts = Prompts.encode(tokenizer, found.rows, room, source=str(config.dataset_name), on_bad_row=config.on_bad_row)
     return prompts, len(found.skipped) + len(found.rows) - len(prompts)
 
