@@ -17,7 +17,7 @@ def summary(comparison: Comparison) -> str:
     """Rewards with win rates, then behaviour; and a warning where the first reward rose and another fell."""
     first, second = escape(comparison.first_name), escape(comparison.second_name)
     hidden = '<span class="hidden">Interval</span>'
-    rewards = "".join(_reward_row(reward) for reward in comparison.rewards)
+    rewards = "".join(_reward_row(reward, len(comparison.pairs)) for reward in comparison.rewards)
     kl = "not defined for greedy responses" if comparison.kl is None else f"{number(comparison.kl)} nats a response"
     columns = f'<th class="n">{first}<th class="n">{second}'
     return (
@@ -40,11 +40,13 @@ def examples(comparison: Comparison, shown: int = SHOWN_PAIRS) -> str:
     return f'<p class="note">In the order of the data, not chosen by score.</p>{"".join(pairs[:shown])}{folded}'
 
 
-def _reward_row(reward: RewardComparison) -> str:
+def _reward_row(reward: RewardComparison, prompts: int) -> str:
+    judged = reward.win_rate.count
+    part = f"<br><small>judges {judged} of {prompts} prompts</small>" if judged < prompts else ""
     sign = "+" if reward.difference.value > 0 else ""
     bar = interval_bar(reward.win_rate, f"win rate {100 * reward.win_rate.value:.1f} %")
     return (
-        f'<tr><th scope="row">{escape(reward.name)}<td class="n">{number(reward.first_mean)}'
+        f'<tr><th scope="row">{escape(reward.name)}{part}<td class="n">{number(reward.first_mean)}'
         f'<td class="n">{number(reward.second_mean)}'
         f'<td class="n"><b>{sign}{number(reward.difference.value)}</b><br><small>{span(reward.difference)}</small>'
         f'<td class="n"><b>{share(reward.win_rate.value)}</b><br><small>{share_span(reward.win_rate)}</small>'
@@ -90,7 +92,10 @@ def _prompt(prompt: Prompt) -> str:
     return f'<div class="prompt">{turns}</div>'
 
 
-def _response(name: str, text: str, scores: Mapping[str, float], kind: str = "first") -> str:
-    chips = "".join(f"<span>{escape(reward)} <b>{number(score)}</b></span>" for reward, score in scores.items())
+def _response(name: str, text: str, scores: Mapping[str, float | None], kind: str = "first") -> str:
+    def shown(score: float | None) -> str:
+        return "not judged" if score is None else number(score)
+
+    chips = "".join(f"<span>{escape(reward)} <b>{shown(score)}</b></span>" for reward, score in scores.items())
     said = escape(text) if text.strip() else '<i class="empty">an empty response</i>'
     return f'<section class="{kind}"><h4>{escape(name)}</h4><p>{said}</p><div class="scores">{chips}</div></section>'

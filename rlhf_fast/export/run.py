@@ -1,7 +1,9 @@
-"""Write a trained model as `AutoModelForCausalLM.from_pretrained` opens it."""
+"""Write a trained model as transformers opens it: `AutoModelForCausalLM`, and a reward adapter as
+`AutoModelForSequenceClassification`."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -11,31 +13,42 @@ from transformers import AutoConfig, PreTrainedConfig
 from rlhf_fast.export.card import read_facts, write_card
 from rlhf_fast.export.config import ExportConfig
 from rlhf_fast.export.gguf_file import gguf_metadata, gguf_name, write_gguf
-from rlhf_fast.export.merge import merged_model
-from rlhf_fast.model.adapter_files import HEAD_WEIGHTS
-from rlhf_fast.model.load import Source, load_tokenizer, refuse_missing, resolve_source
+from rlhf_fast.export.merge import merge
+from rlhf_fast.export.reward import classifier_of
+from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, resolve_source
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.durable import write_folder
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
+
+logger = logging.getLogger(__name__)
 
 
 def run_export(config: ExportConfig) -> Path:
     """Write weights, tokenizer, chat template and model card; returns the folder, which is whole or not there.
 
     With `gguf` the same weights once more as `gguf_name` in it. Weights are added up in float32 and rounded once to
-    `dtype`, and once to the type of `gguf`. Raises `UsageError`.
+    `dtype`, and once to the type of `gguf`. An adapter with a scalar head becomes a sequence classifier. Raises
+    `UsageError`.
     """
     path, output = _paths(config)
     source = resolve_source(path)
-    _refuse_reward(source)
     refuse_missing(source.base)
     tokenizer = load_tokenizer(path)
     own = AutoConfig.from_pretrained(source.base, trust_remote_code=False)
     file = gguf_name(output.name, config.gguf) if config.gguf != "none" else None
     metadata = gguf_metadata(own, tokenizer, output.name) if file else {}
-    model, dtype = merged_model(path), _dtype(config.dtype, own)
-    facts = read_facts(Path(path))
+    shared, name = load_shared(path, dtype=torch.float32)
+    is_reward, bias = name in shared.heads, 0.0
+    _refuse_choices(config, path, is_reward=is_reward)
+    if name is not None and is_reward:
+        model, bias = classifier_of(shared, name, tokenizer, leave_out_bias=config.head_bias == "leave_out")
+    else:
+        merge(shared, name)
+        model = shared.base
+    if bias:
+        logger.warning("every logit of %s is the reward's score less %.6g, as its card says", output, bias)
+    dtype, facts = _dtype(config.dtype, own), read_facts(Path(path))
 
     def fill(folder: Path) -> None:
         if file:
@@ -43,7 +56,7 @@ def run_export(config: ExportConfig) -> Path:
         model.to(dtype)  # type: ignore[arg-type]
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_card(folder, output.name, source, dtype, facts, file)
+        write_card(folder, output.name, source, dtype, facts, gguf=file, score_bias=bias if is_reward else None)
 
     try:
         write_folder(output, fill)
@@ -56,7 +69,7 @@ def _paths(config: ExportConfig) -> tuple[str, Path]:
     """Of the model and of the folder to write."""
     refuse_many("export")
     if not config.model_path:
-        raise UsageError("export needs model_path: the output folder of sft or ppo.")
+        raise UsageError("export needs model_path: the output folder of sft, reward or ppo.")
     output = Path(config.output_dir)
     refuse_unwritable("output_dir", output)
     if output.exists():
@@ -64,12 +77,17 @@ def _paths(config: ExportConfig) -> tuple[str, Path]:
     return config.model_path, output
 
 
-def _refuse_reward(source: Source) -> None:
-    """Its head would be lost."""
-    if source.adapter is not None and (Path(source.adapter) / HEAD_WEIGHTS).exists():
+def _refuse_choices(config: ExportConfig, path: str, *, is_reward: bool) -> None:
+    """Raise `UsageError` for fields that have no place in what is written."""
+    if is_reward and config.gguf != "none":
         raise UsageError(
-            f"{source.adapter!r} is a reward model: a language model has no place for its scalar head. Export what sft "
-            "or ppo wrote."
+            f"gguf={config.gguf!r} cannot be used: {path!r} is a reward model, and GGUF has no place for its scalar "
+            "head. Export with gguf='none'."
+        )
+    if not is_reward and config.head_bias != "exact":
+        raise UsageError(
+            f"head_bias={config.head_bias!r} cannot be used: {path!r} is no reward adapter and has no head. "
+            "Leave it out."
         )
 
 

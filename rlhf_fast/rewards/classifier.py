@@ -26,12 +26,18 @@ from rlhf_fast.model.shared import SharedModel, context_length
 from rlhf_fast.rewards.source import Conversation, RewardBatch
 from rlhf_fast.runtime.errors import UsageError
 
+EXPORTED = "rlhf_fast_reward"
+"""In the config of a classifier that was a reward adapter: {"score_bias": what its scores are above its logits}."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class ClassifierReward:
     """Scores prompt and response as text, tokenised by the classifier's own tokenizer.
+
+    One that `rlhf-fast export` wrote from a reward adapter reads the sampled ids, as the adapter does, where these say
+    in its tokenizer what the text says; else the text, with EOS where the response is finished. To its logits the bias
+    is added that `transformers` has no place for, so that its scores are the adapter's.
 
     A conversation goes through the classifier's own chat template; where it has none, the contents of the turns are
     joined with blank lines. A plain-text prompt is followed by its response. Of a text that is longer than the
@@ -51,6 +57,7 @@ class ClassifierReward:
 
     def __post_init__(self) -> None:
         layer, self.packed = getattr(self.model, "score", None), None
+        self.exported: dict[str, float] | None = getattr(self.model.config, EXPORTED, None)
         if isinstance(layer, nn.Linear) and is_served(self.model):
             self.packed = Critic(SharedModel(self.model), None, ScoreHead(layer))
 
@@ -79,8 +86,12 @@ class ClassifierReward:
             )
         return cls(name, model.to(device).eval(), tokenizer)
 
-    @torch.no_grad()
     def score(self, batch: RewardBatch) -> Tensor:
+        """(B,) f32 on the CPU."""
+        return self._logits(batch) + (self.exported or {"score_bias": 0.0})["score_bias"]
+
+    @torch.no_grad()
+    def _logits(self, batch: RewardBatch) -> Tensor:
         encoded = [self._encode(batch, i) for i in range(len(batch))]
         if self.packed is not None:
             return sequence_scores(self.packed, [text["input_ids"] for text in encoded], self.max_tokens)
@@ -119,23 +130,43 @@ class ClassifierReward:
         return min(limits, default=None)
 
     def _encode(self, batch: RewardBatch, i: int) -> BatchEncoding:
-        conversation = batch.conversations[i]
-        templated = conversation is not None and self.tokenizer.chat_template is not None
-        text = batch.prompts[i] + batch.responses[i]
-        if conversation is not None:
-            turns = [*conversation, {"role": "assistant", "content": batch.responses[i]}]
-            text = self._render(turns) if templated else "\n\n".join(turn["content"] for turn in turns)
-        encoded = self.tokenizer(text, add_special_tokens=not templated, verbose=False)
-        limit = self.max_length
+        text, templated = self._text(batch, i)
+        encoded, limit = self.tokenizer(text, add_special_tokens=not templated, verbose=False), self.max_length
+        if self.exported is not None:
+            encoded["input_ids"] = self._sampled(batch, i, encoded["input_ids"])
         if limit is None or len(encoded["input_ids"]) <= limit:
             return encoded
         self._warn(len(encoded["input_ids"]), limit)
+        if self.exported is not None:
+            return BatchEncoding({"input_ids": encoded["input_ids"][-limit:]})
         self.tokenizer.truncation_side = "left"
         return self.tokenizer(text, add_special_tokens=not templated, truncation=True, max_length=limit)
 
-    def _render(self, turns: Conversation) -> str:
+    def _text(self, batch: RewardBatch, i: int) -> tuple[str, bool]:
+        """Prompt and response, and whether a chat template made it."""
+        conversation, response = batch.conversations[i], batch.responses[i]
+        if conversation is None:
+            return batch.prompts[i] + response, False
+        turns = [*conversation, {"role": "assistant", "content": response}]
+        if self.tokenizer.chat_template is None:
+            return "\n\n".join(turn["content"] for turn in turns), False
+        if self.exported is not None:  # read where the response ends, not where the template closes the turn
+            return self._render(conversation, open_reply=True) + response, True
+        return self._render(turns), True
+
+    def _sampled(self, batch: RewardBatch, i: int, ids: list[int]) -> list[int]:
+        """What the reward adapter would read: the sampled ids, where they say the same as `ids` in this tokenizer; else
+        `ids`, with EOS where the response is finished."""
+        sampled, eos = batch.sequences[i], self.tokenizer.eos_token_id
+        said, written = self.tokenizer.batch_decode([sampled, ids], skip_special_tokens=True)
+        if said == written:
+            return sampled
+        ends = batch.finished is not None and batch.finished[i] and eos not in (None, *ids[-1:])
+        return [*ids, eos] if ends else ids
+
+    def _render(self, turns: Conversation, *, open_reply: bool = False) -> str:
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_reply))
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise UsageError(

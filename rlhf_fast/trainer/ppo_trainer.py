@@ -97,7 +97,8 @@ class PPOTrainer(Events):
         if start.finished:
             return
         watch = CollapseWatch()
-        ppo, rollouts = self.ppo, RolloutLog(output, enabled=args.log_rollouts)
+        ppo = self.ppo
+        rollouts = RolloutLog(output, enabled=args.log_rollouts, special_tokens=ppo.reward.special_tokens)
         parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
         checkpoints = Checkpoints(args, start, ppo.iterations, parts, self._save, undo=ppo.undoes)
         held = partial(holdings, [ppo.reference.model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)
