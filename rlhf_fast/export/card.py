@@ -92,8 +92,8 @@ def _reading(score_bias: float) -> str:
     )
     if score_bias:
         text += (
-            f" Its scores were normalised: score = logit + {score_bias:.6g}. The model has no place for that number, "
-            "which is in `config.json`; differences between scores are those between logits."
+            f" Score = logit + {score_bias:.6g}: the model has no place for that number, which is in `config.json`. "
+            "Differences between scores are those between logits."
         )
     return text
 

@@ -30,7 +30,7 @@ class ExportConfig:
     head_bias: Literal["exact", "leave_out"] = field(
         default="exact",
         metadata={
-            "help": "Of a reward adapter. exact: refuse it where its head adds a number (its normalisation) that the "
+            "help": "Of a reward adapter. exact: refuse it where its head adds a number to every score that the "
             "classifier has no place for. leave_out: write it without; logits are then the scores less that number."
         },
     )

@@ -48,9 +48,9 @@ def classifier_of(
         bias = 0.0
     if bias and not leave_out_bias:
         raise UsageError(
-            f"the head adds {bias:.6g} to every score (its normalisation), and {type(model).__name__} has no place for "
-            "that number. Give head_bias=leave_out: every logit is then the score less this constant, which the card "
-            "and config.json state. Or train the reward model with normalise=false."
+            f"the head adds {bias:.6g} to every score, and {type(model).__name__} has no place for that number. Give "
+            "head_bias=leave_out: every logit is then the score less this constant, which changes no comparison and "
+            "which the card and config.json state."
         )
     _separate_pad(model, tokenizer, shared.eos_ids)
     setattr(model.config, EXPORTED, {"score_bias": bias})

@@ -15,6 +15,7 @@ from rlhf_fast.export.config import ExportConfig
 from rlhf_fast.export.gguf_file import gguf_metadata, gguf_name, write_gguf
 from rlhf_fast.export.merge import merge
 from rlhf_fast.export.reward import classifier_of
+from rlhf_fast.model.adapter_files import has_head
 from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, resolve_source
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.durable import write_folder
@@ -33,14 +34,14 @@ def run_export(config: ExportConfig) -> Path:
     """
     path, output = _paths(config)
     source = resolve_source(path)
+    is_reward, bias = source.adapter is not None and has_head(source.adapter), 0.0
+    _refuse_choices(config, path, is_reward=is_reward)
     refuse_missing(source.base)
     tokenizer = load_tokenizer(path)
     own = AutoConfig.from_pretrained(source.base, trust_remote_code=False)
     file = gguf_name(output.name, config.gguf) if config.gguf != "none" else None
     metadata = gguf_metadata(own, tokenizer, output.name) if file else {}
     shared, name = load_shared(path, dtype=torch.float32)
-    is_reward, bias = name in shared.heads, 0.0
-    _refuse_choices(config, path, is_reward=is_reward)
     if name is not None and is_reward:
         model, bias = classifier_of(shared, name, tokenizer, leave_out_bias=config.head_bias == "leave_out")
     else:

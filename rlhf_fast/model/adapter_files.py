@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from rlhf_fast.model.shared import SharedModel
@@ -71,6 +71,18 @@ def load_adapter(shared: SharedModel, folder: str | Path, name: str) -> None:
             f"that one (its file names {config.base_model_name_or_path!r})."
         ) from error
     _fill(shared, name, tensors, head, folder)
+
+
+def has_head(folder: str | Path) -> bool:
+    """Whether the adapter in `folder` has a scalar head, by its files; False where they cannot be read."""
+    folder = Path(folder)
+    if (folder / HEAD_WEIGHTS).is_file():
+        return True
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+            return any(_SCORE.fullmatch(key.removeprefix(_PREFIX)) for key in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
 
 
 def refuse_headless(shared: SharedModel, name: str, path: str) -> None:
