@@ -130,39 +130,52 @@ class ClassifierReward:
         return min(limits, default=None)
 
     def _encode(self, batch: RewardBatch, i: int) -> BatchEncoding:
-        text, templated = self._text(batch, i)
-        encoded, limit = self.tokenizer(text, add_special_tokens=not templated, verbose=False), self.max_length
         if self.exported is not None:
-            encoded["input_ids"] = self._sampled(batch, i, encoded["input_ids"])
+            return BatchEncoding({"input_ids": self._encode_exported(batch, i)})
+        conversation, response = batch.conversations[i], batch.responses[i]
+        templated = conversation is not None and self.tokenizer.chat_template is not None
+        text = batch.prompts[i] + response
+        if conversation is not None:
+            turns = [*conversation, {"role": "assistant", "content": response}]
+            text = self._render(turns) if templated else "\n\n".join(turn["content"] for turn in turns)
+        encoded = self.tokenizer(text, add_special_tokens=not templated, verbose=False)
+        limit = self.max_length
         if limit is None or len(encoded["input_ids"]) <= limit:
             return encoded
         self._warn(len(encoded["input_ids"]), limit)
-        if self.exported is not None:
-            return BatchEncoding({"input_ids": encoded["input_ids"][-limit:]})
         self.tokenizer.truncation_side = "left"
         return self.tokenizer(text, add_special_tokens=not templated, truncation=True, max_length=limit)
 
-    def _text(self, batch: RewardBatch, i: int) -> tuple[str, bool]:
-        """Prompt and response, and whether a chat template made it."""
+    def _encode_exported(self, batch: RewardBatch, i: int) -> list[int]:
+        """What the reward adapter would read: the sampled ids, where they say in this tokenizer what the texts do; else
+        prompt and response as they are encoded for training, with EOS where the response is finished."""
         conversation, response = batch.conversations[i], batch.responses[i]
-        if conversation is None:
-            return batch.prompts[i] + response, False
-        turns = [*conversation, {"role": "assistant", "content": response}]
-        if self.tokenizer.chat_template is None:
-            return "\n\n".join(turn["content"] for turn in turns), False
-        if self.exported is not None:  # read where the response ends, not where the template closes the turn
-            return self._render(conversation, open_reply=True) + response, True
-        return self._render(turns), True
+        if conversation is not None and self.tokenizer.chat_template is not None:
+            prompt = self._ids(self._render(conversation, open_reply=True))
+        else:
+            text = batch.prompts[i] if conversation is None else "\n\n".join(turn["content"] for turn in conversation)
+            plain, prompt = self._ids(text), self._ids(text, special=True)
+            while prompt[len(plain) :] and prompt[-1:] != plain[-1:]:
+                prompt.pop()  # what closes a text: the response goes on here
+        own, sampled, eos = prompt + self._ids(response), batch.sequences[i], self.tokenizer.eos_token_id
+        if batch.response_ids is None:
+            same = self._said(sampled) == self._said(own)
+        else:
+            start = len(sampled) - len(batch.response_ids[i])
+            said = self._said(sampled[start:])
+            same = self._said(sampled[:start]) == self._said(prompt)
+            same = same and said in (response, self._said(self._ids(response)))
+        ends = batch.finished is not None and batch.finished[i] and eos is not None
+        ids = sampled if same else [*own, eos] if ends else own
+        if self.max_length is not None and len(ids) > self.max_length:
+            self._warn(len(ids), self.max_length)
+        return ids[-self.max_length :] if self.max_length is not None else ids
 
-    def _sampled(self, batch: RewardBatch, i: int, ids: list[int]) -> list[int]:
-        """What the reward adapter would read: the sampled ids, where they say the same as `ids` in this tokenizer; else
-        `ids`, with EOS where the response is finished."""
-        sampled, eos = batch.sequences[i], self.tokenizer.eos_token_id
-        said, written = self.tokenizer.batch_decode([sampled, ids], skip_special_tokens=True)
-        if said == written:
-            return sampled
-        ends = batch.finished is not None and batch.finished[i] and eos not in (None, *ids[-1:])
-        return [*ids, eos] if ends else ids
+    def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _said(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _render(self, turns: Conversation, *, open_reply: bool = False) -> str:
         try:

@@ -132,7 +132,7 @@ def test_a_run_of_rlhf_fast_reads_the_export_as_it_reads_the_adapter(tmp_path):
     rows = []
     for path in (f"{tmp_path}/trained", out):
         options = {"reward_model_path": path, "critic": "reference_mlp", "total_episodes": 24, "temperature": 1.5}
-            options["per_device_train_batch_size"] = 24
+        options |= {"per_device_train_batch_size": 24, "response_length": 40}
         run_ppo(config("ppo", folder, tmp_path / "ppo", **options))
         rows.append([json.loads(line) for line in (tmp_path / "ppo" / "rollouts.jsonl").open()])
     assert {row["finished"] for row in rows[0]} == {True, False}
