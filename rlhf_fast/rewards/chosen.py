@@ -50,6 +50,8 @@ def choose_rewards(
     if len(weights) != len(names):
         raise UsageError(f"reward_weights has {len(weights)} numbers for {len(names)} reward_funcs; expected as many.")
     pairs = [(_named(name, timeout), float(weight)) for name, weight in zip(names, weights, strict=True)]
+    if is_source(given) or not isinstance(given, Sequence):
+        raise UsageError(f"rewards is {_shown(given)}; expected a list, each item {_GIVEN}. Put it in brackets.")
     pairs += [_pair(reward) for reward in given]
     used = {*taken, *(reward.name for reward, _ in pairs if is_source(reward))}
     sources: list[tuple[RewardSource, float]] = []

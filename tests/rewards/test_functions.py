@@ -276,6 +276,12 @@ def test_what_is_no_reward_is_refused(given, message):
         names_and_weights(given)
 
 
+def test_a_reward_that_is_not_in_a_list_says_so():
+    for given in (short, ForbiddenPhrases(["no"])):
+        with pytest.raises(UsageError, match=r"rewards is .*; expected a list.* Put it in brackets"):
+            choose_rewards([], None, given, timeout=None)
+
+
 def test_a_run_takes_functions_of_every_kind_and_logs_each_under_its_name(tmp_path):
     """Prompts of the run are "w0 w1" to "w15 w16"; only those that begin with w1 are judged by `some`."""
 
