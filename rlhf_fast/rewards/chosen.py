@@ -191,4 +191,4 @@ def _importable(folder: Path) -> None:
 
 
 def _not_imported(name: str, error: BaseException, remedy: str) -> UsageError:
-    return UsageError(f"reward_funcs names {name!r}, which cannot be imported: {told(error)}. {remedy}.")
+    return UsageError(f"reward_funcs names {name!r}, which cannot be imported: {told(error)} {remedy}.")

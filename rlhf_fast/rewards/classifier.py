@@ -147,29 +147,34 @@ class ClassifierReward:
         return self.tokenizer(text, add_special_tokens=not templated, truncation=True, max_length=limit)
 
     def _encode_exported(self, batch: RewardBatch, i: int) -> list[int]:
-        """What the reward adapter would read: the sampled ids, where they say in this tokenizer what the texts do; else
-        prompt and response as they are encoded for training, with EOS where the response is finished."""
-        conversation, response = batch.conversations[i], batch.responses[i]
-        if conversation is not None and self.tokenizer.chat_template is not None:
-            prompt = self._ids(self._render(conversation, open_reply=True))
-        else:
-            text = batch.prompts[i] if conversation is None else "\n\n".join(turn["content"] for turn in conversation)
-            plain, prompt = self._ids(text), self._ids(text, special=True)
-            while prompt[len(plain) :] and prompt[-1:] != plain[-1:]:
-                prompt.pop()  # what closes a text: the response goes on here
-        own, sampled, eos = prompt + self._ids(response), batch.sequences[i], self.tokenizer.eos_token_id
+        """What the reward adapter would read: the sampled ids, or what stands for them in this tokenizer."""
+        ids, limit = batch.sequences[i] if self._sampled_here(batch, i) else self._as_trained(batch, i), self.max_length
+        if limit is None or len(ids) <= limit:
+            return ids
+        self._warn(len(ids), limit)
+        return ids[-limit:]
+
+    def _sampled_here(self, batch: RewardBatch, i: int) -> bool:
+        """Whether the sampled ids are of this tokenizer: whether they say what the texts do."""
+        sampled, prompt, response = batch.sequences[i], self._ids(batch.prompts[i]), self._ids(batch.responses[i])
         if batch.response_ids is None:
-            same = self._said(sampled) == self._said(own)
+            return self._said(sampled) == self._said(prompt + response)
+        start = len(sampled) - len(batch.response_ids[i])
+        said = self._said(sampled[start:])
+        return self._said(sampled[:start]) == self._said(prompt) and said in (batch.responses[i], self._said(response))
+
+    def _as_trained(self, batch: RewardBatch, i: int) -> list[int]:
+        """Prompt and response, each by itself, as a reward model is trained on them, and EOS after a finished one."""
+        turns, eos = batch.conversations[i], self.tokenizer.eos_token_id
+        if turns is not None and self.tokenizer.chat_template is not None:
+            prompt = self._ids(self._render(turns, open_reply=True))
         else:
-            start = len(sampled) - len(batch.response_ids[i])
-            said = self._said(sampled[start:])
-            same = self._said(sampled[:start]) == self._said(prompt)
-            same = same and said in (response, self._said(self._ids(response)))
+            text = batch.prompts[i] if turns is None else "\n\n".join(turn["content"] for turn in turns)
+            plain, prompt = self._ids(text), self._ids(text, special=True)
+            while len(prompt) > len(plain) and prompt[-1:] != plain[-1:]:
+                prompt.pop()  # what closes a text: the response goes on here
         ends = batch.finished is not None and batch.finished[i] and eos is not None
-        ids = sampled if same else [*own, eos] if ends else own
-        if self.max_length is not None and len(ids) > self.max_length:
-            self._warn(len(ids), self.max_length)
-        return ids[-self.max_length :] if self.max_length is not None else ids
+        return prompt + self._ids(batch.responses[i]) + [eos] * ends
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

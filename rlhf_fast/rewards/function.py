@@ -67,7 +67,7 @@ class FunctionReward:
                 scores = [0.0 if score is None else score for score in scores]
             numbers = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
         except Exception as error:
-            raise UsageError(f"the reward function {self.name!r} failed: {told(error)}. {_CALL}") from error
+            raise UsageError(f"the reward function {self.name!r} failed: {told(error)} {_CALL}") from error
         check_scores(self.name, numbers, batch)
         return numbers.masked_fill(skipped, torch.nan)
 
@@ -84,13 +84,13 @@ class FunctionReward:
 
 
 def told(error: BaseException) -> str:
-    """The error with its place in the user's code, if it was raised there."""
+    """A sentence on the error, and one on its place in the user's code, if it was raised there."""
     ours = {Path(__file__).parent, Path(inspect.__file__).parent / "importlib"}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
     place = ""
     if frames and Path(frames[-1].filename).parent not in ours and not isinstance(error, SyntaxError):
-        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    return f"{type(error).__name__}: {error}{place}"
+        place = f" Raised in {Path(frames[-1].filename).name}, line {frames[-1].lineno}."
+    return f"{type(error).__name__}: {error}.{place}"
 
 
 def _values(batch: RewardBatch, *, as_messages: bool) -> dict[str, list[Any] | None]:

@@ -221,7 +221,9 @@ def test_an_async_function_that_raises_is_a_failure_with_its_reason():
     async def judge(prompts, responses, **columns):
         raise OSError("away")
 
-    with pytest.raises(UsageError, match=r"'judge' failed: OSError: away \(test_functions\.py, line \d+\)\. It is"):
+    with pytest.raises(
+        UsageError, match=r"'judge' failed: OSError: away\. Raised in test_functions\.py, line \d+\. It is"
+    ):
         FunctionReward("judge", judge).score(BATCH)
 
 

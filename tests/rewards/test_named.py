@@ -80,8 +80,14 @@ def test_a_file_is_imported_once_for_all_of_its_functions(folder):
         ("judge_here:holder", "is a Holder; expected a function"),
         ("judge_here:number", "is a int; expected a function"),
         ("broken.py:words", "cannot be imported: IndentationError: .*broken.py, line 2.* Mend the file"),
-        ("broken_import.py:words", r"No module named 'nowhere_at_all' \(broken_import\.py, line 1\)\. Mend the file"),
-        ("broken_name.py:words", r"NameError: .*'absent' is not defined \(broken_name\.py, line 3\). Mend the file"),
+        (
+            "broken_import.py:words",
+            r"No module named 'nowhere_at_all'\. Raised in broken_import\.py, line 1\. Mend the file",
+        ),
+        (
+            "broken_name.py:words",
+            r"NameError: .*'absent' is not defined\. Raised in broken_name\.py, line 3\. Mend the file",
+        ),
         ("broken_script:words", "cannot be imported: SystemExit: 3"),
     ],
 )
