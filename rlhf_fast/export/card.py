@@ -16,7 +16,7 @@ from rlhf_fast.runtime.resume import FINISHED
 from rlhf_fast.runtime.tracking import METRICS_FILE, read_metrics
 
 CARD = "README.md"
-_STAGES = {"sft": "supervised fine-tuning", "reward": "ranked responses", "ppo": "PPO from human feedback"}
+_STAGES = {"sft": "supervised fine-tuning", "reward": "training on ranked responses", "ppo": "PPO from human feedback"}
 _OPENING = """from transformers import {kind}, AutoTokenizer
 
 model = {kind}.from_pretrained("{name}")
@@ -92,7 +92,7 @@ def _reading(score_bias: float) -> str:
     )
     if score_bias:
         text += (
-            f" Score = logit + {score_bias:.6g}: the model has no place for that number, which is in `config.json`. "
+            f" Score = logit {score_bias:+.6g}: the model has no place for that number, which is in `config.json`. "
             "Differences between scores are those between logits."
         )
     return text

@@ -83,7 +83,7 @@ def test_a_bias_without_a_place_is_refused_or_told_by_card_and_config(tmp_path, 
     wanted = sequence_scores(adapter.model, SEQUENCES, 2048)
     torch.testing.assert_close(logits(out), wanted - 0.625, atol=1e-5, rtol=1e-5)
     assert json.loads((out / "config.json").read_text())["rlhf_fast_reward"] == {"score_bias": 0.625}
-    assert "Score = logit + 0.625:" in (out / "README.md").read_text()
+    assert "Score = logit +0.625:" in (out / "README.md").read_text()
 
 
 def test_the_pad_token_stands_for_nothing_else_and_one_that_does_is_left(tmp_path):
@@ -118,7 +118,7 @@ def test_the_card_opens_it_as_a_classifier_and_tells_the_run(tmp_path, capsys):
     assert main([*command, "--head_bias", "leave_out"]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert 'AutoModelForSequenceClassification.from_pretrained("out")' in card and "AutoModelForCausalLM" not in card
-    assert "by ranked responses" in card and "last token that is not padding" in card and "| accuracy |" in card
+    assert "by training on ranked responses" in card and "last token that is not padding" in card and "| accuracy |" in card
     assert str(tmp_path) not in card
 
 
