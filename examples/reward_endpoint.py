@@ -2,8 +2,9 @@
 
 rlhf-fast ppo --reward_funcs endpoint:http://127.0.0.1:8000/ ...
 
-Put your judge in `score`: a model, a service, a rule. It is sent what the policy was asked and what it answered, as
-texts, and gives a number for each answer. Whoever reaches the port can ask it, so it listens on this machine only.
+Put your judge in `score`: a model, a service, a rule. It is sent what the policy was asked, as the text that it saw and
+as messages (None where the row is plain text), what it answered, and the data's other columns by name; it gives a
+number for each answer. Whoever reaches the port can ask it, so it listens on this machine only.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 LONGEST = 64 << 20  # bytes of a question
 
 
-def score(prompts: list[str], responses: list[str]) -> list[float]:
-    """Short answers that say sorry."""
-    return [("sorry" in response.lower()) - len(response.split()) / 100 for response in responses]
+def score(prompts: list[str], responses: list[str], messages: list[Any], columns: dict[str, list[Any]]) -> list[float]:
+    """Short answers that say sorry, and what the data's column `wanted` has, where there is one."""
+    wanted = columns.get("wanted", [None] * len(responses))
+    return [
+        ("sorry" in response.lower()) + bool(word and word in response) - len(response.split()) / 100
+        for response, word in zip(responses, wanted, strict=True)
+    ]
 
 
 class Judge(BaseHTTPRequestHandler):
@@ -26,8 +32,7 @@ class Judge(BaseHTTPRequestHandler):
         if size > LONGEST:
             self.send_error(413)
             return
-        question = json.loads(self.rfile.read(size))
-        answer = json.dumps({"scores": score(question["prompts"], question["responses"])}).encode()
+        answer = json.dumps({"scores": score(**json.loads(self.rfile.read(size)))}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))

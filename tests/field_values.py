@@ -56,7 +56,7 @@ PPO = _TRAINING | {
     "num_train_epochs": Change(2.0, {"total_episodes": None, "num_train_epochs": 1.0}),
     "sft_model_path": Change("other"),
     "reward_funcs": Change(["endpoint:http://127.0.0.1:9"], {"reward_retries": 0}),
-    "reward_weights": Change([2.0]),
+    "reward_weights": Change([2.0]), "reward_special_tokens": Change(True, {"stop_token": "none"}),
     "reward_model_path": Change("reward"), "dataset_name": Change("more.jsonl"), "preset": Change("trl"),
     "critic": Change("reference_mlp"), "profile": Change(True), "log_rollouts": Change(False),
     "total_episodes": Change(4), "response_length": Change(3), "stop_token": Change("none"),
@@ -84,6 +84,8 @@ _SAMPLING = {
 EVALUATE = _SAMPLING | {
     "baseline_path": Change("base"), "reward_model_paths": Change(["reward2"]),
     "model_path": Change("reward", {"baseline_path": "base"}),
+    "reward_funcs": Change(["tests.test_fields:even"]),
+    "reward_special_tokens": Change(True, {"reward_funcs": ["tests.test_fields:even"], "response_length": 30}),
 }  # fmt: skip
 
 GENERATE = _SAMPLING | {

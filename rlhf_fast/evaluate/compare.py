@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from rlhf_fast.evaluate.statistics import mean_difference, over_optimised, win_r
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.trunk_cache import keep_trunk
-from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked
+from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked, response_texts
 from rlhf_fast.rollout.engine import Response, generate
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.errors import UsageError
@@ -27,7 +28,8 @@ from rlhf_fast.runtime.statistics import Interval
 
 @dataclass(frozen=True)
 class RewardComparison:
-    """One reward on both policies. win_rate: how often second beats first on a prompt, ties half."""
+    """One reward on both policies, over the prompts of which it judges both responses. win_rate: how often second
+    beats first on a prompt, ties half."""
 
     name: str
     first_mean: float
@@ -43,8 +45,8 @@ class Pair:
     prompt: Prompt
     first: str
     second: str
-    first_scores: dict[str, float]
-    second_scores: dict[str, float]
+    first_scores: dict[str, float | None]  # None: the reward does not judge it
+    second_scores: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -79,25 +81,28 @@ def compare(
     first: Policy, second: Policy, prompts: HeldOut, rewards: Sequence[RewardSource],
     tokenizer: PreTrainedTokenizerBase, sampling: Sampling, *,
     names: tuple[str, str] = ("before", "after"), seed: int = 0, max_batch: int = 32, max_tokens: int = 2048,
-    max_kv_cache_gb: float | None = None,
+    max_kv_cache_gb: float | None = None, special_tokens: bool = False,
 ) -> Comparison:  # fmt: skip
     """One response of each policy to each prompt (prompt i has the same seed for both), scored by every reward.
 
     first, second share a vocabulary; they may share a base. max_batch, max_tokens, max_kv_cache_gb: memory and
-    speed only, as in `generate`.
-    Raises `UsageError` without rewards, or if a reward gives a score that is not finite.
+    speed only, as in `generate`. special_tokens: whether rewards read responses with theirs (`response_texts`).
+    Raises `UsageError` without rewards, or if a reward gives a score that is not finite or judges no prompt.
     """
     if not rewards or len({reward.name for reward in rewards}) != len(rewards):
         raise UsageError(f"rewards are named {[r.name for r in rewards]}; expected one or more, with different names.")
     seeds = [(seed << 32) + i for i in range(len(prompts))]
     limits: dict[str, Any] = {"max_batch": max_batch, "max_tokens": max_tokens, "max_kv_cache_gb": max_kv_cache_gb}
     sampled = [generate(policy, prompts.ids, sampling, seeds=seeds, **limits) for policy in (first, second)]
-    texts = [tokenizer.batch_decode([r.tokens for r in part], skip_special_tokens=True) for part in sampled]
+    texts = [
+        response_texts(tokenizer, [r.tokens for r in part], [r.finished for r in part], special_tokens=special_tokens)
+        for part in sampled
+    ]
     batches = [_reward_batch(prompts, *part) for part in zip(texts, sampled, strict=True)]
     sequences = [sequence for batch in batches for sequence in batch.sequences]
     kl = None
     with keep_trunk((first.model, second.model), sequences, max_tokens=max_tokens):
-        scores = [{r.name: checked(r, batch).tolist() for r in rewards} for batch in batches]
+        scores = [{r.name: _judged(checked(r, batch)) for r in rewards} for batch in batches]
         if sampling.temperature > 0:
             ratios = log_ratios(
                 second, first, prompts.ids, sampled[1], temperature=sampling.temperature, max_tokens=max_tokens
@@ -132,15 +137,27 @@ def log_ratios(
 
 def _reward_batch(prompts: HeldOut, texts: list[str], responses: list[Response]) -> RewardBatch:
     sequences = [prompt + response.tokens for prompt, response in zip(prompts.ids, responses, strict=True)]
-    return RewardBatch(prompts.texts, texts, sequences, prompts.columns, prompts.conversations)
+    ids = [response.tokens for response in responses]
+    finished = [response.finished for response in responses]
+    return RewardBatch(prompts.texts, texts, sequences, prompts.columns, prompts.conversations, ids, finished)
 
 
-def _compare_scores(name: str, first: list[float], second: list[float]) -> RewardComparison:
+def _judged(scores: Tensor) -> list[float | None]:
+    return [None if math.isnan(score) else score for score in scores.tolist()]
+
+
+def _compare_scores(name: str, first_scores: list[float | None], second_scores: list[float | None]) -> RewardComparison:
+    pairs = [(a, b) for a, b in zip(first_scores, second_scores, strict=True) if a is not None and b is not None]
+    if not pairs:
+        raise UsageError(
+            f"reward {name!r} judges no prompt's two responses: it gave None. Leave it out of the rewards."
+        )
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
     means = sum(first) / len(first), sum(second) / len(second)
     return RewardComparison(name, *means, mean_difference(first, second), win_rate(first, second))
 
 
-def _pairs(prompts: HeldOut, texts: list[list[str]], scores: list[dict[str, list[float]]]) -> list[Pair]:
+def _pairs(prompts: HeldOut, texts: list[list[str]], scores: list[dict[str, list[float | None]]]) -> list[Pair]:
     return [
         Pair(
             prompt, texts[0][i], texts[1][i],

@@ -23,6 +23,20 @@ class EvaluateConfig(InferenceConfig):
             "trained on; the others only judge."
         },
     )
+    reward_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Rewards beside the reward models, or without any: module:function, path/to/file.py:function or "
+            "endpoint:ADDRESS, as for ppo. Without reward models the first is the one that the policy was trained on."
+        },
+    )
+    reward_special_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "Rewards read responses, and the report shows them, with their special tokens but the one that "
+            "ends them. Not those that read token ids."
+        },
+    )
     output_dir: str = field(
         default="evaluation", metadata={"help": "Where evaluation.json and report.html are written."}
     )

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.evaluate.config import EvaluateConfig
-from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
+from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter, refuse_headless
 from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, resolve_source
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
@@ -24,7 +24,7 @@ class Models:
     policy: Policy
     baseline: Policy
     names: tuple[str, str]  # baseline, policy
-    rewards: list[RewardSource]
+    rewards: list[RewardSource]  # reward models only
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -43,11 +43,11 @@ def open_models(config: EvaluateConfig, dtype: torch.dtype, device: torch.device
         )
     bases = _Bases(dtype, device)
     policy, baseline = bases.policy(config.model_path, "policy"), bases.policy(baseline_path, "baseline")
-    names = _short_names([baseline_path, config.model_path])
+    names = short_names([baseline_path, config.model_path])
     paths = config.reward_model_paths
     rewards = [
         bases.reward(path, name, config.max_tokens_per_micro_batch)
-        for path, name in zip(paths, _short_names(paths), strict=True)
+        for path, name in zip(paths, short_names(paths), strict=True)
     ]
     return Models(policy, baseline, (names[0], names[1]), rewards, tokenizer)
 
@@ -71,7 +71,7 @@ class _Bases:
         return Policy(self.opened[key], adapter)
 
     def reward(self, path: str, name: str, max_tokens: int) -> RewardSource:
-        if not (Path(path) / ADAPTER_CONFIG).is_file():
+        if not is_adapter(path):
             return ClassifierReward.load(name, path, dtype=self.dtype, device=self.device)
         base = resolve_source(path).base
         if _key(base) not in self.opened:
@@ -81,11 +81,12 @@ class _Bases:
             )
         shared, adapter = self.opened[_key(base)], f"reward {name}"
         load_adapter(shared, path, adapter)
-        if adapter not in shared.heads:
-            raise UsageError(
-                f"the adapter {path!r} has no scalar head, so it is no reward model; expected head.safetensors."
-            )
+        refuse_headless(shared, adapter, path)
         return AdapterReward(name, adapter_critic(shared, adapter), max_tokens)
+
+
+def is_adapter(path: str) -> bool:
+    return (Path(path) / ADAPTER_CONFIG).is_file()
 
 
 def _base_of(model_path: str) -> str:
@@ -102,7 +103,7 @@ def _key(base: str) -> str:
     return str(Path(base).resolve()) if Path(base).exists() else base
 
 
-def _short_names(paths: list[str]) -> list[str]:
+def short_names(paths: list[str]) -> list[str]:
     """Folder names where those differ, else the paths as given."""
     names = [Path(path).name or path for path in paths]
     return names if len(set(names)) == len(names) else paths

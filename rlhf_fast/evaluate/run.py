@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from rlhf_fast.data.rendering import compare as compare_rendering
 from rlhf_fast.data.rendering import trained_stop
 from rlhf_fast.evaluate.compare import Comparison, compare
 from rlhf_fast.evaluate.config import EvaluateConfig
-from rlhf_fast.evaluate.models import Models, open_models
+from rlhf_fast.evaluate.models import Models, is_adapter, open_models, short_names
 from rlhf_fast.evaluate.prompts import HeldOut
 from rlhf_fast.evaluate.sections import examples, summary
 from rlhf_fast.report.page import REPORT_FILE, Report
 from rlhf_fast.report.sections import training
+from rlhf_fast.rewards.chosen import choose_rewards, patient, refuse_columns
+from rlhf_fast.rewards.function import RewardFunction
+from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
@@ -26,15 +30,18 @@ from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics
 
 RESULT_FILE = "evaluation.json"
+RETRIES = 2  # of a function or endpoint that fails, as PPO's default
 
 
-def run_evaluate(config: EvaluateConfig) -> Comparison:
-    """Compare, write both files to `output_dir`, return the comparison. Raises `UsageError`."""
+def run_evaluate(config: EvaluateConfig, rewards: Sequence[RewardSource | RewardFunction] = ()) -> Comparison:
+    """Compare by the rewards of the config and any `rewards` (functions, sources) after them, write both files to
+    `output_dir`, return the comparison. Raises `UsageError`."""
     refuse_many("evaluate")
-    if not config.model_path or not config.dataset_name or not config.reward_model_paths:
+    outside = _outside_rewards(config, rewards)
+    if not config.model_path or not config.dataset_name or not (config.reward_model_paths or outside):
         raise UsageError(
-            "an evaluation needs model_path (the policy), dataset_name (held-out prompts) and reward_model_paths "
-            "(one or more reward models)."
+            "an evaluation needs model_path (the policy), dataset_name (held-out prompts) and a reward: "
+            "reward_model_paths (reward models), reward_funcs, or a function from Python."
         )
     refuse_unwritable("output_dir", config.output_dir)
     read = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row)
@@ -45,6 +52,8 @@ def run_evaluate(config: EvaluateConfig) -> Comparison:
         source=config.dataset_name, on_bad_row=config.on_bad_row,
     )  # fmt: skip
     _compare_rendering(config, prompts)
+    refuse_columns(outside, prompts.columns)
+    models.rewards += [source for source, _ in patient(outside, timeout=None, retries=RETRIES)]
     with activity(f"two responses to each of {len(prompts)} prompts, then their scores"):
         comparison = _compare(config, models, prompts)
     output = Path(config.output_dir)
@@ -52,6 +61,22 @@ def run_evaluate(config: EvaluateConfig) -> Comparison:
     write_record(output / RESULT_FILE, asdict(comparison) | {"over_optimised_under": comparison.over_optimised_under})
     build_report(comparison, config.model_path).write(output / REPORT_FILE)
     return comparison
+
+
+def _outside_rewards(
+    config: EvaluateConfig, given: Sequence[RewardSource | RewardFunction]
+) -> list[tuple[RewardSource, float]]:
+    """All but the reward models. Raises `UsageError` for weights, which mean nothing here, and a dead field."""
+    if weighted := [reward for reward in given if isinstance(reward, tuple)]:
+        raise UsageError(f"{weighted[0]!r} has a weight; expected rewards without, as each is compared by itself.")
+    paths = config.reward_model_paths
+    outside = choose_rewards(config.reward_funcs, None, given, timeout=None, taken=short_names(paths))
+    config.require(
+        not config.reward_special_tokens or bool(outside) or not all(map(is_adapter, paths)),
+        "reward_special_tokens",
+        "false where the only rewards are adapters, which read token ids",
+    )
+    return outside
 
 
 def build_report(comparison: Comparison, model_path: str) -> Report:
@@ -74,7 +99,7 @@ def _compare(config: EvaluateConfig, models: Models, prompts: HeldOut) -> Compar
         models.baseline, models.policy, prompts, models.rewards, models.tokenizer,
         Sampling(config.response_length, stop, config.temperature, stop_strings=strings), names=models.names,
         seed=config.seed, max_batch=config.max_rollout_batch, max_tokens=config.max_tokens_per_micro_batch,
-        max_kv_cache_gb=config.max_kv_cache_gb,
+        max_kv_cache_gb=config.max_kv_cache_gb, special_tokens=config.reward_special_tokens,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ def summary(comparison: Comparison) -> str:
     """Rewards with win rates, then behaviour; and a warning where the first reward rose and another fell."""
     first, second = escape(comparison.first_name), escape(comparison.second_name)
     hidden = '<span class="hidden">Interval</span>'
-    rewards = "".join(_reward_row(reward) for reward in comparison.rewards)
+    rewards = "".join(_reward_row(reward, len(comparison.pairs)) for reward in comparison.rewards)
     kl = "not defined for greedy responses" if comparison.kl is None else f"{number(comparison.kl)} nats a response"
     columns = f'<th class="n">{first}<th class="n">{second}'
     return (
@@ -38,11 +38,13 @@ def examples(comparison: Comparison, shown: int = SHOWN_PAIRS) -> str:
     return f'<p class="note">In the order of the data, not chosen by score.</p>{"".join(pairs[:shown])}{folded}'
 
 
-def _reward_row(reward: RewardComparison) -> str:
+def _reward_row(reward: RewardComparison, prompts: int) -> str:
+    judged = reward.win_rate.count
+    part = f"<br><small>judges {judged} of {prompts} prompts</small>" if judged < prompts else ""
     sign = "+" if reward.difference.value > 0 else ""
     bar = interval_bar(reward.win_rate, f"win rate {100 * reward.win_rate.value:.1f} %")
     return (
-        f'<tr><th scope="row">{escape(reward.name)}<td class="n">{number(reward.first_mean)}'
+        f'<tr><th scope="row">{escape(reward.name)}{part}<td class="n">{number(reward.first_mean)}'
         f'<td class="n">{number(reward.second_mean)}'
         f'<td class="n"><b>{sign}{number(reward.difference.value)}</b><br><small>{span(reward.difference)}</small>'
         f'<td class="n"><b>{share(reward.win_rate.value)}</b><br><small>{share_span(reward.win_rate)}</small>'

@@ -16,10 +16,10 @@ from rlhf_fast.runtime.resume import FINISHED
 from rlhf_fast.runtime.tracking import METRICS_FILE, read_metrics
 
 CARD = "README.md"
-_STAGES = {"sft": "supervised fine-tuning", "ppo": "PPO from human feedback"}
-_OPENING = """from transformers import AutoModelForCausalLM, AutoTokenizer
+_STAGES = {"sft": "supervised fine-tuning", "reward": "training on ranked responses", "ppo": "PPO from human feedback"}
+_OPENING = """from transformers import {kind}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}")
+model = {kind}.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")"""
 
 
@@ -41,12 +41,23 @@ def read_facts(folder: Path) -> Facts:
     return Facts(config, read_metrics(folder) if (folder / METRICS_FILE).is_file() else [])
 
 
-def write_card(folder: Path, name: str, source: Source, dtype: torch.dtype, facts: Facts, gguf: str | None) -> None:
-    (folder / CARD).write_text(card(name, source, dtype, facts, gguf), encoding="utf-8")
+def write_card(
+    folder: Path, name: str, source: Source, dtype: torch.dtype, facts: Facts, *, gguf: str | None,
+    score_bias: float | None,
+) -> None:  # fmt: skip
+    text = card(name, source, dtype, facts, gguf=gguf, score_bias=score_bias)
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def card(name: str, source: Source, dtype: torch.dtype, facts: Facts, gguf: str | None = None) -> str:
-    """Markdown with the front matter of a hub, and `gguf`, a file beside it. Of paths only the last name is told."""
+def card(
+    name: str, source: Source, dtype: torch.dtype, facts: Facts, *, gguf: str | None = None,
+    score_bias: float | None = None,
+) -> str:  # fmt: skip
+    """Markdown with the front matter of a hub, and `gguf`, a file beside it. Of paths only the last name is told.
+
+    score_bias: of a reward model, what its scores are above its logits; None for a language model.
+    """
+    kind = "AutoModelForCausalLM" if score_bias is None else "AutoModelForSequenceClassification"
     verb = str(facts.config.get("stage"))
     stage = _STAGES.get(verb)
     tags = ["rlhf-fast", *([verb] if stage else [])]
@@ -60,8 +71,10 @@ def card(name: str, source: Source, dtype: torch.dtype, facts: Facts, gguf: str 
         "\n".join(["---", *front, "---"]),
         f"# {name}",
         f"`{_told(source.base)}`, {merged}, {how}with rlhf_fast {__version__}. Weights: {weights}.",
-        f"```python\n{_OPENING.format(name=name)}\n```",
+        f"```python\n{_OPENING.format(name=name, kind=kind)}\n```",
     ]
+    if score_bias is not None:
+        parts.append(_reading(score_bias))
     if gguf is not None:
         parts.append(f"For llama.cpp: `{gguf}`, the same weights with tokenizer and chat template in one file.")
     if facts.metrics:
@@ -70,6 +83,19 @@ def card(name: str, source: Source, dtype: torch.dtype, facts: Facts, gguf: str 
         rows = [[key, f"`{_told(value)}`"] for key, value in sorted(facts.config.items()) if value is not None]
         parts += ["## Training", _table(["field", "value"], rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _reading(score_bias: float) -> str:
+    text = (
+        "A reward model: the one logit is the score of a prompt with its response, read at the last token that is not "
+        "padding. The pad token stands for nothing else, so a response may end with EOS, as in training by rlhf_fast."
+    )
+    if score_bias:
+        text += (
+            f" Score = logit {score_bias:+.6g}: the model has no place for that number, which is in `config.json`. "
+            "Differences between scores are those between logits."
+        )
+    return text
 
 
 def _metrics(rows: list[dict[str, float]]) -> str:

@@ -11,14 +11,28 @@ from rlhf_fast.runtime.fields import check_kinds
 
 @dataclass
 class ExportConfig:
-    """An adapter merged into its base, as a plain transformers model and, where asked for, as a GGUF file."""
+    """An adapter merged into its base, as a plain transformers model and, where asked for, as a GGUF file.
+
+    A reward adapter becomes a sequence classifier.
+    """
 
     model_path: str | None = field(
-        default=None, metadata={"help": "The output or a checkpoint of sft or ppo: an adapter folder or a whole model."}
+        default=None,
+        metadata={
+            "help": "The output or a checkpoint of sft, reward or ppo: an adapter folder or a whole model. An adapter "
+            "with a scalar head becomes a model for AutoModelForSequenceClassification."
+        },
     )
     output_dir: str = field(default="exported", metadata={"help": "Where the model goes: a folder that is not there."})
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
         default="auto", metadata={"help": "Of the written weights. auto: that of the base's files."}
+    )
+    head_bias: Literal["exact", "leave_out"] = field(
+        default="exact",
+        metadata={
+            "help": "Of a reward adapter. exact: refuse it where its head adds a number to every score that the "
+            "classifier has no place for. leave_out: write it without; logits are then the scores less that number."
+        },
     )
     gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = field(
         default="none",

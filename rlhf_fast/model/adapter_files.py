@@ -1,8 +1,13 @@
-"""Adapters on disk in PEFT's format (`peft.PeftModel.from_pretrained` opens them), the scalar head beside them."""
+"""Adapters on disk in PEFT's format (`peft.PeftModel.from_pretrained` opens them), the scalar head beside them.
+
+A sequence classifier's adapter, as PEFT writes it for `task_type="SEQ_CLS"` (and TRL's reward trainer with LoRA), is
+read too: its head is the `score` layer among its weights.
+"""
 
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from rlhf_fast.model.shared import SharedModel
@@ -19,6 +25,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HEAD_WEIGHTS = "head.safetensors"
 _PREFIX = "base_model.model."
+_SCORE = re.compile(r"score\.(?:modules_to_save\.(?:default\.)?)?(weight|bias)")  # as versions of PEFT name it
+_HEADS = {"score", "classifier"}  # what PEFT puts into modules_to_save of every classifier; the former is a decoder's
+logger = logging.getLogger(__name__)
 
 
 def save_adapter(shared: SharedModel, name: str, folder: str | Path, *, base: str) -> None:
@@ -40,11 +49,12 @@ def save_adapter(shared: SharedModel, name: str, folder: str | Path, *, base: st
 
 
 def load_adapter(shared: SharedModel, folder: str | Path, name: str) -> None:
-    """Read an adapter written by PEFT or by `save_adapter`; a head beside it is read too. Raises `UsageError`."""
+    """Read an adapter written by PEFT or by `save_adapter`, and its head: beside it, or the `score` layer of a sequence
+    classifier's. Raises `UsageError`."""
     folder = Path(folder)
     try:
         config = LoraConfig.from_pretrained(str(folder))
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        tensors = {k.removeprefix(_PREFIX): value for k, value in load_file(folder / ADAPTER_WEIGHTS).items()}
         head = load_file(folder / HEAD_WEIGHTS) if (folder / HEAD_WEIGHTS).is_file() else None
     except Exception as error:  # PEFT raises what it happens to meet in a config of the wrong kind
         raise UsageError(
@@ -54,6 +64,8 @@ def load_adapter(shared: SharedModel, folder: str | Path, name: str) -> None:
     _check_fields(config, folder)
     if config.init_lora_weights in (False, "gaussian"):
         config.init_lora_weights = True  # how A and B began no longer matters; the base was not changed by it
+    if head is None and (config.task_type == "SEQ_CLS" or any(map(_SCORE.fullmatch, tensors))):
+        head = _take_score(config, tensors, folder)
     try:
         shared.add_adapter(name, config, head=head is not None)
     except UsageError as error:
@@ -61,7 +73,51 @@ def load_adapter(shared: SharedModel, folder: str | Path, name: str) -> None:
             f"cannot use the adapter in {str(folder)!r}: {error} If it was trained on another base model, open it with "
             f"that one (its file names {config.base_model_name_or_path!r})."
         ) from error
-    _fill(shared, name, {key.removeprefix(_PREFIX): value for key, value in tensors.items()}, head, folder)
+    _fill(shared, name, tensors, head, folder)
+
+
+def has_head(folder: str | Path) -> bool:
+    """Whether the adapter in `folder` has a scalar head, by its files; False where they cannot be read."""
+    folder = Path(folder)
+    if (folder / HEAD_WEIGHTS).is_file():
+        return True
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+            return any(_SCORE.fullmatch(key.removeprefix(_PREFIX)) for key in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
+
+
+def refuse_headless(shared: SharedModel, name: str, path: str) -> None:
+    """Raise `UsageError` unless adapter `name`, which was read from `path`, has a scalar head."""
+    if name not in shared.heads:
+        raise UsageError(
+            f"the adapter {path!r} has no scalar head, so it is no reward model; expected {HEAD_WEIGHTS}, or a `score` "
+            f"layer in {ADAPTER_WEIGHTS} (task_type SEQ_CLS)."
+        )
+
+
+def _take_score(config: LoraConfig, tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor] | None:
+    """The `score` layer of a classifier's adapter as the tensors of a scalar head, taken out of `tensors`; `config`
+    is changed to that of the adapter alone. None where it has none. Raises `UsageError` for other than one output."""
+    found = {match[1]: tensors.pop(key) for key in list(tensors) if (match := _SCORE.fullmatch(key))}
+    if set(config.modules_to_save or ()) <= _HEADS:
+        config.modules_to_save = None
+    if config.lora_dropout:
+        logger.warning(
+            "lora_dropout=%s of %s is set to 0: a reward model is read as in evaluation, and a critic that starts from "
+            "it is trained without", config.lora_dropout, folder,
+        )  # fmt: skip
+        config.lora_dropout = 0.0
+    if "weight" not in found:
+        return None
+    weight = found["weight"]
+    if weight.dim() != 2 or len(weight) != 1:
+        raise UsageError(
+            f"the adapter in {str(folder)!r} is a classifier with a score of shape {tuple(weight.shape)}; expected one "
+            "output (num_labels=1), as a reward model has."
+        )
+    return {"weight": weight[0], "bias": found.get("bias", weight.new_zeros(1)).squeeze()}
 
 
 def _check_fields(config: Any, folder: Path) -> None:

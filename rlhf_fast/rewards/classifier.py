@@ -27,12 +27,18 @@ from rlhf_fast.model.template import opening, render, without_end
 from rlhf_fast.rewards.source import Conversation, RewardBatch
 from rlhf_fast.runtime.errors import UsageError
 
+EXPORTED = "rlhf_fast_reward"
+"""In the config of a classifier that was a reward adapter: {"score_bias": what its scores are above its logits}."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class ClassifierReward:
     """Scores prompt and response as text, tokenised by the classifier's own tokenizer.
+
+    One that `rlhf-fast export` wrote from a reward adapter reads the sampled ids, as the adapter does, where these say
+    in its tokenizer what the text says; else the text, with EOS where the response is finished. To its logits the bias
+    is added that `transformers` has no place for, so that its scores are the adapter's.
 
     A conversation goes through the classifier's own chat template; where it has none, the contents of the turns are
     joined with blank lines. A plain-text prompt is followed by its response. Of a text that is longer than the
@@ -52,6 +58,7 @@ class ClassifierReward:
 
     def __post_init__(self) -> None:
         layer, self.packed = getattr(self.model, "score", None), None
+        self.exported: dict[str, float] | None = getattr(self.model.config, EXPORTED, None)
         if isinstance(layer, nn.Linear) and is_served(self.model):
             self.packed = Critic(SharedModel(self.model), None, ScoreHead(layer))
 
@@ -80,8 +87,12 @@ class ClassifierReward:
             )
         return cls(name, model.to(device).eval(), tokenizer)
 
-    @torch.no_grad()
     def score(self, batch: RewardBatch) -> Tensor:
+        """(B,) f32 on the CPU."""
+        return self._logits(batch) + (self.exported or {"score_bias": 0.0})["score_bias"]
+
+    @torch.no_grad()
+    def _logits(self, batch: RewardBatch) -> Tensor:
         encoded = [self._encode(batch, i) for i in range(len(batch))]
         if self.packed is not None:
             return sequence_scores(self.packed, [text["input_ids"] for text in encoded], self.max_tokens)
@@ -121,11 +132,13 @@ class ClassifierReward:
         return min(limits, default=None)
 
     def _encode(self, batch: RewardBatch, i: int) -> BatchEncoding:
-        conversation = batch.conversations[i]
+        if self.exported is not None:
+            return BatchEncoding({"input_ids": self._encode_exported(batch, i)})
+        conversation, response = batch.conversations[i], batch.responses[i]
         templated = conversation is not None and self.tokenizer.chat_template is not None
-        text = self._with_one_bos(batch.prompts[i] + batch.responses[i])
+        text = self._with_one_bos(batch.prompts[i] + response)
         if conversation is not None:
-            turns = self._turns(conversation, batch.responses[i])
+            turns = self._turns([*conversation, {"role": "assistant", "content": response}])
             text = self._render(turns) if templated else "\n\n".join(turn["content"] for turn in turns)
         encoded = self.tokenizer(text, add_special_tokens=not templated, verbose=False)
         limit = self.max_length
@@ -135,12 +148,48 @@ class ClassifierReward:
         self.tokenizer.truncation_side = "left"
         return self.tokenizer(text, add_special_tokens=not templated, truncation=True, max_length=limit)
 
-    def _turns(self, conversation: Conversation, response: str) -> Conversation:
-        """The whole conversation; the assistant's turns without an EOS of their own, which a template would double.
+    def _encode_exported(self, batch: RewardBatch, i: int) -> list[int]:
+        """What the reward adapter would read: the sampled ids, or what stands for them in this tokenizer."""
+        ids, limit = batch.sequences[i] if self._sampled_here(batch, i) else self._as_trained(batch, i), self.max_length
+        if limit is None or len(ids) <= limit:
+            return ids
+        self._warn(len(ids), limit)
+        return ids[-limit:]
+
+    def _sampled_here(self, batch: RewardBatch, i: int) -> bool:
+        """Whether the sampled ids are of this tokenizer: whether they say what the texts do."""
+        sampled, prompt, response = batch.sequences[i], self._ids(batch.prompts[i]), self._ids(batch.responses[i])
+        if batch.response_ids is None:
+            return self._said(sampled) == self._said(prompt + response)
+        start = len(sampled) - len(batch.response_ids[i])
+        said = self._said(sampled[start:])
+        return self._said(sampled[:start]) == self._said(prompt) and said in (batch.responses[i], self._said(response))
+
+    def _as_trained(self, batch: RewardBatch, i: int) -> list[int]:
+        """Prompt and response, each by itself, as a reward model is trained on them, and EOS after a finished one."""
+        conversation, eos = batch.conversations[i], self.tokenizer.eos_token_id
+        turns = None if conversation is None else self._turns(conversation)
+        if turns is not None and self.tokenizer.chat_template is not None:
+            prompt = self._ids(self._render(turns, open_reply=True))
+        else:
+            text = batch.prompts[i] if turns is None else "\n\n".join(turn["content"] for turn in turns)
+            plain, prompt = self._ids(text), self._ids(text, special=True)
+            while len(prompt) > len(plain) and prompt[-1:] != plain[-1:]:
+                prompt.pop()  # what closes a text: the response goes on here
+        ends = batch.finished is not None and batch.finished[i] and eos is not None
+        return prompt + self._ids(batch.responses[i]) + [eos] * ends
+
+    def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _said(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _turns(self, turns: Conversation) -> Conversation:
+        """The same turns, the assistant's without an EOS of their own, which a template would double.
 
         Raises `UsageError` for a turn without text where there is no template that could show what it has instead.
         """
-        turns = [*conversation, {"role": "assistant", "content": response}]
         bare = [turn["role"] for turn in turns if turn.get("content") is None]
         if bare and self.tokenizer.chat_template is None:
             raise UsageError(
@@ -159,9 +208,9 @@ class ClassifierReward:
         bare = text.removeprefix(self.tokenizer.bos_token or "")
         return bare if bare != text and opening(self.tokenizer, bare) == [self.tokenizer.bos_token_id] else text
 
-    def _render(self, turns: Conversation) -> str:
+    def _render(self, turns: Conversation, *, open_reply: bool = False) -> str:
         name = f"the chat template of reward {self.name!r}"
-        return render(self.tokenizer, turns, name=name, remedy="use another reward model")
+        return render(self.tokenizer, turns, open_reply=open_reply, name=name, remedy="use another reward model")
 
     def _warn(self, length: int, limit: int) -> None:
         if not self.warned:

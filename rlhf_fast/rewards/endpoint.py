@@ -1,6 +1,12 @@
 """A reward behind an HTTP address.
 
-It is sent `{"prompts": [...], "responses": [...]}` by POST and answers `{"scores": [...]}`, a number for each response.
+It is sent by POST, with a value in each list for each response,
+
+    {"prompts": [...], "responses": [...], "messages": [...], "columns": {NAME: [...], ...}}
+
+`prompts` are texts as the policy saw them, `messages` the same prompts as messages (null where the row is plain text),
+`columns` the data's other columns. It answers `{"scores": [...]}`, a number for each response.
+
 Nothing else is contacted: redirects and proxies are not followed. What it answers is not trusted: JSON of a bounded
 size that has to be of this form.
 """
@@ -9,7 +15,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
+import reprlib
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
@@ -30,10 +39,11 @@ _ROOM, _ROOM_EACH = 1 << 12, 64  # bytes of an answer: at most these, and these 
 
 @dataclass
 class EndpointReward:
-    """Posts prompts and responses to `address` and reads their scores; `timeout` is in seconds, for a whole answer.
+    """Posts prompts, responses, messages and columns to `address` and reads the scores.
 
-    token: sent as `Authorization: Bearer TOKEN`. Raises `UsageError` for an address that is not http or https or that
-    holds a password, and for a token that would cross a network unencrypted or cannot stand in a header.
+    timeout: seconds for a whole answer. token: sent as `Authorization: Bearer TOKEN`. Raises `UsageError` for an
+    address that is not http or https or that holds a password, and for a token that would cross a network unencrypted
+    or cannot stand in a header.
     """
 
     address: str
@@ -48,9 +58,24 @@ class EndpointReward:
         if self.token is not None:
             _check_token(self.token, self.url)
 
+    def check_columns(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Raise `UsageError` naming the first column that JSON cannot hold."""
+        for name, values in columns.items():
+            for value in values:
+                if not _is_json(value):
+                    raise UsageError(
+                        f"the column {name!r} holds {reprlib.repr(value)} ({type(value).__name__}), which JSON cannot "
+                        f"hold, so it cannot be sent to the reward at {self.address}. Leave the column out of the "
+                        "data, or write it as text or finite numbers."
+                    )
+
     def score(self, batch: RewardBatch) -> Tensor:
-        """Raises `UsageError` for anything but an answer of the form above."""
-        body = json.dumps({"prompts": batch.prompts, "responses": batch.responses})
+        """Raises `UsageError` for a column that cannot be sent, and anything but an answer of the form above."""
+        self.check_columns(batch.columns)
+        body = json.dumps({
+            "prompts": batch.prompts, "responses": batch.responses, "messages": batch.conversations,
+            "columns": batch.columns,
+        })  # fmt: skip
         limit = _ROOM + _ROOM_EACH * len(batch)
         try:
             answer = self._post(body.encode(), limit)
@@ -96,9 +121,20 @@ class EndpointReward:
 
     def _fail(self, what: str) -> NoReturn:
         raise UsageError(
-            f'the reward at {self.address} failed: {what}. It is sent {{"prompts": [...], "responses": [...]}} and '
-            'answers {"scores": [...]}, one number for each response.'
+            f'the reward at {self.address} failed: {what}. It is sent {{"prompts": [...], "responses": [...], ...}} '
+            'and answers {"scores": [...]}, one number for each response.'
         )
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON gives the value back: it has no dates, bytes, arrays, NaN, or keys that are not text."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(part) for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int))
 
 
 def _checked_address(address: str) -> SplitResult:

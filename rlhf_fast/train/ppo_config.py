@@ -41,12 +41,19 @@ class PPORunConfig(StageConfig):
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Rewards beside the reward model, as endpoint:ADDRESS: POST of prompts and responses, lists, "
-            "answered with scores."
+            "help": "Rewards beside the reward model: module:function or path/to/file.py:function, called as "
+            "function(prompts, responses, **columns); endpoint:ADDRESS, sent the same by POST and answered with scores."
         },
     )
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weights of reward_funcs, in their order. Default: 1 each."}
+    )
+    reward_special_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "Rewards read responses, and rollouts.jsonl shows them, with their special tokens but the one that "
+            "ends them. Not those that read token ids."
+        },
     )
     reward_timeout: float | None = field(
         default=None,

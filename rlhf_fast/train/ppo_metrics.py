@@ -37,7 +37,7 @@ def summarise(
     }
     if rollout.sampled_logprobs is not None:
         out["rollout/logprob_mismatch"] = (rollout.sampled_logprobs - columns["logprobs"])[mask].abs().mean()
-    out |= {f"reward/{name}": values.mean() for name, values in parts.items()}
+    out |= {f"reward/{name}": values.nanmean() for name, values in parts.items()}
     names = {
         "policy/approxkl_avg": "approx_kl", "policy/clipfrac_avg": "clipfrac", "policy/entropy_avg": "entropy",
         "loss/policy_avg": "policy_loss", "loss/value_avg": "value_loss", "val/clipfrac_avg": "value_clipfrac",

@@ -21,9 +21,8 @@ from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
 from rlhf_fast.profiling.profile import profiled
 from rlhf_fast.rewards.adapter import AdapterReward
-from rlhf_fast.rewards.chosen import named_rewards, patient
+from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, patient, refuse_columns
 from rlhf_fast.rewards.classifier import ClassifierReward
-from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.cache_size import refuse_unfitting
@@ -44,46 +43,40 @@ from rlhf_fast.train.pages import write_ppo_page
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_config import PPORunConfig, difference_from_trl
 from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.roles import Roles, build_roles
+from rlhf_fast.train.roles import Roles, build_roles, is_adapter
 from rlhf_fast.train.rollout_log import RolloutLog
 
 MORE_ITERATIONS = "more total_episodes, or a smaller per_device_train_batch_size,"
 SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
-def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] = ()) -> Path:
-    """Train with the rewards of the config and any `rewards` (source, weight) on top; returns the output folder.
+def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
+    """Train with the rewards of the config and any `rewards` on top; returns the output folder.
 
+    rewards: functions of (prompts, responses, **columns), reward sources, or pairs of either with its weight.
     Everything that the data or the config can get wrong raises `UsageError` before the first rollout.
     """
     if not config.dataset_name or not config.sft_model_path:
         raise UsageError("PPO needs sft_model_path (the SFT model) and dataset_name (the prompts).")
-    named = named_rewards(config.reward_funcs, config.reward_weights, timeout=config.reward_timeout)
-    rewards = [*named, *rewards]
-    if not config.reward_model_path and not rewards:
-        raise UsageError("PPO needs a reward: set reward_model_path or reward_funcs, or pass a function from Python.")
-    config.require(
-        config.reward_timeout is None or bool(rewards), "reward_timeout", "nothing where the reward is a model"
-    )
+    outside = _outside_rewards(config, rewards)
     output = Path(str(config.output_dir))
     refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.sft_model_path, config.chat_template_path)
     prompts, left_out = read(config, tokenizer)
     prompts.rendering = _rendering(config, prompts)
-    for source, _ in rewards:
-        if isinstance(source, FunctionReward):
-            source.check_signature(prompts.columns)
+    refuse_columns(outside, prompts.columns)
     if notice := difference_from_trl(config):
         notices.info(notice)
-    start = choose_start(config, _inputs(config, prompts, rewards))
+    start = choose_start(config, _inputs(config, prompts, outside))
     if start.finished:
         return output
     roles = build_roles(config)
     refuse_unfitting(roles.policy.model, max(map(len, prompts.ids)) + config.response_length)
-    asked = patient(rewards, timeout=config.reward_timeout, retries=config.reward_retries)
-    sources = WeightedRewards([*_model_reward(roles, config), *asked])
-    rollouts = RolloutLog(output, enabled=config.log_rollouts)
+    asked = patient(outside, timeout=config.reward_timeout, retries=config.reward_retries)
+    special = config.reward_special_tokens
+    sources = WeightedRewards([*_model_reward(roles, config), *asked], special_tokens=special)
+    rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=special)
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
     watch = watch_of(ppo)
     save = main_only(partial(save_policy, ppo, roles, tokenizer))
@@ -111,6 +104,23 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
         write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
     checkpoints.finish()
     return output
+
+
+def _outside_rewards(config: PPORunConfig, given: Sequence[GivenReward]) -> list[tuple[RewardSource, float]]:
+    """All but the reward model. Raises `UsageError` without any reward, and for fields that would do nothing."""
+    outside = choose_rewards(config.reward_funcs, config.reward_weights, given, timeout=config.reward_timeout)
+    if not config.reward_model_path and not outside:
+        raise UsageError("PPO needs a reward: set reward_model_path or reward_funcs, or pass a function from Python.")
+    config.require(
+        config.reward_timeout is None or bool(outside), "reward_timeout", "nothing where the reward is a model"
+    )
+    reads_text = bool(outside) or not is_adapter(str(config.reward_model_path))
+    config.require(
+        not config.reward_special_tokens or reads_text,
+        "reward_special_tokens",
+        "false where the only reward is an adapter, which reads token ids",
+    )
+    return outside
 
 
 def read(config: PPORunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, int]:
@@ -179,9 +189,9 @@ def _inputs(config: PPORunConfig, prompts: Prompts, rewards: Sequence[tuple[Rewa
 
 def _model_reward(roles: Roles, config: PPORunConfig) -> list[tuple[RewardSource, float]]:
     if roles.reward is not None:
-        return [(AdapterReward("reward_model", roles.reward, config.max_tokens_per_micro_batch), 1.0)]
+        return [(AdapterReward(MODEL, roles.reward, config.max_tokens_per_micro_batch), 1.0)]
     if config.reward_model_path is None:
         return []
     device = choose_device(config.use_cpu)
     dtype = choose_dtype(config.dtype, device)
-    return [(ClassifierReward.load("reward_model", config.reward_model_path, dtype=dtype, device=device), 1.0)]
+    return [(ClassifierReward.load(MODEL, config.reward_model_path, dtype=dtype, device=device), 1.0)]

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.rewards.source import RewardBatch
+from rlhf_fast.rewards.source import RewardBatch, response_texts
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.engine import generate
@@ -35,8 +35,10 @@ def respond(
 def judge(reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, prompts: Prompts) -> Tensor:
     """(B,) f32: what the reward gives the responses to rows of `prompts`."""
     rows = rollout.prompt_rows.tolist()
-    texts = tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
+    ids, finished = rollout.responses(), rollout.finished.tolist()
+    texts = response_texts(tokenizer, ids, finished, special_tokens=reward.special_tokens)
     columns = {name: [values[row] for row in rows] for name, values in prompts.columns.items()}
     conversations = [prompts.conversations[row] for row in rows]
-    batch = RewardBatch([prompts.texts[row] for row in rows], texts, rollout.sequences(), columns, conversations)
+    texts_of_prompts = [prompts.texts[row] for row in rows]
+    batch = RewardBatch(texts_of_prompts, texts, rollout.sequences(), columns, conversations, ids, finished)
     return reward.score(batch).to(rollout.tokens.device)

@@ -12,7 +12,7 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
+from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter, refuse_headless
 from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic, ValueModel
 from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.load import Source, load_shared, refuse_missing, resolve_source
@@ -88,10 +88,7 @@ def _reward(shared: SharedModel, config: PPORunConfig) -> Critic | None:
     if path is None or not is_adapter(path):
         return None
     load_adapter(shared, path, "reward")
-    if "reward" not in shared.heads:
-        raise UsageError(
-            f"the adapter {path!r} has no scalar head, so it is no reward model; expected head.safetensors."
-        )
+    refuse_headless(shared, "reward", path)
     return adapter_critic(shared, "reward")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.rewards.source import response_texts
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.lines import Lines
@@ -23,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 class RolloutLog:
     """The file, as a context manager and a part of a run: a resumed one goes on where the checkpoint was written, and
-    what came later is cut off. `enabled=False` writes nothing, nor does any process but 0."""
+    what came later is cut off. `enabled=False` writes nothing, nor does any process but 0. special_tokens: whether
+    responses are written with theirs, as rewards read them."""
 
-    def __init__(self, folder: Path, *, enabled: bool) -> None:
-        self.path, self.enabled = folder / ROLLOUTS_FILE, enabled
+    def __init__(self, folder: Path, *, enabled: bool, special_tokens: bool = False) -> None:
+        self.path, self.enabled, self.special_tokens = folder / ROLLOUTS_FILE, enabled, special_tokens
         self.kept = 0  # bytes of iterations before this process
         self.lines: Lines | None = None
 
@@ -54,7 +56,9 @@ class RolloutLog:
             return
         lengths = rollout.prompt_lengths.tolist()
         ids = [sequence[:length] for sequence, length in zip(rollout.sequences(), lengths, strict=True)]
-        responses = tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
+        responses = response_texts(
+            tokenizer, rollout.responses(), rollout.finished.tolist(), special_tokens=self.special_tokens
+        )
         rows = rollout_rows(
             rollout, scores, parts, iteration=iteration, prompts=tokenizer.batch_decode(ids), responses=responses
         )

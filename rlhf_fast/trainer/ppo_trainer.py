@@ -96,8 +96,8 @@ class PPOTrainer(Events):
         start = choose_start(args, self._inputs())
         if start.finished:
             return
-        ppo, rollouts = self.ppo, RolloutLog(output, enabled=args.log_rollouts)
-        watch = watch_of(ppo)
+        ppo, watch = self.ppo, watch_of(self.ppo)
+        rollouts = RolloutLog(output, enabled=args.log_rollouts, special_tokens=ppo.reward.special_tokens)
         say_start("PPO", describe(ppo))
         parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
         checkpoints = Checkpoints(args, start, ppo.iterations, parts, self._save, undo=ppo.undoes)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_fast.rewards.adapter import AdapterReward
-from rlhf_fast.rewards.chosen import patient
+from rlhf_fast.rewards.chosen import patient, refuse_columns
 from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
@@ -19,21 +19,27 @@ from rlhf_fast.trainer.config import PPOConfig
 from rlhf_fast.trainer.roles import place
 
 
-def build_reward(reward_model: Any, args: PPOConfig, columns: Iterable[str]) -> WeightedRewards:
+def build_reward(reward_model: Any, args: PPOConfig, columns: Mapping[str, Sequence[Any]]) -> WeightedRewards:
     """A classifier (on the sampled token ids, at the last one), a function of texts, or a reward source.
 
-    `columns` are the dataset's, which a function is called with. Raises `UsageError` for anything else.
+    `columns` are the dataset's, which a function is called with and an endpoint is sent. Raises `UsageError` for
+    anything else.
     """
+    special = args.reward_special_tokens
     if isinstance(reward_model, WeightedRewards):
+        reward_model.special_tokens |= special
         return reward_model
-    source = _source(reward_model, args, columns)
+    source = _source(reward_model, args)
+    refuse_columns([(source, 1.0)], columns)
     if isinstance(reward_model, PreTrainedModel):
         args.require(args.reward_timeout is None, "reward_timeout", "nothing where the reward is a model")
+        args.require(not special, "reward_special_tokens", "false where the reward is a model, which reads token ids")
         return WeightedRewards([(source, 1.0)])
-    return WeightedRewards(patient([(source, 1.0)], timeout=args.reward_timeout, retries=args.reward_retries))
+    asked = patient([(source, 1.0)], timeout=args.reward_timeout, retries=args.reward_retries)
+    return WeightedRewards(asked, special_tokens=special)
 
 
-def _source(reward_model: Any, args: PPOConfig, columns: Iterable[str]) -> RewardSource:
+def _source(reward_model: Any, args: PPOConfig) -> RewardSource:
     if isinstance(reward_model, PreTrainedModel):
         place(reward_model, args, reward_model.dtype)
         classifier = open_classifier("reward_model", reward_model)
@@ -51,6 +57,4 @@ def _source(reward_model: Any, args: PPOConfig, columns: Iterable[str]) -> Rewar
             "function of (prompts, responses, **columns), or a reward source."
         )
     name = getattr(reward_model, "__name__", "reward")
-    source = FunctionReward(name if name.isidentifier() else "reward", reward_model)
-    source.check_signature(columns)
-    return source
+    return FunctionReward(name if name.isidentifier() else "reward", reward_model)

@@ -19,6 +19,7 @@ from rlhf_fast.preferences.calibration import calibration
 from rlhf_fast.preferences.cross_validate import CrossValidation
 from rlhf_fast.preferences.fit import measure
 from rlhf_fast.preferences.metrics import Pair, pair_accuracy
+from rlhf_fast.rewards.chosen import choose_rewards
 from rlhf_fast.rewards.endpoint import EndpointReward
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime.parse import parse_config
@@ -75,9 +76,21 @@ def test_the_endpoint_of_the_example_is_a_reward():
         reward = EndpointReward(server.stdout.readline().split()[-1])
         batch = RewardBatch(["late?", "late?"], ["I am sorry", "no"], [[1], [2]])
         assert reward.score(batch).tolist() == pytest.approx([0.97, -0.01])
+        batch.columns = {"wanted": ["am", "parcel"], "other": [1, None]}
+        assert reward.score(batch).tolist() == pytest.approx([1.97, -0.01])
     finally:
         server.kill()
         server.communicate()
+
+
+def test_the_functions_of_the_example_score_what_they_say():
+    names = [f"{EXAMPLES}/reward_functions.py:{name}" for name in ("short", "thinks_first", "right")]
+    responses = ["<think> easy </think> 4", "five words are not few"]
+    chats = [[{"role": "user", "content": "2 + 2"}], [{"role": "user", "content": "2 + 3"}]]
+    batch = RewardBatch(["", ""], responses, [[1], [2]], {"answer": ["4", None]}, chats, [[1], [2]])
+    scores = [source.score(batch) for source, _ in choose_rewards(names, None, timeout=None)]
+    assert scores[0].tolist() == pytest.approx([-0.04, -0.05]) and scores[1].tolist() == [1.0, 0.0]
+    assert scores[2][0] == 1.0 and scores[2][1].isnan()
 
 
 @real_data

@@ -19,12 +19,12 @@ from tests.resume.cases import prepare, run
 from tests.tiny_tokenizer import CHATML, tiny_tokenizer
 
 
-def write(folder, architecture: str = "llama", *, head: bool = False, dtype=torch.float32) -> None:
+def write(folder, architecture: str = "llama", *, dtype=torch.float32) -> None:
     """A base and an adapter on it that changes a lot."""
     tiny_model(architecture).to(dtype).save_pretrained(folder / "base")
     tiny_tokenizer().save_pretrained(folder / "base")
     shared = SharedModel(tiny_model(architecture))
-    shared.add_adapter("a", LoraConfig(r=4, lora_alpha=12, target_modules="all-linear"), head=head)
+    shared.add_adapter("a", LoraConfig(r=4, lora_alpha=12, target_modules="all-linear"))
     for parameter in shared.parameters("a"):
         parameter.data.normal_(0, 0.2)
     save_adapter(shared, "a", folder / "adapter", base=str(folder / "base"))
@@ -97,10 +97,9 @@ def test_a_hub_base_is_named_in_the_front_matter(tmp_path):
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path):
-    write(tmp_path, head=True)
-    with pytest.raises(UsageError, match="is a reward model"):
-        export(tmp_path)
-    (tmp_path / "adapter" / "head.safetensors").unlink()
+    write(tmp_path)
+    with pytest.raises(UsageError, match=r"head_bias='leave_out' cannot be used.*is no reward adapter"):
+        export(tmp_path, head_bias="leave_out")
     (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
     with pytest.raises(UsageError, match="cannot read the adapter in"):
         export(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import threading
 import time
@@ -10,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rlhf_fast import PPORunConfig, UsageError
-from rlhf_fast.rewards.chosen import named_rewards, patient
+from rlhf_fast.rewards.chosen import named_rewards, patient, refuse_columns
 from rlhf_fast.rewards.endpoint import EndpointReward
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime import interrupt
@@ -18,7 +19,10 @@ from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.ppo_run import run_ppo
 from tests.resume.cases import config, prepare
 
-BATCH = RewardBatch(["p0", "größer"], ["a", "b\n"], [[1], [2]], {"target": [1, 2]})
+BATCH = RewardBatch(
+    ["p0", "größer"], ["a", "b\n"], [[1], [2]], {"target": [1, 2], "tags": [["x"], {}]},
+    [None, [{"role": "user", "content": "größer"}]],
+)  # fmt: skip
 
 
 class Server:
@@ -65,13 +69,15 @@ def replies(body: bytes | list, status: int = 200, headers: dict | None = None):
     return lambda request: (status, headers or {}, body)
 
 
-def test_prompts_and_responses_are_posted_and_scores_come_back_in_order():
+def test_prompts_responses_messages_and_columns_are_posted_and_scores_come_back_in_order():
     with Server(replies(b'{"scores": [1, -0.5], "model": "a"}')) as server:
         reward = EndpointReward(server.address)
         assert reward.score(BATCH).tolist() == [1.0, -0.5]
-    assert server.requests == [
-        ("/score?model=a", "application/json", {"prompts": ["p0", "größer"], "responses": ["a", "b\n"]})
-    ]
+    sent = {
+        "prompts": ["p0", "größer"], "responses": ["a", "b\n"],
+        "messages": [None, [{"role": "user", "content": "größer"}]], "columns": {"target": [1, 2], "tags": [["x"], {}]},
+    }  # fmt: skip
+    assert server.requests == [("/score?model=a", "application/json", sent)]
     assert reward.name == f"127.0.0.1:{server.http.server_port}/score"
 
 
@@ -95,6 +101,27 @@ def test_any_other_answer_is_refused_with_the_form_that_was_expected(answer, mes
     with Server(answer) as server, pytest.raises(UsageError, match=message) as error:
         EndpointReward(server.address, timeout=5).score(BATCH)
     assert 'answers {"scores": [...]}' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (datetime.date(2024, 5, 1), "datetime.date"),
+        (float("nan"), r"nan \(float\)"),
+        (b"raw", "bytes"),
+        ({"a": [1, {2}]}, "dict"),
+        ({3: "x"}, "dict"),
+    ],
+)
+def test_a_column_that_json_cannot_hold_is_refused_by_name_before_anything_is_sent(value, told):
+    with Server(replies(b'{"scores": [1, 2]}')) as server:
+        reward = EndpointReward(server.address)
+        message = rf"the column 'when' holds .*{told}.* which JSON cannot hold.*{server.address.split('?')[0]}"
+        with pytest.raises(UsageError, match=message):
+            refuse_columns([(reward, 1.0)], {"fine": [None, 1.5], "when": ["text", value]})
+        with pytest.raises(UsageError, match="the column 'when'"):
+            reward.score(RewardBatch(["p"], ["r"], [[1]], {"when": [value]}))
+    assert server.requests == []
 
 
 def test_redirects_are_not_followed():
@@ -167,6 +194,7 @@ def test_ppo_trains_against_an_endpoint_and_logs_it_under_its_name(tmp_path):
         run_ppo(config("ppo", folder, tmp_path / "out", total_episodes=6, **named))
         (row,) = read_metrics(tmp_path / "out")
     sent = server.requests[0][2]["responses"]
+    assert set(server.requests[0][2]["columns"]) == {"completion"}
     assert row[f"reward/127.0.0.1:{server.http.server_port}/score"] == pytest.approx(sum(map(len, sent)) / 6)
     assert row["objective/scores"] == pytest.approx(0.5 * sum(map(len, sent)) / 6)
 
