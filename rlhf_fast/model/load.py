@@ -144,7 +144,7 @@ def _refuse_tokens_without_rows(tokenizer: PreTrainedTokenizerBase, base: str) -
 
     Such a token was added to the tokenizer without resizing the model. A pad token may be: it is never fed here.
     """
-    rows = getattr(_config_of(base).get_text_config(), "vocab_size", None)
+    rows = getattr(_config_of(base).get_text_config(decoder=True), "vocab_size", None)
     template = str(tokenizer.chat_template or "")
     for index, token in tokenizer.added_tokens_decoder.items():
         fed = index == tokenizer.eos_token_id or token.content in template
