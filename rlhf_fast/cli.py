@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if is_main():
         logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
+        logging.getLogger("rlhf_fast.notices").setLevel(logging.INFO)  # it says what a run makes of its rows
     verb, where = VERBS[name], f"rlhf-fast {name}" + (f", process {rank()}" if world_size() > 1 else "")
     try:
         result = load(verb.run)(parse_config(load(verb.config), rest, prog=f"rlhf-fast {name}"))

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_fast import FunctionReward, UsageError
+from rlhf_fast.model.load import load_tokenizer
 from rlhf_fast.runtime.optimiser import Optimiser
 from tests.bad_input_cases import MODEL, STAGES, run, write_good
+from tests.tiny_tokenizer import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def damage(folder: Path, name: str) -> None:
     ("name", "message"),
     [
         ("model.safetensors", "cannot open the model .*base.*Expected a folder"),
-        ("config.json", "cannot (open|read) the (model|config|tokenizer)"),
+        ("config.json", "cannot read .*base.config.json: .*Copy the model folder afresh"),
         ("tokenizer.json", "cannot open the tokenizer of .*base"),
     ],
 )
@@ -111,3 +113,72 @@ def test_good_input_reaches_the_first_step(good, tmp_path, monkeypatch):
     run("ppo", good, tmp_path / "c", reward_model_path="classifier", rewards=[])
     run("evaluate", good, tmp_path / "e", reward_model_paths=["classifier"])
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize("stage", ["sft", "generate"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[]", "holds a JSON list, expected an object"),
+        (b"7", "holds a JSON int, expected an object"),
+        (b'{"r": "\xff"}', "'utf-8' codec can't decode"),
+        (b"[" * 5000, "recursion"),
+    ],
+)
+def test_a_config_of_another_kind_is_named_in_models_and_adapters(good, tmp_path, stage, content, message):
+    for folder, name in (("base", "config.json"), ("sft", "adapter_config.json")):
+        shutil.copytree(good / folder, tmp_path / folder)
+        (tmp_path / folder / name).write_bytes(content)
+        with pytest.raises(
+            UsageError, match=rf"cannot read .*{name}: .*{message}.*(copy it|Copy the model folder) afresh"
+        ):
+            run(stage, good, tmp_path / "out", **{MODEL[stage]: str(tmp_path / folder)})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("r", "8", "r in adapter_config.json is '8', expected a positive whole number"),
+        ("r", 0, "r in adapter_config.json is 0, expected a positive whole number"),
+        ("lora_alpha", None, "lora_alpha in adapter_config.json is None, expected a number"),
+        ("target_modules", 5, "target_modules in adapter_config.json is 5, expected a pattern or a list"),
+        ("target_modules", "(", r"target_modules in adapter_config.json is '\(', expected a pattern"),
+        ("rank_pattern", [1], r"rank_pattern in adapter_config.json is \[1\], expected an object"),
+        ("peft_type", "IA3", "is of IA3Config; expected LoRA"),
+        ("base_model_name_or_path", 7, r"does not name its base model \(got 7\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")
+def test_a_field_of_another_kind_in_an_adapter_is_named(good, tmp_path, field, value, message):
+    shutil.copytree(good / "sft", tmp_path / "sft")
+    config = json.loads((tmp_path / "sft" / "adapter_config.json").read_text())
+    (tmp_path / "sft" / "adapter_config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(UsageError, match=message):
+        run("generate", good, tmp_path / "out", model_path=str(tmp_path / "sft"))
+
+
+@pytest.mark.parametrize("path", ["runs/checkpoint", "sft-of-yesterday"])
+@pytest.mark.parametrize("stage", ["sft", "ppo", "generate"])
+def test_a_path_like_a_hub_name_is_said_to_be_no_folder_here(good, tmp_path, monkeypatch, stage, path):
+    def absent(*_, **__):
+        raise OSError("there is no such repository")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", absent)
+    with pytest.raises(UsageError, match=rf"'{path}' \(no such folder is here, so it was taken for a hub name"):
+        run(stage, good, tmp_path / "out", **{MODEL[stage]: path})
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "generate"])
+@pytest.mark.parametrize("kind", ["EOS", "a token of the chat template"])
+def test_a_token_without_a_row_in_the_embeddings_is_named_and_a_pad_token_may_have_none(good, tmp_path, stage, kind):
+    shutil.copytree(good / "base", tmp_path / "base")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert load_tokenizer(str(tmp_path / "base")).pad_token_id == 97  # the model has rows 0 to 96
+    tokenizer.add_special_tokens({"eos_token": "[END]"} if kind == "EOS" else {"additional_special_tokens": ["[BOT]"]})
+    if kind != "EOS":
+        tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "[BOT]")
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(UsageError, match=rf"{kind}, has id 98 and the embeddings of .*base' have 97 rows. Resize them"):
+        run(stage, good, tmp_path / "out", **{MODEL[stage]: str(tmp_path / "base")})

@@ -24,7 +24,7 @@ def build_ppo(shared: SharedModel, folder: str, *, rows: int, prompt: int, new: 
     config = PPORunConfig(
         output_dir=folder, per_device_train_batch_size=rows, response_length=new, total_episodes=4 * rows,
         num_ppo_epochs=1, num_mini_batches=1, use_cpu=shared.device.type == "cpu", max_rollout_batch=rows,
-        max_tokens_per_micro_batch=16384, temperature=1.0, max_length=prompt + new,
+        max_tokens_per_micro_batch=4096, temperature=1.0, max_length=prompt + new,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     vocabulary = shared.base.config.vocab_size

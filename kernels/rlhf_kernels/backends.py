@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from rlhf_kernels.extension import MISSING
+
 VARIABLE = "RLHF_FAST_BACKEND"
 ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "flash", "reference")}  # by device type, the fastest first
 
@@ -57,7 +59,10 @@ def select(op: str, backend: str | None, args: Arguments) -> Callable[..., Any]:
         reason = available[name].supports(args)
         if reason is None:
             return available[name].run
-        _log_once(op, name, reason)
+        if reason == MISSING:
+            _say_that_native_is_missing()
+        else:
+            _log_once(op, name, reason)
     raise ValueError(f"no backend of {op} can run on {device}: move the tensors to a CPU or CUDA device")
 
 
@@ -96,3 +101,9 @@ def _explicit(op: str, name: str, origin: str, args: Arguments) -> Backend:
 @cache
 def _log_once(op: str, name: str, reason: str) -> None:
     logging.getLogger(__name__).warning("%s runs without its backend %r: %s", op, name, reason)
+
+
+@cache
+def _say_that_native_is_missing() -> None:
+    """One line for all operations."""
+    logging.getLogger(__name__).warning("what runs on a CPU runs in torch, several times slower: %s", MISSING)

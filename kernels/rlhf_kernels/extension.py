@@ -7,6 +7,7 @@ instruction sets that its kernels come in and the processor has.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +16,11 @@ try:
     from rlhf_kernels import _native as native
 except ImportError as error:
     native = None  # type: ignore[assignment]
+    broken = [path for path in Path(__file__).parent.glob("_native.*") if path.suffix in (".so", ".pyd")]
     MISSING: str | None = (
-        f"the C++ extension is not available ({error}); to build it, install a C++17 compiler and the "
-        "Python headers and reinstall rlhf-fast from source"
+        f"the C++ kernels {f'in {broken[0].name} cannot be loaded ({error})' if broken else 'are not built'}; to have "
+        "them, install a C++17 compiler (such as g++) and the Python headers (such as python3-dev), then install "
+        "rlhf-fast again with --force-reinstall --no-cache-dir"
     )
     LEVEL = ""
 else:

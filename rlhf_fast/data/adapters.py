@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rlhf_fast.data.columns import demonstration, prompt_row, soft_ranks
+from rlhf_fast.data.columns import demonstration, prompt_row
+from rlhf_fast.data.pairs import soft_ranks
 from rlhf_fast.data.schema import Comparison, Demonstration, Message, PromptRow
 from rlhf_fast.data.sources import BadRow, Raw
 from rlhf_fast.data.values import instruction_of, number_of, text_of, votes_of

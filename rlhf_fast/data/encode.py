@@ -1,13 +1,26 @@
-"""From rows to token ids, the same at training and at generation. Everything works from lengths, never from pad ids."""
+"""From rows to token ids, the same for every stage: a prompt, a reply to it, and the EOS that ends the reply.
+
+encode_prompt          what a policy responds to
+encode_replies         a prompt and one or more replies to it (demonstrations, comparisons)
+encode_demonstration   what SFT learns of a row: one sequence, or several where the template rewrites earlier turns
+shown_example          a sequence as a person reads it, with what is learnt marked
+
+A conversation goes through the chat template (`replies`), plain text is taken as it is. Prompt, reply and EOS are
+together the conversation as the template renders it whole. Everything works from lengths, never from pad ids.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.schema import Demonstration, Message, Prompt
+from rlhf_fast.data.fitting import TooLong, refuse_far_too_long
+from rlhf_fast.data.replies import prompt_of, reply_of, special_texts
+from rlhf_fast.data.schema import Demonstration, Message, Prompt, Tools
+from rlhf_fast.model.template import opening, render, without_end
 from rlhf_fast.runtime.errors import UsageError
 
 IGNORED = -100
@@ -21,87 +34,201 @@ class Encoded:
     labels: list[int]
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
-    """The text that the model sees: a conversation through the chat template, plain text as it is."""
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, tools: Tools | None = None) -> str:
+    """The text that the model sees: a conversation through the chat template, plain text as it is, but for the spaces
+    at its end, which belong to the reply: `ĠParis` is a token, and `Ġ` with `Paris` after it are others."""
     if isinstance(prompt, str):
-        return prompt
-    if tokenizer.chat_template is None:
-        raise UsageError(
-            "the rows are conversations and the tokenizer has no chat template. Give one with --chat_template_path, "
-            "or use plain-text prompts."
-        )
-    return _render(tokenizer, prompt, open_reply=True)
+        _refuse_tools(tools)
+        return prompt[: len(prompt) - _spaces(prompt)]
+    return prompt_of(tokenizer, _ended(tokenizer, prompt), tools)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_length: int | None = None) -> list[int]:
-    """Ids of a prompt, as generation and training use it. Raises `UsageError` if it is empty or over `max_length`.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, tools: Tools | None = None, max_length: int | None = None
+) -> list[int]:
+    """Ids of a prompt, as generation and training use it. Raises `UsageError` if it is empty or over `max_length`
+    (`TooLong`), or if the chat template cannot serve it.
 
-    Special tokens that the tokenizer itself adds (a BOS, say) are added to plain text only: a chat template has them.
+    Special tokens that the tokenizer itself adds (a BOS, say) are added to plain text only, and not where it begins
+    with them: a chat template has them.
     """
-    last = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
-    if not last.strip():
-        raise UsageError("a prompt is empty; expected some text. Remove the row.")
-    text = prompt_text(tokenizer, prompt)
-    if isinstance(prompt, str):
-        ids = _open_text(tokenizer, text)
-    else:
-        _check_end_of_turn(tokenizer)
-        ids = _ids(tokenizer, text)
+    _refuse_empty(prompt)
+    text = prompt_text(tokenizer, prompt, tools)
+    refuse_far_too_long(tokenizer, [text], max_length)
+    ids = [*(opening(tokenizer, text) if isinstance(prompt, str) else []), *_ids(tokenizer, text)]
     if max_length is not None and len(ids) > max_length:
-        raise UsageError(
+        raise TooLong(
             f"the prompt {text[:60]!r}... has {len(ids)} tokens and {max_length} fit beside the response. Shorten it, "
             "raise max_length (up to the model's context), or lower response_length."
         )
     return ids
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
-    """Ids of a response and the EOS that ends it. Raises `UsageError` for a tokenizer without EOS."""
-    if tokenizer.eos_token_id is None:
+def encode_replies(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, replies: Sequence[str | Message], *,
+    tools: Tools | None = None, max_length: int | None = None,
+) -> tuple[list[int], list[list[int]]]:  # fmt: skip
+    """Ids of a prompt, those of `encode_prompt`, and of each reply to it with the one EOS that ends it.
+
+    A reply is a text or the assistant's message. Raises `UsageError` for an empty prompt, a tokenizer without EOS, a
+    reply that goes on after its EOS, and where the chat template renders the conversation otherwise; `TooLong` for a
+    text so far over `max_length` that it is not tokenised. Whether a sequence is over it is left to the caller.
+    """
+    _refuse_empty(prompt)
+    if isinstance(prompt, str):
+        return _replies(tokenizer, prompt, replies, tools, max_length)
+    turns = [reply if isinstance(reply, dict) else {"role": "assistant", "content": reply} for reply in replies]
+    return _replies(tokenizer, _ended(tokenizer, prompt), _ended(tokenizer, turns), tools, max_length)
+
+
+def encode_demonstration(tokenizer: PreTrainedTokenizerBase, row: Demonstration, *, max_length: int) -> list[Encoded]:
+    """Sequences with labels on what is learnt: a completion, or the assistant's turns but those with weight 0.
+
+    Each turn stands after exactly the ids that generation would start from. Where these begin with the sequence so far,
+    as with most templates, all turns share one sequence; where the template rewrites earlier turns (leaves out their
+    thoughts, say), a turn begins a sequence of its own.
+    Raises `UsageError` for a row that cannot be rendered, `TooLong` for a sequence of more than `max_length` tokens.
+    """
+    if row.messages is not None:
+        parts = _conversation(tokenizer, row.messages, row.tools, max_length)
+    else:
+        encode = encode_replies if row.prompt else _replies
+        context, (reply,) = encode(tokenizer, row.prompt, [row.completion], tools=row.tools, max_length=max_length)
+        parts = [_after(context, reply)]
+    longest = max(len(part.input_ids) for part in parts)
+    if longest > max_length:
+        raise TooLong(
+            f"a demonstration has {longest} tokens, over max_length={max_length}. Raise max_length "
+            "(up to the model's context), or shorten the row."
+        )
+    return parts
+
+
+def shown_example(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list[int]) -> str:
+    """The sequence as one line of text, special tokens included; what is learnt stands between « and », and what is
+    long is cut in the middle."""
+    runs = []
+    for learnt, run in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED):
+        text = tokenizer.decode([token for token, _ in run], skip_special_tokens=False)
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        text = text if len(text) <= 140 else f"{text[:70]} ... {text[-60:]}"
+        runs.append(f"«{text}»" if learnt else text)
+    return "".join(runs if len(runs) <= 4 else [*runs[:2], " ... ", *runs[-2:]])
+
+
+def _conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None, max_length: int
+) -> list[Encoded]:
+    parts: list[Encoded] = []
+    messages = _ended(tokenizer, messages)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant" or message.get("weight") == 0:
+            continue
+        if turn == 0:
+            raise UsageError(
+                "a conversation begins with the assistant, whose turn has no prompt. Put the user's turn before it, or "
+                "give it weight 0, so that it is shown and not learnt."
+            )
+        context, (reply,) = _replies(tokenizer, messages[:turn], [message], tools, max_length)
+        begun = parts[-1] if parts else Encoded([], [])
+        done = len(begun.input_ids)
+        added = _after(context[done:], reply)
+        if parts and context[:done] == begun.input_ids:
+            parts[-1] = Encoded(begun.input_ids + added.input_ids, begun.labels + added.labels)
+        else:
+            parts.append(_after(context, reply))
+    if not parts:
+        raise UsageError("no turn of the assistant is learnt: all have weight 0. Give one of them weight 1.")
+    return parts
+
+
+def _replies(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, replies: Sequence[str | Message], tools: Tools | None,
+    max_length: int | None,
+) -> tuple[list[int], list[list[int]]]:  # fmt: skip
+    """As `encode_replies`, of conversations without EOS in them, or of a text, also of "": what is learnt from its
+    first token on."""
+    eos = tokenizer.eos_token
+    if eos is None or tokenizer.eos_token_id is None:
         raise UsageError(
             "the tokenizer has no EOS token, so a response would never end. "
             "Set eos_token in the model folder's tokenizer_config.json."
         )
-    return [*_ids(tokenizer, response), tokenizer.eos_token_id]
-
-
-def encode_demonstration(tokenizer: PreTrainedTokenizerBase, row: Demonstration, *, max_length: int) -> Encoded:
-    """Ids with labels on what is learnt: completions and assistant turns, each with the EOS that ends it.
-
-    Raises `UsageError` for a row of more than `max_length` tokens.
-    """
-    if row.messages is not None:
-        encoded = _conversation(tokenizer, row.messages)
-    elif row.prompt:
-        encoded = _after(encode_prompt(tokenizer, row.prompt), encode_response(tokenizer, row.completion))
+    if isinstance(prompt, str):
+        before = prompt_text(tokenizer, prompt, tools)
+        texts = [prompt[len(before) :] + _own(tokenizer, str(reply)) for reply in replies]
+        start = opening(tokenizer, before or texts[0])
     else:
-        response = encode_response(tokenizer, row.completion)
-        opened = _open_text(tokenizer, row.completion)  # the special tokens before the text, if any, then the text
-        encoded = _after(opened[: len(opened) - (len(response) - 1)], response)
-    if len(encoded.input_ids) > max_length:
+        before, start = render(tokenizer, prompt, tools, open_reply=True), []
+        turns = (reply for reply in replies if isinstance(reply, dict))
+        texts = [reply_of(tokenizer, [*prompt, turn], tools, before, eos) for turn in turns]
+    if prompt and any(eos in text for text in texts):
         raise UsageError(
-            f"a demonstration has {len(encoded.input_ids)} tokens, over max_length={max_length}. Raise max_length "
-            "(up to the model's context), or shorten the row."
+            f"a reply goes on after the EOS {eos!r} in it, where it would end. Cut it there, or split the row."
         )
-    return encoded
+    refuse_far_too_long(tokenizer, [before, *texts], max_length)
+    context = [*start, *_ids(tokenizer, before)]
+    return context, [[*_continued(tokenizer, context, before, text), tokenizer.eos_token_id] for text in texts]
 
 
-def _conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> Encoded:
-    """Each assistant turn after exactly the ids that `encode_prompt` gives for the turns before it."""
-    encoded = Encoded([], [])
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        context = encode_prompt(tokenizer, messages[:turn])
-        done = len(encoded.input_ids)
-        if context[:done] != encoded.input_ids:
-            raise UsageError(
-                "the chat template, or the tokenizer at the edge of a turn, changes earlier turns when a later one "
-                "follows, so the turns cannot be learnt together. Give each turn as prompt and completion."
-            )
-        added = _after(context[done:], encode_response(tokenizer, message["content"]))
-        encoded = Encoded(encoded.input_ids + added.input_ids, encoded.labels + added.labels)
-    return encoded
+def _continued(tokenizer: PreTrainedTokenizerBase, context: list[int], before: str, text: str) -> list[int]:
+    """Ids of `text` after `before`, whose ids `context` ends with: as of one text, or of their own where the tokenizer
+    joins the two at the edge."""
+    edge = before[max(0, before.rfind(" ", 0, -100)) :]  # of a long prompt the end will do, from a word's beginning
+    known = _ids(tokenizer, edge)
+    if not known or context[-len(known) :] != known:
+        edge, known = before, _ids(tokenizer, before)
+    whole = _ids(tokenizer, edge + text)
+    if whole[: len(known)] == known:
+        return whole[len(known) :]
+    for anchor in ("", "\n"):  # some tokenizers put a space before whatever begins a text
+        ids = _ids(tokenizer, anchor + text)[len(_ids(tokenizer, anchor)) :]
+        if tokenizer.decode(known + ids) == tokenizer.decode(whole):
+            return ids
+    if "".join(str(tokenizer.decode(whole)).split()) != "".join((edge + text).split()):
+        return _ids(tokenizer, text)  # one of whole words, that has none for the two joined
+    raise UsageError(
+        f"the tokenizer joins the prompt's end {before[-20:]!r} and the reply's beginning {text[:20]!r} to other "
+        "tokens, and gives none for the reply alone. End the prompt with white space or a newline."
+    )
+
+
+def _own(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A reply of a row without the EOS that it ends with. Raises `UsageError` for another special token there."""
+    text = without_end(text, tokenizer.eos_token)
+    bare, special = text.rstrip(), special_texts(tokenizer)
+    if bare.endswith(special):
+        other = next(token for token in special if bare.endswith(token))
+        raise UsageError(
+            f"a reply ends with the special token {other!r}, and replies are ended with the EOS "
+            f"{tokenizer.eos_token!r} here, so it would end twice. Take {other!r} out of the row."
+        )
+    return text
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[Message]:
+    """Messages whose assistant's contents have no EOS of their own: the template writes it."""
+    return [
+        m | {"content": _own(tokenizer, m["content"])} if m["role"] == "assistant" and m.get("content") else m
+        for m in messages
+    ]
+
+
+def _spaces(text: str) -> int:
+    """How many characters of white space `text` ends with, in its last line."""
+    white = text[len(text.rstrip()) :]
+    return len(white) - 1 - max(white.rfind("\n"), white.rfind("\r"))
+
+
+def _refuse_empty(prompt: Prompt) -> None:
+    last = {"content": prompt} if isinstance(prompt, str) else prompt[-1] if prompt else {}
+    if not (last.get("content") or "").strip() and not (last.get("role") == "tool" or last.get("tool_calls")):
+        raise UsageError("a prompt is empty; expected some text. Remove the row.")
+
+
+def _refuse_tools(tools: Tools | None) -> None:
+    if tools:
+        raise UsageError("the row has `tools`, which plain text has no place for. Give its prompt as messages.")
 
 
 def _after(context: list[int], response: list[int]) -> Encoded:
@@ -110,43 +237,3 @@ def _after(context: list[int], response: list[int]) -> Encoded:
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _open_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Plain text with the special tokens that open it, without those that close it: a response goes on here."""
-    plain = _ids(tokenizer, text)
-    full = list(tokenizer(text, verbose=False)["input_ids"])
-    for start in range(len(full) - len(plain) + 1):
-        if full[start : start + len(plain)] == plain:
-            return full[: start + len(plain)]
-    raise UsageError(
-        f"the tokenizer gives other tokens for {text[:60]!r} when it adds its special tokens; expected the same tokens "
-        "between them. Use another tokenizer."
-    )
-
-
-def _check_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A response ends with EOS; a template that ends it with another special token would be trained against."""
-    if tokenizer.eos_token is None:
-        return
-    user = {"role": "user", "content": "question"}
-    text = _render(tokenizer, [user, {"role": "assistant", "content": "answer"}], open_reply=False)
-    _, found, after = text.rpartition("answer")
-    closing = _ids(tokenizer, after.strip()) if found else []
-    if closing and closing[0] in tokenizer.added_tokens_decoder and closing[0] != tokenizer.eos_token_id:
-        token = tokenizer.convert_ids_to_tokens(closing[0])
-        raise UsageError(
-            f"the chat template ends a reply with {token!r} and the tokenizer's EOS is {tokenizer.eos_token!r}, so "
-            f"responses would end in two ways. Set eos_token to {token!r} in the model folder's tokenizer_config.json."
-        )
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, open_reply: bool) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_reply))
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise UsageError(
-            f"the chat template refuses a conversation of {roles}: {error}. Change the row, or give another template "
-            "with --chat_template_path."
-        ) from error

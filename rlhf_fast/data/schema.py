@@ -6,16 +6,27 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
+Message = dict[str, Any]
+"""One turn: {"role": "system" | "user" | "assistant" | "tool", "content": text}, and where the row has them
+
+tool_calls         of the assistant, a list of dicts in OpenAI's form, arguments as a dict; content may then be None
+tool_call_id, name of a tool's answer
+reasoning_content  of the assistant, text
+weight             0 on an assistant's turn that is shown and not learnt; not there on one that is learnt
+
+All but `weight` are for the chat template. Keys that the row leaves null are not there.
+"""
 
 Prompt = str | list[Message]
-"""Plain text, or a conversation that ends before the assistant's turn."""
+"""Plain text, or a conversation that ends before the assistant's turn; its turns have no `weight`."""
+
+Tools = list[dict[str, Any]]
+"""What a conversation's assistant may call, one JSON schema each, for the chat template."""
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What to learn: a prompt's completion, or every assistant turn of `messages`.
+    """What to learn: a prompt's completion, or every assistant turn of `messages` but those with weight 0.
 
     With neither a prompt nor messages, `completion` is plain text that is learnt from its first token on.
     """
@@ -23,6 +34,7 @@ class Demonstration:
     prompt: Prompt = ""
     completion: str = ""
     messages: list[Message] | None = None
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Comparison:
     ranks: tuple[float, ...]
     probability: float | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ class PromptRow:
 
     prompt: Prompt
     columns: dict[str, Any] = field(default_factory=dict)
+    tools: Tools | None = None
 
 
 def prompt_key(prompt: Prompt) -> str:

@@ -1,22 +1,45 @@
-"""One value of a raw row, checked. A bad value raises `BadRow` with the reason."""
+"""One value of a raw row, checked. A bad value raises `BadRow` with the reason.
+
+Texts, numbers, the question of a row, votes, and tools. Conversations are in `turns.py`.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 from typing import Any
 
-from rlhf_fast.data.schema import Message, Prompt
+from rlhf_fast.data.schema import Tools
 from rlhf_fast.data.sources import BadRow, Raw
 
-_ROLES = ("system", "user", "assistant")
-_SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+QUESTION = ("instruction", "question", "query")
+"""Columns that a question is read from, with `input` below it where there is one; or `input` alone."""
+OF_A_QUESTION = ("context", "passage", "choices", "options")
+"""Columns that belong to a question in some data sets, and that no common format says how to join to it."""
+
+
+def shown(value: Any) -> str:
+    """A short form of any value, for messages."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of too many digits
+        return f"a very large {type(value).__name__}"
+
+
+def absent(value: Any) -> bool:
+    """Null, NaN, white space, an empty list or dict: a column or key that says nothing."""
+    if isinstance(value, str):
+        return not value or value.isspace()
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, (list, tuple, dict)) and not value)
 
 
 def text_of(value: Any, name: str) -> str:
     """A text with more than white space in it."""
     if not isinstance(value, str):
-        raise BadRow(f"{name} is {reprlib.repr(value)}; expected text")
+        raise BadRow(f"{name} is {shown(value)}; expected text")
     if not value.strip():
         raise BadRow(f"{name} is empty; expected text")
     return value
@@ -26,38 +49,32 @@ def number_of(value: Any, name: str) -> float:
     """A finite number; digits in a text count, as CSV has nothing else."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadRow(f"{name} is {reprlib.repr(value)}; expected a number")
+        raise BadRow(f"{name} is {shown(value)}; expected a number")
     return number
 
 
-def prompt_of(value: Any) -> Prompt:
-    """Text, or a conversation that ends with the user."""
-    return conversation_of(value, "prompt", "user") if isinstance(value, list) else text_of(value, "prompt")
-
-
-def response_of(value: Any, name: str) -> str:
-    """Text, or a list of one assistant message."""
-    if not isinstance(value, list):
-        return text_of(value, name)
-    messages = conversation_of(value, name, "assistant")
-    if len(messages) != 1:
-        raise BadRow(f"{name} has {len(messages)} messages; expected one, of the assistant")
-    return messages[0]["content"]
-
-
 def instruction_of(row: Raw) -> str:
-    """Instruction and input with a blank line between them; either may be absent, null, NaN or empty, but not both."""
-    parts = [row[name] for name in ("instruction", "input") if not _absent(row.get(name))]
+    """The question of a row: one of `QUESTION` and `input`, with a blank line between them; either may be absent.
+
+    Raises `BadRow` if both are, if two columns hold different questions, or if more belongs to it.
+    """
+    asked = {name: row[name] for name in QUESTION if not absent(row.get(name))}
+    if len({str(value) for value in asked.values()}) > 1:
+        raise BadRow(f"{' and '.join(asked)} hold different questions; expected one. Join them, or rename a column")
+    parts = [*list(asked.values())[:1], *([] if absent(row.get("input")) else [row["input"]])]
+    named = ", ".join(name for name in (*QUESTION, "input") if name in row)
     if not parts:
-        raise BadRow("instruction and input are empty; expected text in one of them")
-    return "\n\n".join(text_of(part, "instruction or input") for part in parts)
-
-
-def _absent(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+        raise BadRow(f"{named.replace(', ', ' and ')} {'are' if ',' in named else 'is'} empty; expected text in one")
+    more = [name for name in OF_A_QUESTION if not absent(row.get(name))]
+    if more:
+        raise BadRow(
+            f"{', '.join(more)} would be left out of the question. Write the whole question into one column named "
+            "prompt, or rename what does not belong to it"
+        )
+    return "\n\n".join(text_of(part, named.replace(", ", " or ")) for part in parts)
 
 
 def votes_of(value: Any) -> float:
@@ -67,30 +84,37 @@ def votes_of(value: Any) -> float:
         or not value
         or not all(type(vote) in (int, float) and vote in (0, 1, 2) for vote in value)
     ):
-        raise BadRow(f"votes are {reprlib.repr(value)}; expected a list of 1 (the first), 2 (the second) or 0 (a tie)")
+        raise BadRow(f"votes are {shown(value)}; expected a list of 1 (the first), 2 (the second) or 0 (a tie)")
     return (value.count(1) + 0.5 * value.count(0)) / len(value)
 
 
-def sharegpt_of(value: Any, ends_with: str | None) -> list[Message]:
-    """A conversation in ShareGPT's from/value form, in our form."""
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise BadRow(f"conversations is {reprlib.repr(value)}; expected a list of from and value")
-    for turn in value:
-        if turn.get("from") not in _SHAREGPT:
-            raise BadRow(f"a turn is from {turn.get('from')!r}; expected {', '.join(_SHAREGPT)}")
-    turns = [{"role": _SHAREGPT[turn["from"]], "content": turn.get("value")} for turn in value]
-    return conversation_of(turns, "conversations", ends_with)
+def json_of(value: Any, name: str) -> Any:
+    """What JSON text holds, as CSV and Parquet often carry nested values; any other value that JSON can hold as it is.
+
+    The template and the files that a run writes hold these values as JSON.
+    """
+    try:
+        if isinstance(value, str):
+            return json.loads(value)
+        json.dumps(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRow(f"{name} is {shown(value)}; expected JSON ({type(error).__name__}: {error})") from error
+    return value
 
 
-def conversation_of(value: Any, name: str, ends_with: str | None) -> list[Message]:
-    """Messages with known roles and non-empty contents, the last from `ends_with` (None: from anyone)."""
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"{name} is {reprlib.repr(value)}; expected a list of messages")
-    for message in value:
-        role = message.get("role") if isinstance(message, dict) else None
-        if role not in _ROLES:
-            raise BadRow(f"{name} holds {reprlib.repr(message)}; expected content and a role of {', '.join(_ROLES)}")
-        text_of(message.get("content"), f"the content of a message of the {role}")
-    if ends_with is not None and value[-1]["role"] != ends_with:
-        raise BadRow(f"{name} ends with {value[-1]['role']}; expected a last message of the {ends_with}")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+def tools_of(value: Any) -> Tools | None:
+    """A list of JSON schemas, or that list as JSON text; a bare function is wrapped as templates expect it."""
+    if absent(value):
+        return None
+    tools = json_of(value, "tools")
+    if not isinstance(tools, list):
+        raise BadRow(f"tools is {shown(value)}; expected a list of functions, each with its JSON schema")
+    return [_tool(tool) for tool in tools] or None
+
+
+def _tool(value: Any) -> dict[str, Any]:
+    tool = json_of(value, "a tool")
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRow(f"tools holds {shown(value)}; expected a function with its name and JSON schema")
+    return tool if "function" in tool else {"type": "function", "function": tool}

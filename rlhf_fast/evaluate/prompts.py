@@ -7,20 +7,24 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.data.columns import gather
 from rlhf_fast.data.encode import encode_prompt, prompt_text
 from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import OnBadRow
+from rlhf_fast.data.rendering import Rendering, announce_prompts
 from rlhf_fast.data.schema import Message, Prompt, PromptRow
 
 
 @dataclass
 class HeldOut:
-    """Prompts as rows, as token ids and as the text that the model sees, and the columns that all rows have."""
+    """Prompts as rows, as token ids and as the text that the model sees, and the other columns, None where a row has
+    no such column."""
 
     prompts: list[Prompt]
     ids: list[list[int]]
     texts: list[str]
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    rendering: Rendering | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -32,14 +36,13 @@ class HeldOut:
     ) -> HeldOut:  # fmt: skip
         """max_length: tokens that fit beside a response. Raises `UsageError` naming the row for one that does not."""
         fitting = encode_rows(
-            rows, lambda row: encode_prompt(tokenizer, row.prompt, max_length=max_length),
+            rows, lambda row: encode_prompt(tokenizer, row.prompt, tools=row.tools, max_length=max_length),
             noun="held-out prompt", source=source, on_bad_row=on_bad_row,
         )  # fmt: skip
-        kept = [row for row, _ in fitting]
-        names = set.intersection(*(set(row.columns) for row in kept))
-        columns = {name: [row.columns[name] for row in kept] for name in sorted(names)}
-        texts = [prompt_text(tokenizer, row.prompt) for row in kept]
-        return cls([row.prompt for row in kept], [ids for _, ids in fitting], texts, columns)
+        kept, ids = [row for row, _ in fitting], [ids for _, ids in fitting]
+        texts = [prompt_text(tokenizer, row.prompt, row.tools) for row in kept]
+        rendering = announce_prompts(tokenizer, kept, ids, source)
+        return cls([row.prompt for row in kept], ids, texts, gather(row.columns for row in kept), rendering)
 
     @property
     def conversations(self) -> list[list[Message] | None]:

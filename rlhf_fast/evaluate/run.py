@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
+from rlhf_fast.data.rendering import compare as compare_rendering
+from rlhf_fast.data.rendering import trained_stop
 from rlhf_fast.evaluate.compare import Comparison, compare
 from rlhf_fast.evaluate.config import EvaluateConfig
 from rlhf_fast.evaluate.models import Models, open_models
@@ -43,6 +45,7 @@ def run_evaluate(config: EvaluateConfig) -> Comparison:
         models.tokenizer, read.rows[: config.max_prompts], _room(config, models),
         source=config.dataset_name, on_bad_row=config.on_bad_row,
     )  # fmt: skip
+    _compare_rendering(config, prompts)
     with activity(f"two responses to each of {len(prompts)} prompts, then their scores"):
         comparison = _compare(config, models, prompts)
     output = Path(config.output_dir)
@@ -64,7 +67,9 @@ def build_report(comparison: Comparison, model_path: str) -> Report:
 
 
 def _compare(config: EvaluateConfig, models: Models, prompts: HeldOut) -> Comparison:
-    stop = stop_ids(models.tokenizer, model_eos=models.policy.model.eos_ids)
+    stop = stop_ids(
+        models.tokenizer, stop_token_id=trained_stop(str(config.model_path)), model_eos=models.policy.model.eos_ids
+    )
     strings = stop_strings(models.tokenizer, config.stop)
     return compare(
         models.baseline, models.policy, prompts, models.rewards, models.tokenizer,
@@ -72,6 +77,14 @@ def _compare(config: EvaluateConfig, models: Models, prompts: HeldOut) -> Compar
         seed=config.seed, max_batch=config.max_rollout_batch, max_tokens=config.max_tokens_per_micro_batch,
         max_kv_cache_gb=config.max_kv_cache_gb,
     )  # fmt: skip
+
+
+def _compare_rendering(config: EvaluateConfig, prompts: HeldOut) -> None:
+    """Say of each model where its training's prompts were rendered otherwise than these."""
+    assert prompts.rendering is not None
+    own = replace(prompts.rendering, stop_token_id=trained_stop(str(config.model_path)))
+    paths = (config.model_path, config.baseline_path, *config.reward_model_paths)
+    compare_rendering(own, str(config.dataset_name), *paths)
 
 
 def _room(config: EvaluateConfig, models: Models) -> int | None:

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_fast.data.rendering import Rendering
 from rlhf_fast.export.card import read_facts, write_card
 from rlhf_fast.export.config import ExportConfig
 from rlhf_fast.export.gguf_file import gguf_metadata, gguf_name, write_gguf
+from rlhf_fast.export.gguf_tokenizer import ends_metadata
 from rlhf_fast.export.merge import merged_model
 from rlhf_fast.model.adapter_files import HEAD_WEIGHTS
 from rlhf_fast.model.load import Source, load_tokenizer, refuse_missing, resolve_source
+from rlhf_fast.model.shared import eos_ids
+from rlhf_fast.rollout.sampling import end_with, stop_ids
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.durable import write_folder
 from rlhf_fast.runtime.errors import UsageError
@@ -34,7 +38,9 @@ def run_export(config: ExportConfig) -> Path:
     own = AutoConfig.from_pretrained(source.base, trust_remote_code=False)
     file = gguf_name(output.name, config.gguf) if config.gguf != "none" else None
     metadata = gguf_metadata(own, tokenizer, output.name) if file else {}
-    model, dtype = merged_model(path), _dtype(config.dtype, own)
+    model, dtype, rendering = merged_model(path), _dtype(config.dtype, own), Rendering.read(path)
+    ends = _end(model, tokenizer, rendering)
+    metadata |= ends if file else {}
     facts = read_facts(Path(path))
 
     def fill(folder: Path) -> None:
@@ -43,6 +49,8 @@ def run_export(config: ExportConfig) -> Path:
         model.to(dtype)  # type: ignore[arg-type]
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if rendering is not None:
+            rendering.save(folder)
         write_card(folder, output.name, source, dtype, facts, file)
 
     try:
@@ -62,6 +70,16 @@ def _paths(config: ExportConfig) -> tuple[str, Path]:
     if output.exists():
         raise UsageError(f"output_dir={config.output_dir!r} is there already. Give another folder, or delete it.")
     return config.model_path, output
+
+
+def _end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rendering: Rendering | None) -> dict[str, int]:
+    """Write what ends a response of `model` here into its configs; returns the same in the words of GGUF."""
+    stop_token_id = rendering.stop_token_id if rendering else None
+    if stop_token_id is None and tokenizer.eos_token_id is None:
+        return {}
+    stop = stop_ids(tokenizer, stop_token_id=stop_token_id, model_eos=eos_ids(model))
+    end_with(model, stop)
+    return ends_metadata(stop, tokenizer.eos_token_id)
 
 
 def _refuse_reward(source: Source) -> None:

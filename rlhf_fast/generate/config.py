@@ -13,7 +13,8 @@ class GenerateConfig(InferenceConfig):
 
     model_path: str | None = field(default=None, metadata={"help": "A model or adapter folder, or a hub name."})
     prompts: list[str] = field(
-        default_factory=list, metadata={"help": "Prompts as text, instead of dataset_name; a user's turn each."}
+        default_factory=list,
+        metadata={"help": "Prompts as text, instead of dataset_name; a user's turn each if there is a chat template."},
     )
     top_k: int = field(default=0, metadata={"help": "Sample from the k likeliest tokens; 0: from all."})
     top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens of this probability."})

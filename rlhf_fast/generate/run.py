@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -10,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_fast.data.encode import encode_prompt
 from rlhf_fast.data.fitting import encode_rows, prompt_room
 from rlhf_fast.data.readers import read_prompts
-from rlhf_fast.data.schema import Prompt
+from rlhf_fast.data.rendering import announce_prompts, compare, trained_stop
+from rlhf_fast.data.schema import PromptRow
 from rlhf_fast.generate.config import GenerateConfig
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer
 from rlhf_fast.model.roles import Policy
@@ -30,42 +33,51 @@ def run_generate(config: GenerateConfig) -> Path:
         raise UsageError("generation needs model_path, and prompts or dataset_name.")
     output = _output(config)
     tokenizer = load_tokenizer(config.model_path, config.chat_template_path)
+    source = config.dataset_name or "the given prompts"
     room = prompt_room(config.response_length, context_of(config.model_path))
     fitting = encode_rows(
-        read(config, tokenizer), lambda prompt: encode_prompt(tokenizer, prompt, max_length=room),
-        noun="prompt", source=config.dataset_name or "the given prompts", on_bad_row=config.on_bad_row,
+        read(config, tokenizer), lambda row: encode_prompt(tokenizer, row.prompt, tools=row.tools, max_length=room),
+        noun="prompt", source=source, on_bad_row=config.on_bad_row,
     )  # fmt: skip
-    prompts, copies = [prompt for prompt, _ in fitting], config.num_responses
+    rows, ids, copies = [row for row, _ in fitting], [ids for _, ids in fitting], config.num_responses
+    stop_token_id = trained_stop(config.model_path)
+    rendering = replace(announce_prompts(tokenizer, rows, ids, source), stop_token_id=stop_token_id)
+    compare(rendering, source, config.model_path)
     device = choose_device(config.use_cpu)
     shared, adapter = load_shared(config.model_path, dtype=choose_dtype(config.dtype, device), device=device)
-    stop = stop_ids(tokenizer, model_eos=shared.eos_ids)
+    stop = stop_ids(tokenizer, stop_token_id=stop_token_id, model_eos=shared.eos_ids)
     responses = generate(
-        Policy(shared, adapter), [ids for _, ids in fitting for _ in range(copies)],
+        Policy(shared, adapter), [prompt for prompt in ids for _ in range(copies)],
         Sampling(
             config.response_length, stop, config.temperature, config.top_k, config.top_p,
             stop_strings(tokenizer, config.stop),
         ),
-        seeds=[(config.seed << 32) + i for i in range(copies * len(prompts))],
+        seeds=[(config.seed << 32) + i for i in range(copies * len(rows))],
         max_batch=config.max_rollout_batch, max_tokens=config.max_tokens_per_micro_batch,
         max_kv_cache_gb=config.max_kv_cache_gb,
     )  # fmt: skip
     texts = tokenizer.batch_decode([r.tokens for r in responses], skip_special_tokens=True)
-    rows = [
-        {"prompt": prompts[i // copies], "response": text, "finished": response.finished}
+    lines = [
+        {"prompt": rows[i // copies].prompt, "response": text, "finished": response.finished}
         for i, (text, response) in enumerate(zip(texts, responses, strict=True))
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    output.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     return output
 
 
-def read(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The prompts; one given as text becomes a user's turn where the tokenizer has a chat template."""
+def read(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase) -> list[PromptRow]:
+    """The prompts. Each of `prompts` is a user's turn where the tokenizer has a chat template, which is said; those of
+    a data set are what they are there."""
     if config.prompts:
-        chat = tokenizer.chat_template is not None
-        return [[{"role": "user", "content": text}] if chat else text for text in config.prompts[: config.max_prompts]]
+        chat, texts = tokenizer.chat_template is not None, config.prompts[: config.max_prompts]
+        if chat:
+            logging.getLogger("rlhf_fast.notices").info(
+                "each of the given prompts is a user's turn here; plain-text prompts of a data set stay plain text"
+            )
+        return [PromptRow([{"role": "user", "content": text}] if chat else text) for text in texts]
     rows = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row).rows
-    return [row.prompt for row in rows[: config.max_prompts]]
+    return rows[: config.max_prompts]
 
 
 def _output(config: GenerateConfig) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlhf_fast.model.shared import SharedModel
@@ -44,11 +46,12 @@ def load_adapter(shared: SharedModel, folder: str | Path, name: str) -> None:
         config = LoraConfig.from_pretrained(str(folder))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
         head = load_file(folder / HEAD_WEIGHTS) if (folder / HEAD_WEIGHTS).is_file() else None
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except Exception as error:  # PEFT raises what it happens to meet in a config of the wrong kind
         raise UsageError(
             f"cannot read the adapter in {str(folder)!r}: {type(error).__name__}: {error}. Expected {ADAPTER_CONFIG} "
             f"and {ADAPTER_WEIGHTS} as PEFT writes them; train it again or copy it afresh."
         ) from error
+    _check_fields(config, folder)
     if config.init_lora_weights in (False, "gaussian"):
         config.init_lora_weights = True  # how A and B began no longer matters; the base was not changed by it
     try:
@@ -59,6 +62,34 @@ def load_adapter(shared: SharedModel, folder: str | Path, name: str) -> None:
             f"that one (its file names {config.base_model_name_or_path!r})."
         ) from error
     _fill(shared, name, {key.removeprefix(_PREFIX): value for key, value in tensors.items()}, head, folder)
+
+
+def _check_fields(config: Any, folder: Path) -> None:
+    """PEFT takes what stands in the file; a value of the wrong kind would fail in the middle of a layer."""
+    if not isinstance(config, LoraConfig):
+        raise UsageError(f"the adapter in {str(folder)!r} is of {type(config).__name__}; expected LoRA. Train one.")
+    whole = (int, "a positive whole number", lambda value: not isinstance(value, bool) and value > 0)
+    number = ((int, float), "a number", lambda value: True)
+    names = ((str, list, set, type(None)), "a pattern or a list of names", _is_pattern)
+    by_layer = (dict, "an object of names and numbers", lambda value: True)
+    kinds: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
+        "r": whole, "lora_alpha": number, "target_modules": names, "exclude_modules": names, "rank_pattern": by_layer,
+        "alpha_pattern": by_layer,
+    }  # fmt: skip
+    for field, (kind, expected, check) in kinds.items():
+        value = getattr(config, field)
+        if not isinstance(value, kind) or not check(value):
+            raise UsageError(
+                f"cannot read the adapter in {str(folder)!r}: {field} in {ADAPTER_CONFIG} is {value!r}, expected "
+                f"{expected}; train it again or copy it afresh."
+            )
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) or bool(re.compile(value))
+    except re.error:
+        return False
 
 
 @torch.no_grad()

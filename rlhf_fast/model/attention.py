@@ -137,6 +137,8 @@ class DecodeStep:
             return decode_attention(q[:, :, 0], keys, values, self.counts, scale=scale, window=window, softcap=softcap)[
                 :, :, None
             ]
+        if q.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("it looks as far as the longest sequence is now, and a graph would keep to that")
         end = self.longest + 1
         return _attend(q, keys[:, :, :end], values[:, :, :end], scale, self._mask(window, end), softcap, causal=False)
 

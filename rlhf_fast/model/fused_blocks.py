@@ -19,7 +19,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Q
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm
 
 from rlhf_fast.model.attention import DecodeStep, PackedSequences
-from rlhf_fast.model.lora import Routing
+from rlhf_fast.model.lora import Routing, project
 from rlhf_kernels import rms_norm, rotary, swiglu
 
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
@@ -62,7 +62,7 @@ def _norm(module: Any, hidden: Tensor) -> Tensor:
 
 
 def _feed_forward(module: Any, hidden: Tensor) -> Tensor:
-    return module.down_proj(swiglu(module.gate_proj(hidden), module.up_proj(hidden)))
+    return module.down_proj(swiglu(*project([module.gate_proj, module.up_proj], hidden)))
 
 
 def _attention(
@@ -76,8 +76,8 @@ def _attention(
     """hidden (B, T, H) -> (B, T, H)"""
     batch, tokens = hidden.shape[:2]
     q, k, v = (
-        projection(hidden).view(batch * tokens, -1, module.head_dim)
-        for projection in (module.q_proj, module.k_proj, module.v_proj)
+        projected.view(batch * tokens, -1, module.head_dim)
+        for projected in project([module.q_proj, module.k_proj, module.v_proj], hidden)
     )
     if hasattr(module, "q_norm"):  # Qwen3
         q, k = module.q_norm(q), module.k_norm(k)

@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
 from rlhf_fast.model.attention import ATTENTION, KVCache, PackedSequences
@@ -32,13 +39,25 @@ def resolve_source(path: str) -> Source:
     config = Path(path) / ADAPTER_CONFIG
     if not config.is_file():
         return Source(path, None)
-    try:
-        base = json.loads(config.read_text()).get("base_model_name_or_path")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {config}: {error}. Train the adapter again or copy it afresh.") from error
-    if not base:
-        raise UsageError(f"{config} does not name its base model; set base_model_name_or_path in it.")
+    facts = read_object(config, "Train the adapter again or copy it afresh.")
+    base = facts.get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise UsageError(
+            f"{config} does not name its base model (got {base!r}); set base_model_name_or_path in it to a folder or "
+            "hub name."
+        )
     return Source(base, path)
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file of a model folder. Raises `UsageError` for anything else in it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read {path}: {error}. {remedy}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"cannot read {path}: it holds a JSON {type(value).__name__}, expected an object. {remedy}")
+    return value
 
 
 def load_shared(
@@ -89,8 +108,8 @@ def load_causal_lm(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
         raise
     except Exception as error:
         raise UsageError(
-            f"cannot open the model {path!r}: {type(error).__name__}: {error}. Expected a folder with config.json and "
-            "safetensors weights (as `save_pretrained` writes them), or a hub name reachable from here."
+            f"cannot open the model {path!r}{not_here(path)}: {type(error).__name__}: {error}. Expected a folder with "
+            "config.json and safetensors weights (as `save_pretrained` writes them), or a hub name reachable from here."
         ) from error
 
 
@@ -104,24 +123,53 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> PreTrain
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:
-        raise UsageError(f"cannot open the tokenizer of {where!r}: {type(error).__name__}: {error}.") from error
+        raise UsageError(
+            f"cannot open the tokenizer of {where!r}{not_here(str(where))}: {type(error).__name__}: {error}."
+        ) from error
     if chat_template_path:
         try:
-            tokenizer.chat_template = Path(chat_template_path).read_text()
+            tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read chat_template_path={chat_template_path!r}: {error}.") from error
+    _refuse_tokens_without_rows(tokenizer, source.base)
     return tokenizer
+
+
+def _refuse_tokens_without_rows(tokenizer: PreTrainedTokenizerBase, base: str) -> None:
+    """Raise `UsageError` if EOS, or a token that the chat template writes, has an id beyond the base's embeddings.
+
+    Such a token was added to the tokenizer without resizing the model. A pad token may be: it is never fed here.
+    """
+    rows = getattr(_config_of(base).get_text_config(), "vocab_size", None)
+    template = str(tokenizer.chat_template or "")
+    for index, token in tokenizer.added_tokens_decoder.items():
+        fed = index == tokenizer.eos_token_id or token.content in template
+        if rows is not None and index >= rows and fed:
+            what = "EOS" if index == tokenizer.eos_token_id else "a token of the chat template"
+            raise UsageError(
+                f"{token.content!r}, {what}, has id {index} and the embeddings of {base!r} have {rows} rows. Resize "
+                "them (model.resize_token_embeddings) and save the model, or use its own tokenizer."
+            )
 
 
 def context_of(path: str) -> int | None:
     """Context length in tokens of the model at `path` (or of an adapter's base), without reading its weights."""
-    base = resolve_source(path).base
+    return context_length(_config_of(resolve_source(path).base))
+
+
+def _config_of(base: str) -> PreTrainedConfig:
     refuse_missing(base)
     try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except Exception as error:
-        raise UsageError(f"cannot read the config of {base!r}: {type(error).__name__}: {error}.") from error
-    return context_length(config)
+        raise UsageError(
+            f"cannot read the config of {base!r}{not_here(base)}: {type(error).__name__}: {error}."
+        ) from error
+
+
+def not_here(path: str) -> str:
+    """What an error adds where `path` is no folder: it was taken for a hub name, which may not be what was meant."""
+    return "" if Path(path).exists() else " (no such folder is here, so it was taken for a hub name; check the path)"
 
 
 def refuse_missing(path: str) -> None:
@@ -134,6 +182,8 @@ def refuse_missing(path: str) -> None:
             f"model folder {path!r} {what}. Expected a folder written by `save_pretrained`; check the path "
             "(an earlier stage writes it to its output_dir)."
         )
+    if folder.is_dir():
+        read_object(folder / "config.json", "Copy the model folder afresh.")
 
 
 @torch.no_grad()

@@ -8,9 +8,10 @@ cannot change a backward. Recomputation under activation checkpointing restores 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Routing:
 
     def __init__(self) -> None:
         self.current: Route | None = None
-        self.factors: dict[tuple[int, str], tuple[Tensor, Tensor]] | None = None
+        self.factors: dict[tuple[tuple[int, ...], str], tuple[Tensor, Tensor]] | None = None
 
     @contextmanager
     def keep_factors(self) -> Iterator[None]:
@@ -112,8 +113,10 @@ class LoRALinear(nn.Module):
         names = [name for name in dict.fromkeys(route.names) if name is not None and name in self.scale]
         if not names:
             return self.base(x)
-        if self.routing.factors is not None and len(route.names) == 1 and x.is_cuda:
-            return self._with_factors(x, *self._factors(names[0], x.dtype))
+        if self.routing.factors is not None and len(route.names) == 1:
+            y, (a, b) = self.base(x), _factors([self], names[0], x.dtype, self.routing.factors)
+            y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]) @ a.t(), b.t())
+            return y
         slots = [names.index(name) if name in self.scale else -1 for name in route.names]
         y = lora_linear(
             x.reshape(-1, x.shape[-1]),
@@ -127,18 +130,58 @@ class LoRALinear(nn.Module):
         )
         return y.view(*x.shape[:-1], y.shape[-1])
 
-    def _with_factors(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """The layer with one adapter for all rows, without a gradient: three launches."""
-        y = self.base(x)
-        inner = x.reshape(-1, x.shape[-1]) @ a.t()
-        y.view(-1, y.shape[-1]).addmm_(inner, b.t())
-        return y
 
-    def _factors(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A (R, K) times the scale, and B (N, R), in `dtype`."""
-        assert self.routing.factors is not None
-        key = id(self), name
-        if key not in self.routing.factors:
-            a, b = self.lora_a[name].detach(), self.lora_b[name].detach()
-            self.routing.factors[key] = (a * self.scale[name]).to(dtype), b.to(dtype)
-        return self.routing.factors[key]
+def project(modules: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """What each of the linear `modules` gives for x (..., K): (..., N) each.
+
+    Where adapters are kept cast (see `Routing.keep_factors`) and one serves all rows, the results are views of one
+    tensor, to which the adapters of all modules are added by two products. No gradient flows then.
+    """
+    routing = next((m.routing for m in modules if isinstance(m, LoRALinear)), None)
+    bases: list[Any] = [m.base if isinstance(m, LoRALinear) else m for m in modules]
+    route = None if routing is None else routing.current
+    if routing is None or routing.factors is None or route is None or len(route.names) != 1:
+        return [module(x) for module in modules]
+    if not all(type(base) is nn.Linear for base in bases):
+        return [module(x) for module in modules]
+    rows, sizes = x.reshape(-1, x.shape[-1]), [base.weight.shape[0] for base in bases]
+    y = rows.new_empty(rows.shape[0], sum(sizes))
+    for base, part in zip(bases, y.split(sizes, 1), strict=True):
+        if base.bias is None:
+            torch.mm(rows, base.weight.t(), out=part)
+        else:
+            torch.addmm(base.bias, rows, base.weight.t(), out=part)
+    (name,) = route.names
+    if name is not None and any(name in m.scale for m in modules if isinstance(m, LoRALinear)):
+        a, b = _factors(modules, name, x.dtype, routing.factors)
+        y.addmm_(rows @ a.t(), b.t())
+    return [part.view(*x.shape[:-1], -1) for part in y.split(sizes, 1)]
+
+
+def _factors(
+    modules: Sequence[nn.Module], name: str, dtype: torch.dtype, kept: dict[tuple[tuple[int, ...], str], Any]
+) -> tuple[Tensor, Tensor]:
+    """A (R, K) times the scale, R the ranks of all modules that the adapter `name` serves, one below the other, and B
+    (N, R), each module's beside its own ranks; made once and kept."""
+    key = tuple(map(id, modules)), name
+    if key not in kept:
+        outputs, parts, rank = 0, [], 0
+        blocks: list[tuple[slice, slice, Tensor]] = []
+        for module in modules:
+            size = _outputs(module)
+            if isinstance(module, LoRALinear) and name in module.scale:
+                a, b = module.lora_a[name].detach(), module.lora_b[name].detach()
+                parts.append(a * module.scale[name])
+                blocks.append((slice(outputs, outputs + size), slice(rank, rank + len(a)), b))
+                rank += len(a)
+            outputs += size
+        whole = torch.zeros(outputs, rank, dtype=dtype, device=parts[0].device)
+        for out, ranks, b in blocks:
+            whole[out, ranks] = b.to(dtype)
+        kept[key] = torch.cat(parts).to(dtype), whole
+    return kept[key]
+
+
+def _outputs(module: Any) -> int:
+    """Entries of a linear layer's result."""
+    return module.weight().shape[0] if isinstance(module, LoRALinear) else module.weight.shape[0]

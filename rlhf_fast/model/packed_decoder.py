@@ -37,7 +37,8 @@ def decoder(model: SharedModel, adapter: str | None, length: int) -> Decode:
     reason = unserved(model)
     if reason is None:
         return PackedDecoder(model, adapter, length)
-    _log_once(type(model.base).__name__, reason)
+    if model.device.type == "cpu" and reason != MISSING:  # said already, for all of the kernels
+        _log_once(type(model.base).__name__, reason)
     return lambda tokens, step: model.decode(tokens, step, adapter)
 
 

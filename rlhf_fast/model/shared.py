@@ -80,9 +80,7 @@ class SharedModel:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a text by the model's own generation config, which may name several."""
-        generation = getattr(self.base, "generation_config", None)
-        ids = getattr(generation, "eos_token_id", None)
-        return () if ids is None else tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
+        return eos_ids(self.base)
 
     @property
     def lm_head(self) -> tuple[Tensor, Tensor | None]:
@@ -242,6 +240,12 @@ class SharedModel:
     def _refuse_unknown(self, name: str) -> None:
         if name not in self.configs:
             raise UsageError(f"no adapter {name!r}; there are: {', '.join(self.configs) or 'none'}.")
+
+
+def eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """Ids that end a text by the generation config of `model`, which may name several."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return () if ids is None else tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import encode_prompt, encode_response
+from rlhf_fast.data.encode import encode_replies
+from rlhf_fast.data.fitting import TooLong, encode_rows
 from rlhf_fast.data.readers import OnBadRow
 from rlhf_fast.data.schema import Comparison
 from rlhf_fast.preferences.losses import MAX_TIED
@@ -28,12 +29,13 @@ class EncodedComparison:
 
 
 def encode_comparison(tokenizer: PreTrainedTokenizerBase, row: Comparison, *, max_length: int) -> EncodedComparison:
-    """Raises `UsageError` for a sequence of more than `max_length` tokens, or more ties than the loss visits."""
-    prompt = encode_prompt(tokenizer, row.prompt)
-    sequences = [prompt + encode_response(tokenizer, response) for response in row.responses]
+    """Raises `UsageError` for a row that cannot be rendered, a sequence of more than `max_length` tokens (`TooLong`),
+    or more ties than the loss visits."""
+    prompt, replies = encode_replies(tokenizer, row.prompt, row.responses, tools=row.tools, max_length=max_length)
+    sequences = [prompt + reply for reply in replies]
     longest = max(map(len, sequences))
     if longest > max_length:
-        raise UsageError(
+        raise TooLong(
             f"a prompt with a response has {longest} tokens, over max_length={max_length}. Raise max_length, or set "
             "on_bad_row=skip to leave such rows out."
         )
@@ -46,21 +48,12 @@ def encode_comparison(tokenizer: PreTrainedTokenizerBase, row: Comparison, *, ma
 
 
 def encode_comparisons(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison], *, max_length: int, on_bad_row: OnBadRow = "raise"
-) -> tuple[list[EncodedComparison], list[str]]:
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison], *, max_length: int, on_bad_row: OnBadRow = "raise",
+    source: str = "the comparisons",
+) -> tuple[list[EncodedComparison], list[str]]:  # fmt: skip
     """All that fit, and why each of the others was skipped (`on_bad_row="skip"`). Raises `UsageError` if none fits."""
-    encoded: list[EncodedComparison] = []
-    skipped: list[str] = []
-    for number, row in enumerate(rows, 1):
-        try:
-            encoded.append(encode_comparison(tokenizer, row, max_length=max_length))
-        except UsageError as error:
-            if on_bad_row == "raise":
-                raise UsageError(f"comparison {number}: {error}") from error
-            skipped.append(f"comparison {number}: {error}")
-    if not encoded:
-        raise UsageError(
-            f"no comparison can be used ({len(skipped)} skipped); expected at least one. "
-            f"{skipped[0] if skipped else 'Give a dataset with comparisons.'}"
-        )
-    return encoded, skipped
+    fitted = encode_rows(
+        rows, lambda row: encode_comparison(tokenizer, row, max_length=max_length),
+        noun="comparison", source=source, on_bad_row=on_bad_row,
+    )  # fmt: skip
+    return [encoded for _, encoded in fitted], fitted.skipped

@@ -45,12 +45,12 @@ def choose_prompts(
 
 
 def normalise(
-    critic: Critic, policy: Policy, prompts: list[list[int]], stop_id: int, config: RewardConfig
+    critic: Critic, policy: Policy, prompts: list[list[int]], stop: tuple[int, ...], config: RewardConfig
 ) -> Normalisation:
     """Sample a response of `policy` to each prompt, and change the head of `critic` in place so that their scores have
     mean 0 and standard deviation 1 (Ouyang et al. 2022, Huang et al. 2024). Raises `UsageError` if all score the same.
     """
-    sampling = Sampling(config.response_length, (stop_id,), temperature=config.temperature)
+    sampling = Sampling(config.response_length, stop, temperature=config.temperature)
     own, seeds = share(prompts), [config.seed * 1_000_003 + i for i in share(range(len(prompts)))]
     budget = config.max_tokens_per_micro_batch
     responses = generate(policy, list(own), sampling, seeds=seeds, max_tokens=budget)

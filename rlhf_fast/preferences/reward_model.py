@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.readers import read_comparisons
+from rlhf_fast.data.rendering import Rendering, announce_comparisons, compare
 from rlhf_fast.data.schema import Comparison, prompt_key
 from rlhf_fast.data.split import split_by_prompt
 from rlhf_fast.model.adapter_files import save_adapter
@@ -27,6 +28,7 @@ from rlhf_fast.preferences.normalise import choose_prompts, normalise
 from rlhf_fast.preferences.page import build_report
 from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_history, read_result
 from rlhf_fast.rollout.cache_size import refuse_unfitting
+from rlhf_fast.rollout.sampling import stop_ids
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
@@ -78,13 +80,15 @@ def run_reward(config: RewardConfig) -> RewardResult:
     critic = add_reward_adapter(shared, config, sft=sft, name=ADAPTER)
     if config.activation_checkpointing:
         shared.checkpoint_activations()
-    save = main_only(partial(_save, shared, tokenizer, resolve_source(config.model_name_or_path).base))
+    base, rendering = resolve_source(config.model_name_or_path).base, _rendering(config, tokenizer, split)
+    save = main_only(partial(_save, shared, tokenizer, base, rendering))
+    stop = stop_ids(tokenizer, model_eos=shared.eos_ids)
     checkpoints = train(RewardTraining(config, critic, split.train), start, save)
     checkpoints.save_results()  # before anything else can fail
     budget = config.max_tokens_per_micro_batch
     with activity("scoring held-out responses, then samples of the start model", quiet=bool(config.disable_tqdm)):
         evaluation = evaluate(critic, split.heldout, max_tokens=budget) if split.heldout else None
-        scale = normalise(critic, Policy(shared, sft), prompts, tokenizer.eos_token_id, config) if prompts else None
+        scale = normalise(critic, Policy(shared, sft), prompts, stop, config) if prompts else None
     if scale:
         checkpoints.save_results()  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, read_history(output))
@@ -117,9 +121,22 @@ def _write(output: Path, config: RewardConfig, split: Split, result: RewardResul
         build_report(output.name, result.evaluation).write(output / REPORT_FILE)
 
 
-def _save(shared: SharedModel, tokenizer: PreTrainedTokenizerBase, base: str, folder: Path) -> None:
+def _save(
+    shared: SharedModel, tokenizer: PreTrainedTokenizerBase, base: str, rendering: Rendering, folder: Path
+) -> None:
     save_adapter(shared, ADAPTER, folder, base=base)
     tokenizer.save_pretrained(folder)
+    rendering.save(folder)
+
+
+def _rendering(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> Rendering:
+    """How the comparisons are rendered, said at the start, and where the model was trained on others."""
+    rendering = announce_comparisons(
+        tokenizer, [c.row for c in split.train], [c.sequences for c in split.train], [c.prompt for c in split.train],
+        str(config.dataset_name),
+    )  # fmt: skip
+    compare(rendering, str(config.dataset_name), config.model_name_or_path)
+    return rendering
 
 
 def _inputs(config: RewardConfig, split: Split) -> dict[str, Any]:
@@ -188,14 +205,9 @@ def _encode(
 ) -> tuple[list[EncodedComparison], int]:
     if not rows:
         return [], 0
-    try:
-        encoded, skipped = encode_comparisons(
-            tokenizer, rows, max_length=config.max_length, on_bad_row=config.on_bad_row
-        )
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from error
-    if skipped:
-        logger.warning("left out %d comparisons of %s. The first: %s", len(skipped), name, skipped[0])
+    encoded, skipped = encode_comparisons(
+        tokenizer, rows, max_length=config.max_length, on_bad_row=config.on_bad_row, source=name
+    )
     return encoded, len(skipped)
 
 

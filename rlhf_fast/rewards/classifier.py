@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -23,6 +22,7 @@ from rlhf_fast.model.head import ScoreHead
 from rlhf_fast.model.load import refuse_missing
 from rlhf_fast.model.roles import Critic, sequence_scores
 from rlhf_fast.model.shared import SharedModel, context_length
+from rlhf_fast.model.template import opening, render, without_end
 from rlhf_fast.rewards.source import Conversation, RewardBatch
 from rlhf_fast.runtime.errors import UsageError
 
@@ -121,9 +121,9 @@ class ClassifierReward:
     def _encode(self, batch: RewardBatch, i: int) -> BatchEncoding:
         conversation = batch.conversations[i]
         templated = conversation is not None and self.tokenizer.chat_template is not None
-        text = batch.prompts[i] + batch.responses[i]
+        text = self._with_one_bos(batch.prompts[i] + batch.responses[i])
         if conversation is not None:
-            turns = [*conversation, {"role": "assistant", "content": batch.responses[i]}]
+            turns = self._turns(conversation, batch.responses[i])
             text = self._render(turns) if templated else "\n\n".join(turn["content"] for turn in turns)
         encoded = self.tokenizer(text, add_special_tokens=not templated, verbose=False)
         limit = self.max_length
@@ -133,15 +133,33 @@ class ClassifierReward:
         self.tokenizer.truncation_side = "left"
         return self.tokenizer(text, add_special_tokens=not templated, truncation=True, max_length=limit)
 
-    def _render(self, turns: Conversation) -> str:
-        try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        except TemplateError as error:
-            roles = ", ".join(turn["role"] for turn in turns)
+    def _turns(self, conversation: Conversation, response: str) -> Conversation:
+        """The whole conversation; the assistant's turns without an EOS of their own, which a template would double.
+
+        Raises `UsageError` for a turn without text where there is no template that could show what it has instead.
+        """
+        turns = [*conversation, {"role": "assistant", "content": response}]
+        bare = [turn["role"] for turn in turns if turn.get("content") is None]
+        if bare and self.tokenizer.chat_template is None:
             raise UsageError(
-                f"the chat template of reward {self.name!r} refuses a conversation of {roles}: {error}. Change the "
-                "rows, or use another reward model."
-            ) from error
+                f"reward {self.name!r} has no chat template, and a turn of the {bare[0]} has no text but tool calls, "
+                "which it cannot read. Use a reward model with a chat template."
+            )
+        eos = self.tokenizer.eos_token
+        return [
+            turn | {"content": without_end(turn["content"], eos)}
+            if turn["role"] == "assistant" and turn.get("content") else turn
+            for turn in turns
+        ]  # fmt: skip
+
+    def _with_one_bos(self, text: str) -> str:
+        """Plain text without the BOS that it begins with, where the tokenizer puts one before it."""
+        bare = text.removeprefix(self.tokenizer.bos_token or "")
+        return bare if bare != text and opening(self.tokenizer, bare) == [self.tokenizer.bos_token_id] else text
+
+    def _render(self, turns: Conversation) -> str:
+        name = f"the chat template of reward {self.name!r}"
+        return render(self.tokenizer, turns, name=name, remedy="use another reward model")
 
     def _warn(self, length: int, limit: int) -> None:
         if not self.warned:

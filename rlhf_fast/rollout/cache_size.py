@@ -60,10 +60,16 @@ def refuse_unfitting(model: SharedModel, length: int) -> None:
 
 def bytes_per_token(model: SharedModel) -> int:
     """Keys and values of one token in all layers: 2 * layers * key-value heads * head_dim numbers."""
+    _, kv_heads, head_dim = heads_of(model)
+    return 2 * model.base.config.get_text_config().num_hidden_layers * kv_heads * head_dim * model.dtype.itemsize
+
+
+def heads_of(model: SharedModel) -> tuple[int, int, int]:
+    """Query heads, key-value heads, and the entries of a head."""
     config = model.base.config.get_text_config()
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * kv_heads * head_dim * model.dtype.itemsize
+    return config.num_attention_heads, kv_heads, head_dim
 
 
 @cache

@@ -11,6 +11,7 @@ and gone with the rollout.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 
@@ -22,7 +23,7 @@ from rlhf_fast.model.packed_decoder import decoder
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.sharding import gathered
 from rlhf_fast.model.work import tell_forward, tell_head
-from rlhf_fast.rollout.cache_size import rows_that_fit
+from rlhf_fast.rollout.cache_size import heads_of, rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling, choose
 from rlhf_fast.rollout.step import UNREAD, Rows, Stepper
 from rlhf_fast.runtime.interrupt import give_way
@@ -108,12 +109,15 @@ class Engine:
             return f"it runs on {model.device}"
         if self.sampling.restricted:
             return "top_k and top_p choose on the host"
-        if not decode_attention_is_fused(self.ends[:, None], self.ends[:, None, None]):
-            return f"decode attention in {model.dtype} has no kernel here"
+        heads, kv_heads, size = heads_of(model)
+        query, keys = self.ends.new_empty(1, heads, size), self.ends.new_empty(1, kv_heads, 1, size)
+        if not decode_attention_is_fused(query, keys):
+            return f"decode attention of heads of {size} {model.dtype} has no kernel here"
         return None
 
     def run(self) -> None:
-        with self.policy.model.routing.keep_factors():
+        on_gpu = self.ends.is_cuda  # the packed decoder of a CPU has adapters of its own
+        with self.policy.model.routing.keep_factors() if on_gpu else nullcontext():
             while self.waiting or self.requests:
                 give_way()
                 while self.waiting and len(self.requests) < self.capacity:

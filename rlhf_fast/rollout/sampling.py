@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_fast.rollout.stop_strings import StopStrings
 from rlhf_fast.runtime.errors import UsageError
 
 _MASK = (1 << 64) - 1
+_notices = logging.getLogger("rlhf_fast.notices")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,26 @@ def stop_ids(
         return ()
     if tokenizer.eos_token_id is None:
         raise UsageError("the tokenizer has no EOS token; set stop_token_id, or stop_token=none to run to the budget.")
-    return model_eos if tokenizer.eos_token_id in model_eos else (tokenizer.eos_token_id,)
+    if tokenizer.eos_token_id in model_eos:
+        return model_eos
+    if model_eos:
+        _notices.info(
+            "the model's config ends a text with the token %s and its tokenizer with %d (%s): responses end with the "
+            "tokenizer's, here and in a model that is saved or exported",
+            " or ".join(map(str, model_eos)), tokenizer.eos_token_id, tokenizer.eos_token,
+        )  # fmt: skip
+    return (tokenizer.eos_token_id,)
+
+
+def end_with(model: PreTrainedModel, ids: tuple[int, ...]) -> None:
+    """Write what ends a response into the config and the generation config of `model`, in place, so that whoever
+    generates with what is saved stops where a rollout does. No ids (a response ends by its length) change nothing."""
+    if not ids:
+        return
+    eos = ids[0] if len(ids) == 1 else list(ids)
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        if config is not None:
+            config.eos_token_id = eos
 
 
 def uniform(seed: int, step: int) -> float:

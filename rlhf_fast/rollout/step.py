@@ -99,12 +99,23 @@ class Stepper:
     def _graph(self, n: int, longest: int) -> torch.cuda.CUDAGraph:
         if n not in self.graphs:
             self._warm_up(n, longest)
-            graph = torch.cuda.CUDAGraph()
-            pool = next((other.pool() for other in self.graphs.values()), None)  # one memory for all: never two at once
-            with torch.cuda.graph(graph, pool=pool):
-                self.step(n, longest)
-            self.graphs[n] = graph
+            self.graphs[n] = self._capture(n, longest)
         return self.graphs[n]
+
+    def _capture(self, n: int, longest: int) -> torch.cuda.CUDAGraph:
+        """As `torch.cuda.graph`, which collects garbage and empties the allocator's cache at each capture."""
+        graph = torch.cuda.CUDAGraph()
+        pool = next((other.pool() for other in self.graphs.values()), None)  # one memory for all: no two run at once
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            graph.capture_begin() if pool is None else graph.capture_begin(pool)
+            try:
+                self.step(n, longest)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(side)
+        return graph
 
     def _warm_up(self, n: int, longest: int) -> None:
         """A step whose traces are wiped out, so that kernels are compiled and libraries have their work spaces."""

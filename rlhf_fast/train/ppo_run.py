@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
+from rlhf_fast.data.rendering import Rendering, compare
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
@@ -25,6 +27,7 @@ from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.cache_size import refuse_unfitting
+from rlhf_fast.rollout.sampling import end_with
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
@@ -65,6 +68,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.sft_model_path, config.chat_template_path)
     prompts = read(config, tokenizer)
+    prompts.rendering = _rendering(config, prompts)
     for source, _ in rewards:
         if isinstance(source, FunctionReward):
             source.check_signature(prompts.columns)
@@ -110,12 +114,24 @@ def read(config: PPORunConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
 
 def save_policy(ppo: PPO, roles: Roles, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     if ppo.policy.adapter is None:
+        end_with(ppo.policy.model.base, ppo.sampling.stop_ids)
         ppo.policy.model.base.save_pretrained(output)
     else:
         save_adapter(ppo.policy.model, ppo.policy.adapter, output, base=roles.base)
     tokenizer.save_pretrained(output)
+    if ppo.prompts.rendering is not None:
+        replace(ppo.prompts.rendering, stop_token_id=ppo.config.stop_token_id).save(output)
     facts = {"iterations": ppo.iteration, "episodes": ppo.iteration * ppo.config.batch_size, "seed": ppo.config.seed}
     (output / "ppo.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _rendering(config: PPORunConfig, prompts: Prompts) -> Rendering:
+    """How the policy's prompts were rendered in all of its training, this one's included. Says where this one's are
+    rendered otherwise than before, or than the reward model's were."""
+    assert prompts.rendering is not None
+    own = replace(prompts.rendering, stop_token_id=config.stop_token_id)
+    compare(own, str(config.dataset_name), config.sft_model_path, config.reward_model_path)
+    return own.after(Rendering.read(str(config.sft_model_path)))
 
 
 def _inputs(config: PPORunConfig, prompts: Prompts, rewards: Sequence[tuple[RewardSource, float]]) -> dict[str, Any]:

@@ -8,21 +8,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.data.columns import gather
 from rlhf_fast.data.encode import encode_prompt, prompt_text
 from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import OnBadRow
+from rlhf_fast.data.rendering import Rendering, announce_prompts
 from rlhf_fast.data.schema import Message, PromptRow
 
 
 @dataclass
 class Prompts:
-    """Token ids and text of each prompt; for rewards the other columns and the messages (None where the row is
-    plain text)."""
+    """Token ids and text of each prompt; for rewards the other columns (None where a row has no such column) and the
+    messages (None where the row is plain text)."""
 
     ids: list[list[int]]
     texts: list[str]
     columns: dict[str, list[Any]] = field(default_factory=dict)
     conversations: list[list[Message] | None] = field(default_factory=list)
+    rendering: Rendering | None = None  # None: given as token ids
 
     @classmethod
     def encode(
@@ -31,16 +34,16 @@ class Prompts:
     ) -> Prompts:  # fmt: skip
         """Tokenise and check every prompt, before anything else costs time; `limit` tokens fit beside a response."""
         fitting = encode_rows(
-            rows, lambda row: encode_prompt(tokenizer, row.prompt, max_length=limit),
+            rows, lambda row: encode_prompt(tokenizer, row.prompt, tools=row.tools, max_length=limit),
             noun="prompt", source=source, on_bad_row=on_bad_row,
         )  # fmt: skip
-        kept = [row for row, _ in fitting]
-        names = set.intersection(*(set(row.columns) for row in kept))
+        kept, ids = [row for row, _ in fitting], [ids for _, ids in fitting]
         return cls(
-            [ids for _, ids in fitting],
-            [prompt_text(tokenizer, row.prompt) for row in kept],
-            {name: [row.columns[name] for row in kept] for name in sorted(names)},
+            ids,
+            [prompt_text(tokenizer, row.prompt, row.tools) for row in kept],
+            gather(row.columns for row in kept),
             [None if isinstance(row.prompt, str) else row.prompt for row in kept],
+            announce_prompts(tokenizer, kept, ids, source),
         )
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_fast.data.encode import Encoded, encode_demonstration
 from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
+from rlhf_fast.data.rendering import Rendering, announce_demonstrations, compare
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
@@ -22,6 +23,7 @@ from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, 
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.sharding import in_step
+from rlhf_fast.rollout.sampling import end_with, stop_ids
 from rlhf_fast.runtime.budget import Budget
 from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
 from rlhf_fast.runtime.distributed import main_only, share, total
@@ -113,8 +115,9 @@ def run_sft(config: SFTConfig) -> Path:
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
     context = context_of(config.model_name_or_path)
-    rows = _encode(config, config.dataset_name, tokenizer, context)
-    heldout = _encode(config, config.eval_dataset_name, tokenizer, context) if config.eval_dataset_name else []
+    rows, rendering = _encode(config, config.dataset_name, tokenizer, context)
+    heldout = _encode(config, config.eval_dataset_name, tokenizer, context)[0] if config.eval_dataset_name else []
+    compare(rendering, config.dataset_name, config.model_name_or_path)
     start = choose_start(config, _inputs(config, rows + heldout))
     if start.finished:
         return output
@@ -122,7 +125,9 @@ def run_sft(config: SFTConfig) -> Path:
     if config.activation_checkpointing:
         policy.model.checkpoint_activations()
     run = SFT(config, policy, rows, heldout)
-    save = main_only(partial(_save, policy, tokenizer, resolve_source(config.model_name_or_path).base))
+    stop, base = stop_ids(tokenizer, model_eos=policy.model.eos_ids), resolve_source(config.model_name_or_path).base
+    rendering = rendering.after(Rendering.read(config.model_name_or_path))
+    save = main_only(partial(_save, policy, tokenizer, base, stop, rendering))
     checkpoints = Checkpoints(config, start, run.steps, {"optimiser": run.optimiser}, save)
     shown, quiet = {"loss": "loss", "eval_loss": "held out"}, bool(config.disable_tqdm)
     held = partial(holdings, [policy.model], run.optimiser)
@@ -151,12 +156,17 @@ def _inputs(config: SFTConfig, rows: list[Encoded]) -> dict[str, Any]:
     }
 
 
-def _save(policy: Policy, tokenizer: PreTrainedTokenizerBase, base: str, folder: Path) -> None:
+def _save(
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, base: str, stop: tuple[int, ...], rendering: Rendering,
+    folder: Path,
+) -> None:  # fmt: skip
     if policy.adapter is None:
+        end_with(policy.model.base, stop)
         policy.model.base.save_pretrained(folder)
     else:
         save_adapter(policy.model, policy.adapter, folder, base=base)
     tokenizer.save_pretrained(folder)
+    rendering.save(folder)
 
 
 def _policy(config: SFTConfig) -> Policy:
@@ -180,11 +190,16 @@ def _policy(config: SFTConfig) -> Policy:
     return Policy(shared, adapter)
 
 
-def _encode(config: SFTConfig, source: str, tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[Encoded]:
+def _encode(
+    config: SFTConfig, source: str, tokenizer: PreTrainedTokenizerBase, context: int | None
+) -> tuple[list[Encoded], Rendering]:
+    """Sequences to learn, one or several a row, and how they were rendered."""
     limit = min(config.max_length, context or config.max_length)
     read = read_demonstrations(source, format=config.dataset_format, on_bad_row=config.on_bad_row)
     fitting = encode_rows(
         read.rows, lambda row: encode_demonstration(tokenizer, row, max_length=limit),
         noun="demonstration", source=source, on_bad_row=config.on_bad_row,
     )  # fmt: skip
-    return [encoded for _, encoded in fitting]
+    parts = [sequences for _, sequences in fitting]
+    rendering = announce_demonstrations(tokenizer, [row for row, _ in fitting], parts, source)
+    return [encoded for sequences in parts for encoded in sequences], rendering

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from rlhf_fast.data.columns import gather
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.prompts import Prompts
@@ -46,8 +47,9 @@ def _of_ids(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, room
                 f"row {index} of {name} has {len(prompt)} tokens and {room} fit beside the response. Shorten it, raise "
                 "max_length (up to the model's context), or lower response_length."
             )
-    names = sorted(set.intersection(*map(set, rows)) - {"input_ids", "attention_mask", "labels"})
-    return Prompts(ids, tokenizer.batch_decode(ids), {column: [row[column] for row in rows] for column in names})
+    others = gather(rows)
+    columns = {name: others[name] for name in others.keys() - {"input_ids", "attention_mask", "labels"}}
+    return Prompts(ids, tokenizer.batch_decode(ids), columns)
 
 
 def _unpadded(row: dict[str, Any], index: int, name: str) -> list[int]:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_fast.data.encode import IGNORED, encode_demonstration, encode_prompt, encode_response, prompt_text
+from rlhf_fast.data.encode import (
+    IGNORED,
+    encode_demonstration,
+    encode_prompt,
+    encode_replies,
+    prompt_text,
+)
 from rlhf_fast.data.schema import Demonstration
 from rlhf_fast.runtime.errors import UsageError
 
@@ -43,23 +49,25 @@ def test_prompt_ids_are_those_of_the_tokenizers_own_chat_template_call(make_toke
 
 def test_a_response_ends_with_eos(make_tokenizer):
     tokenizer = make_tokenizer()
-    ids = encode_response(tokenizer, "I am well.")
-    assert ids[-1] == tokenizer.eos_token_id and tokenizer.decode(ids[:-1]) == "I am well."
-    assert encode_response(tokenizer, "") == [tokenizer.eos_token_id]
+    prompt, (well, empty) = encode_replies(tokenizer, "how are you?", ["I am well.", ""])
+    assert prompt == encode_prompt(tokenizer, "how are you?")
+    assert well[-1] == tokenizer.eos_token_id and tokenizer.decode(well[:-1]) == "I am well."
+    assert empty == [tokenizer.eos_token_id]
 
 
 def test_prompt_and_completion_learn_the_completion_and_eos_only(make_tokenizer):
     tokenizer = make_tokenizer()
-    encoded = encode_demonstration(tokenizer, Demonstration("hello ", "world"), max_length=99)
-    prompt = encode_prompt(tokenizer, "hello ")
+    (encoded,) = encode_demonstration(tokenizer, Demonstration("hello", " world"), max_length=99)
+    prompt = encode_prompt(tokenizer, "hello")
     assert encoded.input_ids[: len(prompt)] == prompt
     assert encoded.labels[: len(prompt)] == [IGNORED] * len(prompt)
-    assert encoded.labels[len(prompt) :] == encoded.input_ids[len(prompt) :] == encode_response(tokenizer, "world")
+    assert encoded.labels[len(prompt) :] == encoded.input_ids[len(prompt) :]
+    assert tokenizer.decode(encoded.input_ids[len(prompt) :]) == " world<|im_end|>"
 
 
 def test_every_assistant_turn_is_learnt_with_its_end_and_the_newline_after_it_is_not(make_tokenizer):
     tokenizer = make_tokenizer()
-    encoded = encode_demonstration(tokenizer, Demonstration(messages=THREE_TURNS), max_length=999)
+    (encoded,) = encode_demonstration(tokenizer, Demonstration(messages=THREE_TURNS), max_length=999)
     assert tokenizer.decode(learnt(encoded)) == "I am well.<|im_end|>well, well<|im_end|>"
     text = tokenizer.apply_chat_template(THREE_TURNS, tokenize=False)
     assert tokenizer.decode(encoded.input_ids) + "\n" == text  # the newline after the last turn is left out
@@ -71,7 +79,7 @@ def test_every_assistant_turn_is_learnt_with_its_end_and_the_newline_after_it_is
 
 def test_each_learnt_turn_stands_after_the_ids_that_generation_starts_from(make_tokenizer):
     tokenizer = make_tokenizer()
-    encoded = encode_demonstration(tokenizer, Demonstration(messages=THREE_TURNS), max_length=999)
+    (encoded,) = encode_demonstration(tokenizer, Demonstration(messages=THREE_TURNS), max_length=999)
     (first, _), (second, _) = spans(encoded)
     assert encoded.input_ids[:first] == encode_prompt(tokenizer, THREE_TURNS[:2])
     assert encoded.input_ids[:second] == encode_prompt(tokenizer, THREE_TURNS[:4])
@@ -80,18 +88,18 @@ def test_each_learnt_turn_stands_after_the_ids_that_generation_starts_from(make_
 def test_eos_is_learnt_though_it_is_the_pad_token_too(make_tokenizer):
     tokenizer = make_tokenizer()
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    encoded = encode_demonstration(tokenizer, Demonstration([USER], "well"), max_length=99)
+    (encoded,) = encode_demonstration(tokenizer, Demonstration([USER], "well"), max_length=99)
     assert encoded.labels[-1] == tokenizer.eos_token_id
     assert encoded.labels.count(tokenizer.eos_token_id) == 1  # the user turn's own end is not learnt
 
 
 def test_plain_text_is_learnt_from_its_first_token_after_the_tokens_that_open_it(make_tokenizer):
     plain, opening = make_tokenizer(), make_tokenizer(around="<s> $A")
-    encoded = encode_demonstration(plain, Demonstration(completion="hello"), max_length=99)
-    assert encoded.labels == encoded.input_ids == encode_response(plain, "hello")
-    encoded = encode_demonstration(opening, Demonstration(completion="hello"), max_length=99)
+    (encoded,) = encode_demonstration(plain, Demonstration(completion="hello"), max_length=99)
+    assert encoded.labels == encoded.input_ids and plain.decode(encoded.input_ids) == "hello<|im_end|>"
+    (encoded,) = encode_demonstration(opening, Demonstration(completion="hello"), max_length=99)
     assert opening.decode(encoded.input_ids) == "<s>hello<|im_end|>"
-    assert encoded.labels == [IGNORED, *encode_response(opening, "hello")]
+    assert encoded.labels == [IGNORED, *encoded.input_ids[1:]]
 
 
 def test_a_tokenizer_that_closes_every_text_does_not_end_the_prompt_before_the_response(make_tokenizer):
@@ -121,7 +129,8 @@ def test_a_prompt_may_fill_max_length_and_not_pass_it(make_tokenizer):
 
 def test_a_demonstration_over_max_length_is_refused_with_both_numbers(make_tokenizer):
     tokenizer = make_tokenizer()
-    count = len(encode_demonstration(tokenizer, Demonstration("hello", "world"), max_length=99).input_ids)
+    (encoded,) = encode_demonstration(tokenizer, Demonstration("hello", "world"), max_length=99)
+    count = len(encoded.input_ids)
     encode_demonstration(tokenizer, Demonstration("hello", "world"), max_length=count)
     with pytest.raises(UsageError, match=f"{count} tokens, over max_length={count - 1}"):
         encode_demonstration(tokenizer, Demonstration("hello", "world"), max_length=count - 1)
@@ -134,7 +143,7 @@ def test_conversations_without_a_chat_template_name_the_remedy(make_tokenizer):
 
 def test_a_tokenizer_without_eos_is_refused(make_tokenizer):
     with pytest.raises(UsageError, match="no EOS token"):
-        encode_response(make_tokenizer(eos=None), "hello")
+        encode_replies(make_tokenizer(eos=None), "hello", ["world"])
 
 
 def test_a_template_that_ends_replies_with_another_token_than_eos_is_refused(make_tokenizer):
@@ -142,23 +151,6 @@ def test_a_template_that_ends_replies_with_another_token_than_eos_is_refused(mak
     with pytest.raises(UsageError, match=r"Set eos_token to '<\|im_end\|>'"):
         encode_prompt(tokenizer, [USER])
     encode_prompt(tokenizer, "plain text has no template to disagree with")
-
-
-def test_a_template_that_ends_replies_with_no_special_token_may_end_them_with_eos(make_tokenizer):
-    tokenizer = make_tokenizer(template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}A:")
-    encoded = encode_demonstration(tokenizer, Demonstration([USER], " well"), max_length=99)
-    assert tokenizer.decode(encoded.input_ids) == "user: hello\nA: well<|im_end|>"
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused_for_several_turns_only(make_tokenizer):
-    only_last = (
-        "{% for m in messages[-2:] %}<|im_start|>{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
-    )
-    tokenizer = make_tokenizer(template=only_last)
-    encode_demonstration(tokenizer, Demonstration(messages=[USER, REPLY]), max_length=99)
-    with pytest.raises(UsageError, match="Give each turn as prompt and completion"):
-        encode_demonstration(tokenizer, Demonstration(messages=THREE_TURNS), max_length=999)
 
 
 def test_a_conversation_that_the_template_refuses_says_so(make_tokenizer):

@@ -118,7 +118,7 @@ def test_sgd_has_384_dialogues():
 def test_training_sees_the_ids_of_generation_and_learns_only_responses_and_their_end():
     tokenizer = tiny_tokenizer()
     messages = [*TURNS, {"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]
-    encoded = encode_demonstration(tokenizer, Demonstration(messages=messages), max_length=50)
+    (encoded,) = encode_demonstration(tokenizer, Demonstration(messages=messages), max_length=50)
     prompt = encode_prompt(tokenizer, messages[:3])
     assert encoded.input_ids[: len(prompt)] == prompt
     learnt = [label for label in encoded.labels if label != -100]

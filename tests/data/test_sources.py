@@ -49,6 +49,7 @@ def test_json_gives_the_number_of_the_row(tmp_path):
 
 
 def test_parquet_keeps_lists_numbers_and_nulls(tmp_path):
+    pytest.importorskip("pyarrow", reason="Parquet is read with the package pyarrow, of the extra data")
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
 
@@ -112,8 +113,9 @@ def test_a_missing_extra_names_its_install_command(monkeypatch, tmp_path, packag
     [
         ("a.json", b"[{", "no valid json file"),
         ("a.json", b'{"prompt": "a"}', "holds a JSON dict; expected a list"),
-        ("a.jsonl", b'{"prompt": "\xff"}', "no valid jsonl file in UTF-8"),
-        ("a.csv", b'prompt\n"' + b"x" * 200_000 + b'"\n', "no valid csv file"),
+        ("a.json", b'["\xff"]', r"no valid json file in UTF-8.*Save it as UTF-8"),
+        ("a.csv", b"prompt\n\xe9t\xe9\n", r"no valid csv file in UTF-8.*Save it as UTF-8"),
+        ("a.csv", b'prompt\n"open', "csv:2: no valid csv file: .*a quote that is not closed"),
         ("a.parquet", b"not parquet", "no valid Parquet file"),
         ("a.txt", b"text", r"ends in '\.txt'; expected one of \.jsonl"),
     ],

@@ -38,7 +38,7 @@ def words(prompts, responses, **columns):
     return [float(len(set(r.split()))) for r in responses]
 
 
-def wanted(prompts, responses, wanted):
+def wanted(prompts, responses, wanted, **columns):
     return [-float(w) for w in wanted]
 
 
@@ -122,8 +122,8 @@ def test_a_fall_under_another_reward_than_the_first_is_reported(policies):
     assert result.over_optimised_under == ["gold"]
 
 
-def test_only_columns_of_all_rows_reach_rewards_and_long_prompts_are_named():
-    assert held_out().columns == {"wanted": [0, 1, 2, 3, 4, 5]}
+def test_a_row_without_a_column_has_none_in_it_and_long_prompts_are_named():
+    assert held_out().columns == {"odd": [None, 1, None, 1, None, 1], "wanted": [0, 1, 2, 3, 4, 5]}
     with pytest.raises(UsageError, match="held-out prompt 1"):
         HeldOut.encode(tiny_tokenizer(), ROWS, max_length=2)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 
-import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -29,6 +28,8 @@ from tests.export.gguf_cases import (
 )
 from tests.model_cases import CONFIGS
 from tests.tiny_tokenizer import CHATML, tiny_tokenizer
+
+gguf = pytest.importorskip("gguf", reason="reads the files with the package gguf, of the extra gguf")
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

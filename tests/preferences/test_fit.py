@@ -65,14 +65,14 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut():
     assert any(float(g.abs().max()) > 1e-3 for key, g in results[0][1].items() if "lora_B" in key)
 
 
-def test_the_score_is_read_at_the_last_token_where_pad_is_eos_and_responses_hold_it():
+def test_the_score_is_read_at_the_one_eos_that_ends_a_response_where_pad_is_eos_and_the_prompt_holds_it():
     tokenizer = tiny_tokenizer()
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    row = Comparison("w20 w21", ("w7 <|im_end|> w8 <|im_end|>", "w9"), (1, 2))
+    row = Comparison("w20 <|im_end|> w21 ", ("w7 w8 <|im_end|>", "w9"), (1, 2))
     comparison = encode_comparison(tokenizer, row, max_length=64)
     eos = tokenizer.eos_token_id
     assert [sequence[-1] for sequence in comparison.sequences] == [eos, eos]
-    assert comparison.sequences[0].count(eos) == 3
+    assert [sequence.count(eos) for sequence in comparison.sequences] == [2, 2]
 
     critic = reward_model(head=0.5)
     base = tiny_model()  # transformers' own forward of one sequence; a fresh adapter changes nothing
@@ -215,12 +215,14 @@ def test_lora_choices_that_could_not_be_honoured_are_refused(options, message):
 def test_comparisons_that_cannot_be_used_are_refused_or_counted():
     tokenizer = tiny_tokenizer()
     long = Comparison("w20", ("w7 " * 20, "w8"), (1, 2))
-    with pytest.raises(UsageError, match=r"comparison 1: a prompt with a response has 22 tokens, over max_length=9"):
+    with pytest.raises(
+        UsageError, match=r"comparison 1 of .*: a prompt with a response has 22 tokens, over max_length=9"
+    ):
         encode_comparisons(tokenizer, [long], max_length=9)
     short = Comparison("w20", ("w7", "w8"), (1, 2))
     kept, skipped = encode_comparisons(tokenizer, [long, short], max_length=9, on_bad_row="skip")
     assert [c.row for c in kept] == [short] and len(skipped) == 1
-    with pytest.raises(UsageError, match="no comparison can be used"):
+    with pytest.raises(UsageError, match=r"no comparison of .* can be used"):
         encode_comparisons(tokenizer, [long], max_length=9, on_bad_row="skip")
     with pytest.raises(UsageError, match=r"13 responses of one comparison have the same rank; expected 12"):
         encode_comparison(tokenizer, Comparison("w20", ("w7",) * 14, (1.0, *[2.0] * 13)), max_length=64)

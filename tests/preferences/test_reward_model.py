@@ -158,7 +158,7 @@ def test_choices_without_meaning_are_refused(options, message):
     ("options", "message"),
     [
         ({"dataset_name": None}, "needs model_name_or_path"),
-        ({"max_length": 6}, r"comparisons.jsonl: comparison \d+: a prompt with a response has \d+ tokens"),
+        ({"max_length": 6}, r"comparison \d+ of .*comparisons.jsonl: a prompt with a response has \d+ tokens"),
         ({"response_length": 63}, "none leaves room for response_length=63"),
     ],
 )

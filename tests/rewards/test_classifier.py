@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from tokenizers import processors
 
 from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.source import RewardBatch
@@ -104,8 +105,42 @@ def test_a_plain_prompt_stays_plain_beside_a_template():
 def test_a_template_that_refuses_a_conversation_says_so():
     tokenizer = encoder_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
-    with pytest.raises(UsageError, match="reward 'r' refuses a conversation of user, assistant: no system turn"):
+    with pytest.raises(
+        UsageError, match=r"of reward 'r' refuses a conversation of user, assistant: no system turn.*use another"
+    ):
         ClassifierReward("r", encoder(), tokenizer).score(batch(("", "w3"), conversations=[CONVERSATION]))
+
+
+def test_bos_and_eos_that_stand_in_the_row_are_read_once():
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    reward = ClassifierReward("r", decoder(), tokenizer)  # word wN has id N + 6
+    plain = reward.score(batch(("<|im_start|> w1 ", "w2"), ("w1 ", "w2")))
+    assert plain.tolist() == pytest.approx([decoder_score(decoder(), [1, 7, 8])] * 2, abs=1e-5)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {{ eos_token }} {% endfor %}"
+    talk = [
+        {"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 <|im_end|>"},
+        {"role": "user", "content": "w3"},
+    ]  # fmt: skip
+    (score,) = reward.score(batch(("", "w4"), conversations=[talk])).tolist()
+    assert score == pytest.approx(decoder_score(decoder(), [7, 2, 8, 2, 9, 2, 10, 2]), abs=1e-5)
+
+
+def test_a_turn_without_text_needs_a_template_that_can_show_what_it_has():
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "w9"}}]}
+    conversation = [*CONVERSATION, calls, {"role": "tool", "content": "w5"}]
+    tokenizer = encoder_tokenizer()
+    reward = ClassifierReward("r", encoder(), tokenizer)
+    with pytest.raises(UsageError, match="reward 'r' has no chat template, and a turn of the assistant has no text"):
+        reward.score(batch(("", "w3"), conversations=[conversation]))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content or m.tool_calls[0].function.name }} {% endfor %}"
+    (score,) = reward.score(batch(("", "w3"), conversations=[conversation])).tolist()
+    with torch.no_grad():
+        wanted = float(reward.model(input_ids=torch.tensor([[92, 91, 84, 88, 90]])).logits)
+    assert score == pytest.approx(wanted, abs=1e-5)
 
 
 def test_of_a_text_over_the_context_the_end_is_scored_and_a_warning_says_so_once(caplog):

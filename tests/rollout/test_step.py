@@ -19,9 +19,10 @@ from tests.tiny_tokenizer import tiny_tokenizer
 LIMITS = [9, 3, 12, 1, 7, 12, 5, 10, 2]
 
 
-def adapted(architecture: str) -> Policy:
+def adapted(architecture: str, targets: str | list[str] = "all-linear") -> Policy:
+    torch.manual_seed(2)
     shared = SharedModel(tiny_model(architecture))
-    shared.add_adapter("policy", LoraConfig(r=4, target_modules="all-linear"))
+    shared.add_adapter("policy", LoraConfig(r=4, target_modules=targets))
     for parameter in shared.parameters("policy"):
         torch.nn.init.normal_(parameter, std=0.1)
     return Policy(shared, "policy")
@@ -62,6 +63,45 @@ def test_what_is_sampled_beyond_a_stop_string_is_dropped(monkeypatch):
     assert expected[1].finished and len(expected[1].tokens) <= 5
     found = rarely_read(monkeypatch, policy, prompts, sampling, batch=2, unread=8)
     assert [(r.tokens, r.finished) for r in found] == [(r.tokens, r.finished) for r in expected]
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"], ["up_proj"]])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gpt2"])
+def test_adapters_that_are_cast_once_give_the_same_tokens(architecture, targets, monkeypatch):
+    """As on a GPU: through the model's modules, with one product for the adapters of q, k and v."""
+    if architecture == "gpt2" and targets != "all-linear":
+        pytest.skip("its layers have other names")
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "reference")
+    policy, prompts = adapted(architecture, targets), tokens(4, 7, 2)
+    expected = generate(policy, prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
+    with policy.model.routing.keep_factors():
+        found = generate(policy, prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
+        products = count_products(policy, prompts)
+    assert [r.tokens for r in found] == [r.tokens for r in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    without = generate(Policy(policy.model, None), prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
+    assert without[0].logprobs != pytest.approx(expected[0].logprobs, abs=1e-3)
+    if architecture == "llama" and targets == "all-linear":
+        assert products == 15 * 2  # a layer: q, k, v, o, gate, up, down, and two each for the adapters of four groups
+
+
+def count_products(policy: Policy, prompts: list[list[int]]) -> int:
+    """Matrix products of a decode step."""
+    engine = Engine(policy, prompts, Sampling(9, (5,)), [0, 1, 2], 3, 100, unread=4)
+    with torch.no_grad():
+        engine._admit()
+        with Products() as products:
+            engine._step(3, 8)
+    return products.count
+
+
+class Products(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function._schema.name.removeprefix("aten::") in ("mm", "addmm", "addmm_")
+        return function(*args, **(kwargs or {}))
 
 
 class Waits(TorchDispatchMode):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, BertConfig, DataCollatorWithPadding
 
 from rlhf_fast import ForbiddenPhrases, UsageError
@@ -13,13 +12,15 @@ from tests.model_cases import tokens
 from tests.tiny_tokenizer import tiny_tokenizer
 from tests.trainer.cases import LENGTHS, classifier, likes_even, policy, rows, trainer
 
+datasets = pytest.importorskip("datasets", reason="hands over objects of the package datasets, of the extra data")
+
 
 def ids_of(tmp_path, dataset, **given) -> list[list[int]]:
     return trainer(tmp_path, train_dataset=dataset, **given).ppo.prompts.ids
 
 
 def test_token_ids_are_taken_as_they_are(tmp_path):
-    assert ids_of(tmp_path, Dataset.from_list(rows())) == tokens(*LENGTHS)
+    assert ids_of(tmp_path, datasets.Dataset.from_list(rows())) == tokens(*LENGTHS)
 
 
 def test_padding_is_left_out_by_the_attention_mask_though_pad_is_eos(tmp_path):

@@ -15,6 +15,7 @@ from tests.tiny_tokenizer import tiny_tokenizer
 from tests.trainer.cases import classifier, policy
 
 ROOT = Path(__file__).parents[2]
+pytest.importorskip("datasets", reason="the script reads its data with the package datasets, of the extra data")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from rlhf_kernels.logprobs.reference import IGNORED
 from rlhf_kernels.triton_support import Variant
 
-BUFFER_BYTES = 256 * 2**20  # of logits: 512 rows at V = 128 K, about where a product stops waiting for the weight
+SMALL_BUFFER = 256 * 2**20  # bytes of logits: 512 rows at V = 128 K, where a product stops waiting for the weight
+LARGE_BUFFER = 2**30  # 2,048 rows there: tiles enough for every processor of a large card
 
 
 class Chunks(NamedTuple):
@@ -37,7 +39,7 @@ class Chunks(NamedTuple):
     ) -> Chunks:
         """Waits for the device: the number of scored rows has to be known."""
         rows = (labels != IGNORED).nonzero().squeeze(1)
-        height = min(len(rows), chunk_rows(weight.shape[0]))
+        height = min(len(rows), chunk_rows(weight.shape[0], buffer_bytes(hidden.device)))
         buffer = hidden.new_empty(height, weight.shape[0], dtype=torch.float32)
         bias = None if bias is None else bias.float().contiguous()
         return cls(rows, labels[rows], labels.numel(), buffer, bias, temperature, softcap)
@@ -75,9 +77,17 @@ class Chunks(NamedTuple):
         )
 
 
-def chunk_rows(vocabulary: int) -> int:
-    """Rows of logits that fill the buffer, in whole tiles of 128 where there is room for one."""
-    rows = max(1, BUFFER_BYTES // (4 * vocabulary))
+@cache
+def buffer_bytes(device: torch.device) -> int:
+    """A 64th of the device's memory at most. Not of what is free: that differs between runs, and so would roundings."""
+    if device.type != "cuda":
+        return SMALL_BUFFER
+    return LARGE_BUFFER if torch.cuda.get_device_properties(device).total_memory >= 64 * LARGE_BUFFER else SMALL_BUFFER
+
+
+def chunk_rows(vocabulary: int, size: int = SMALL_BUFFER) -> int:
+    """Rows of logits that fill a buffer of `size` bytes, in whole tiles of 128 where there is room for one."""
+    rows = max(1, size // (4 * vocabulary))
     return rows - rows % 128 if rows > 128 else rows
 
 
@@ -97,6 +107,6 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 def add_product(d_weight: Tensor, d_u: Tensor, hidden: Tensor) -> None:
     """d_weight (V, H) float32 += d_u^T hidden, a part of the vocabulary at a time, so that the product stays small."""
-    rows = max(1, BUFFER_BYTES // (4 * max(1, hidden.shape[1])))
+    rows = max(1, SMALL_BUFFER // (4 * max(1, hidden.shape[1])))
     for block, d_block in zip(d_weight.split(rows), d_u.split(rows, dim=1), strict=True):
         block += product(d_block.t(), hidden)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rlhf_kernels.logprobs.triton_chunks import BUFFER_BYTES, chunk_rows
+from rlhf_kernels.logprobs.triton_chunks import LARGE_BUFFER, SMALL_BUFFER, buffer_bytes, chunk_rows
 
 
 def test_rows_are_addressed_in_64_bits(tmp_path, device):
@@ -34,7 +34,9 @@ def test_rows_are_addressed_in_64_bits(tmp_path, device):
 
 
 def test_a_chunk_fills_the_buffer_in_whole_tiles():
-    assert BUFFER_BYTES == 256 * 2**20
+    assert SMALL_BUFFER == 256 * 2**20
+    assert buffer_bytes(torch.device("cpu")) == SMALL_BUFFER
+    assert chunk_rows(128256, LARGE_BUFFER) == 2048  # 2093 would fit
     assert chunk_rows(128256) == 512  # 523 would fit
     assert chunk_rows(49152) == 1280  # 1365
     assert chunk_rows(2**20) == 64  # less than a tile

@@ -1,0 +1,37 @@
+"""A column that some rows lack is None in them, wherever columns go to reward functions."""
+
+from __future__ import annotations
+
+from rlhf_fast.data.columns import gather
+from rlhf_fast.data.schema import PromptRow
+from rlhf_fast.evaluate.prompts import HeldOut
+from rlhf_fast.train.prompts import Prompts
+from tests.tiny_tokenizer import tiny_tokenizer
+from tests.trainer.cases import trainer
+
+ROWS = [PromptRow("w1", {"answer": "red"}), PromptRow("w2"), PromptRow("w3", {"level": 0, "answer": "blue"})]
+EXPECTED = {"answer": ["red", None, "blue"], "level": [None, None, 0]}
+
+
+def test_columns_are_those_of_any_row_in_the_order_of_their_names():
+    assert gather(row.columns for row in ROWS) == EXPECTED
+    assert list(gather([{"b": 1}, {"a": 2}])) == ["a", "b"]
+    assert gather([]) == gather([{}]) == {}
+
+
+def test_ppo_and_evaluate_have_none_where_a_row_has_no_such_column():
+    options = {"source": "rows", "on_bad_row": "raise"}
+    assert Prompts.encode(tiny_tokenizer(), ROWS, 20, **options).columns == EXPECTED
+    assert HeldOut.encode(tiny_tokenizer(), ROWS, 20, **options).columns == EXPECTED
+
+
+def test_a_trainer_has_none_too_for_texts_and_for_token_ids(tmp_path):
+    def reward(prompts, responses, answer, level):
+        return [0.0] * len(responses)
+
+    texts = [{"prompt": row.prompt, **row.columns} for row in ROWS]
+    ids = [{"input_ids": [7, 8], **row.columns} for row in ROWS]
+    for rows in (texts, ids):
+        assert trainer(tmp_path, train_dataset=rows * 3, reward_model=reward).ppo.prompts.columns == {
+            name: values * 3 for name, values in EXPECTED.items()
+        }
