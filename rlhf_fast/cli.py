@@ -1,14 +1,20 @@
-"""The command line: `rlhf-fast VERB --config file.yaml --field value`."""
+"""The command line: `rlhf-fast VERB --config file.yaml --field value`. Results go to stdout, all else to stderr."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_fast import __version__
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.hints import verb_hint
 from rlhf_fast.runtime.interrupt import Interrupted
 
 
@@ -61,26 +67,33 @@ USAGE = "\n".join(
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, 2 with a message for what the user gave, 1 where another process was lost, or 128 + the signal
-    that stopped it (130, 143)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+    that stopped it (130, 143; 141 where nobody reads on what is printed)."""
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    except _NobodyReads:
+        return 128 + signal.Signals["SIGPIPE"].value
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        with _printing():
+            print(f"rlhf-fast {__version__}" if "--version" in arguments else USAGE)
         return 0
     name, *rest = arguments
     if name not in VERBS:
-        print(f"unknown verb {name!r}\n\n{USAGE}", file=sys.stderr)
+        hint = verb_hint(name, VERBS)
+        print(f"unknown verb {name!r}{f'; {hint}' if hint else ''}\n\n{USAGE}", file=sys.stderr)
         return 2
     from rlhf_fast.runtime.distributed import LostProcess, is_main, rank, world_size
     from rlhf_fast.runtime.launch import stop
     from rlhf_fast.runtime.parse import parse_config
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if is_main():
-        logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
-        logging.getLogger("rlhf_fast.notices").setLevel(logging.INFO)  # it says what a run makes of its rows
+    _set_up_output(is_main())
     verb, where = VERBS[name], f"rlhf-fast {name}" + (f", process {rank()}" if world_size() > 1 else "")
     try:
-        result = load(verb.run)(parse_config(load(verb.config), rest, prog=f"rlhf-fast {name}"))
+        with _printing():  # --help
+            config = parse_config(load(verb.config), rest, prog=f"rlhf-fast {name}")
+        result = load(verb.run)(config)
     except UsageError as error:
         print(f"{where}: {error}", file=sys.stderr)
         return 2
@@ -93,10 +106,45 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{where}: interrupted", file=sys.stderr)
         return 130
-    if is_main():
-        print(result)
     stop()
+    if is_main():
+        with _printing():
+            print(result)
     return 0
+
+
+class _NobodyReads(Exception):
+    """Whatever stdout is piped to has ended."""
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Around what prints to stdout: raise `_NobodyReads` where nobody reads it on, as after `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would raise again at exit
+        raise _NobodyReads from None
+
+
+def _set_up_output(main: bool) -> None:
+    """Lines of ours on stderr, and no progress of transformers' own; of several processes only process 0 shows any."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    from rlhf_fast.runtime.tracking import PlainHandler, notices, on_terminal
+
+    logging.basicConfig(level=logging.WARNING, handlers=[PlainHandler()])
+    if main:
+        notices.setLevel(logging.INFO)
+        logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
+    downloads = main and on_terminal() and not are_progress_bars_disabled()
+    disable_progress_bar()  # of reading and writing weights, amid lines of ours; of downloads too
+    if downloads:
+        enable_progress_bars()
 
 
 def load(path: str) -> Any:

@@ -185,7 +185,9 @@ def test_disable_tqdm_silences_the_progress(folder, tmp_path, monkeypatch, capsy
     shown = []
     for quiet in (True, False):
         outcome(cls, folder, tmp_path / str(quiet), {"disable_tqdm": quiet}, monkeypatch)
-        shown.append("left" in capsys.readouterr().out)
+        printed = capsys.readouterr()
+        shown.append("left" in printed.err)
+        assert "left" not in printed.out
     assert shown == [False, True]
 
 

@@ -11,7 +11,7 @@ from rlhf_fast.evaluate.sections import examples, summary
 from rlhf_fast.preferences.fit import Evaluation
 from rlhf_fast.preferences.page import calibration_section, length_note
 from rlhf_fast.report.page import Report
-from rlhf_fast.report.sections import accuracies, training
+from rlhf_fast.report.sections import HEADLINES, accuracies, training
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def write_report(results: Results, path: Path) -> Path:
         "PPO was trained against the proxy reward model. The gold one learnt from other comparisons and only judges: "
         "where it does not follow, the proxy was exploited.",
     )  # fmt: skip
-    report.add("PPO", training(results.ppo_metrics))
+    report.add("PPO", training(results.ppo_metrics, HEADLINES))
     (_, proxy), *others = results.proxy.accuracies
     rows = [("proxy reward model", proxy), ("gold reward model", results.gold.accuracy), *others]
     report.add("Reward models on held-out pairs", accuracies(rows), length_note(results.proxy))

@@ -29,9 +29,9 @@ from rlhf_fast.preferences.result import REWARD_FACTS
 from rlhf_fast.preferences.reward_model import run_reward
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.records import read_record
-from rlhf_fast.runtime.tracking import read_metrics
+from rlhf_fast.runtime.tracking import notices, read_metrics
 from rlhf_fast.train.ppo_config import PPORunConfig
-from rlhf_fast.train.ppo_run import NOTICES, run_ppo
+from rlhf_fast.train.ppo_run import run_ppo
 from rlhf_fast.train.sft import run_sft
 from rlhf_fast.train.sft_config import SFTConfig
 
@@ -69,7 +69,7 @@ def run_demo(config: DemoConfig) -> Path:
     refuse_many("demo")
     console = Console()
     disable_progress_bar()  # of model loading, which takes a second here
-    logging.getLogger(NOTICES).setLevel(logging.ERROR)
+    notices.setLevel(logging.ERROR)  # the stages have lines of their own here
     started = time.perf_counter()
     folder, size = Path(config.output_dir), QUICK if config.quick else FULL
     files = write_files(folder / "data", heldout=size.heldout)

@@ -14,7 +14,7 @@ from rlhf_fast.evaluate.config import EvaluateConfig
 from rlhf_fast.evaluate.models import Models, open_models
 from rlhf_fast.evaluate.prompts import HeldOut
 from rlhf_fast.evaluate.sections import examples, summary
-from rlhf_fast.report.page import Report
+from rlhf_fast.report.page import REPORT_FILE, Report
 from rlhf_fast.report.sections import training
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.stop_strings import stop_strings
@@ -26,7 +26,6 @@ from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics
 
 RESULT_FILE = "evaluation.json"
-REPORT_FILE = "report.html"
 
 
 def run_evaluate(config: EvaluateConfig) -> Comparison:
@@ -89,4 +88,5 @@ def _compare_rendering(config: EvaluateConfig, prompts: HeldOut) -> None:
 
 def _room(config: EvaluateConfig, models: Models) -> int | None:
     """Tokens that a prompt may have beside a response, in the smaller of the two contexts."""
-    return prompt_room(config.response_length, models.baseline.model.max_length, models.policy.model.max_length)
+    contexts = [policy.model.generation_length for policy in (models.baseline, models.policy)]
+    return prompt_room(config.response_length, *contexts)

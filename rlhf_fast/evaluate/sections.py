@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
 
-from rlhf_fast.data.schema import Prompt
 from rlhf_fast.evaluate.compare import Comparison, Pair, RewardComparison
 from rlhf_fast.report.charts import interval_bar
-from rlhf_fast.report.sections import number, share, share_span, span
+from rlhf_fast.report.sections import number, prompt_block, response_block, share, share_span, span
 
 SHOWN_PAIRS = 12
 
@@ -75,22 +73,7 @@ def _warning(comparison: Comparison) -> str:
 
 def _pair(pair: Pair, first_name: str, second_name: str) -> str:
     return (
-        f'<article>{_prompt(pair.prompt)}<div class="pair">'
-        f"{_response(first_name, pair.first, pair.first_scores)}"
-        f"{_response(second_name, pair.second, pair.second_scores, 'second')}</div></article>"
+        f'<article>{prompt_block(pair.prompt)}<div class="pair">'
+        f"{response_block(first_name, pair.first, pair.first_scores)}"
+        f"{response_block(second_name, pair.second, pair.second_scores, 'second')}</div></article>"
     )
-
-
-def _prompt(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return f'<div class="prompt">{escape(prompt)}</div>'
-    turns = "".join(
-        f'<p class="{"system" if m["role"] == "system" else "turn"}">{escape(m["content"])}</p>' for m in prompt
-    )
-    return f'<div class="prompt">{turns}</div>'
-
-
-def _response(name: str, text: str, scores: Mapping[str, float], kind: str = "first") -> str:
-    chips = "".join(f"<span>{escape(reward)} <b>{number(score)}</b></span>" for reward, score in scores.items())
-    said = escape(text) if text.strip() else '<i class="empty">an empty response</i>'
-    return f'<section class="{kind}"><h4>{escape(name)}</h4><p>{said}</p><div class="scores">{chips}</div></section>'

@@ -34,7 +34,7 @@ def run_generate(config: GenerateConfig) -> Path:
     output = _output(config)
     tokenizer = load_tokenizer(config.model_path, config.chat_template_path)
     source = config.dataset_name or "the given prompts"
-    room = prompt_room(config.response_length, context_of(config.model_path))
+    room = prompt_room(config.response_length, context_of(config.model_path, generated=True))
     fitting = encode_rows(
         read(config, tokenizer), lambda row: encode_prompt(tokenizer, row.prompt, tools=row.tools, max_length=room),
         noun="prompt", source=source, on_bad_row=config.on_bad_row,

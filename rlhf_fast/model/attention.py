@@ -26,7 +26,8 @@ ATTENTION = "rlhf_fast"
 class KVCache:
     """Keys and values of up to `capacity` sequences of up to `length` tokens, a pair of tensors for each layer.
 
-    Layer tensors are (capacity, kv_heads, length, head_dim), allocated when the layer first writes. The sequences that
+    Layer tensors are (capacity, kv_heads, length, head_dim), allocated when the layer first writes; values may have
+    another head_dim than keys (multi-head latent attention). The sequences that
     are alive are always rows 0..B-1: `copy` fills the place of one that has finished, and shares a prompt.
     """
 
@@ -35,15 +36,15 @@ class KVCache:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
-    def _layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self.keys:
-            shape = (self.capacity, like.shape[1], self.length, like.shape[3])
-            self.keys[layer], self.values[layer] = like.new_zeros(shape), like.new_zeros(shape)
+            for tensors, like in ((self.keys, key), (self.values, value)):
+                tensors[layer] = like.new_zeros(self.capacity, like.shape[1], self.length, like.shape[3])
         return self.keys[layer], self.values[layer]
 
     def write_prompt(self, layer: int, row: int, key: Tensor, value: Tensor) -> None:
         """Store key, value (1, kv_heads, P, head_dim) at positions 0..P-1 of `row`."""
-        keys, values = self._layer(layer, key)
+        keys, values = self._layer(layer, key, value)
         keys[row, :, : key.shape[2]] = key[0]
         values[row, :, : key.shape[2]] = value[0]
 
@@ -52,7 +53,7 @@ class KVCache:
 
         rows (B,) int64 are 0 to B-1.
         """
-        keys, values = self._layer(layer, key)
+        keys, values = self._layer(layer, key, value)
         keys[rows, :, lengths] = key[:, :, 0]
         values[rows, :, lengths] = value[:, :, 0]
         return keys[: len(lengths)], values[: len(lengths)]
@@ -81,7 +82,7 @@ class PackedSequences:
         """Each sequence by itself: in one kernel, or with a soft-cap or where there is none in a call for each."""
         if self.cache is not None:
             self._write_prompts(layer, k, v)
-        if softcap is None and attention_is_fused(q, k, v):
+        if softcap is None and k.shape == v.shape and attention_is_fused(q, k, v):
             q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, heads, D)
             out = packed_attention(q, k, v, self.cu_seqlens, scale=scale, window=window)
             return out.transpose(0, 1)[None]
@@ -96,7 +97,7 @@ class PackedSequences:
     def _attend_one_by_one(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        out = torch.empty_like(q) if not torch.is_grad_enabled() else None
+        out = q.new_empty(*q.shape[:3], v.shape[3]) if not torch.is_grad_enabled() else None
         pieces = []
         for start, end in pairwise(self.cu_seqlens):
             if start == end:
@@ -133,7 +134,7 @@ class DecodeStep:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
     ):
         keys, values = self.cache.append(layer, self.rows, self.lengths, k, v)
-        if decode_attention_is_fused(q[:, :, 0], keys):
+        if k.shape == v.shape and decode_attention_is_fused(q[:, :, 0], keys):
             return decode_attention(q[:, :, 0], keys, values, self.counts, scale=scale, window=window, softcap=softcap)[
                 :, :, None
             ]
@@ -198,7 +199,8 @@ def _attention_layer(
     """What transformers calls in each layer; query (B, heads, T, D) -> ((B, T, heads, D), no weights)."""
     if sequences is None:
         raise RuntimeError(
-            f"attention {ATTENTION!r} was called without `sequences`; call the model through SharedModel"
+            f"attention {ATTENTION!r} was called without `sequences`: either not through SharedModel, or the model's "
+            "layers do not hand keyword arguments down to it"
         )
     if dropout:
         raise RuntimeError("attention dropout must be 0: rollout and update have to see the same network")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +18,10 @@ from transformers import (
 )
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
-from rlhf_fast.model.attention import ATTENTION, KVCache, PackedSequences
+from rlhf_fast.model.check import check_architecture
+from rlhf_fast.model.rope import tell_of_rope
 from rlhf_fast.model.sharding import shard_base
-from rlhf_fast.model.shared import SharedModel, context_length
+from rlhf_fast.model.shared import SharedModel, context_length, generation_length
 from rlhf_fast.runtime.errors import UsageError
 
 
@@ -107,6 +106,11 @@ def load_causal_lm(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
     except UsageError:
         raise
     except Exception as error:
+        if "Unrecognized configuration class" in str(error):  # of which transformers goes on to list all others
+            raise UsageError(
+                f"{path} is a {config.model_type} model, which AutoModelForCausalLM of transformers does not open. "
+                "Load a language model that reads text only; of a model with images, its text decoder."
+            ) from error
         raise UsageError(
             f"cannot open the model {path!r}{not_here(path)}: {type(error).__name__}: {error}. Expected a folder with "
             "config.json and safetensors weights (as `save_pretrained` writes them), or a hub name reachable from here."
@@ -152,9 +156,16 @@ def _refuse_tokens_without_rows(tokenizer: PreTrainedTokenizerBase, base: str) -
             )
 
 
-def context_of(path: str) -> int | None:
-    """Context length in tokens of the model at `path` (or of an adapter's base), without reading its weights."""
-    return context_length(_config_of(resolve_source(path).base))
+def context_of(path: str, *, generated: bool = False) -> int | None:
+    """Context length in tokens of the model at `path` (or of an adapter's base), without reading its weights.
+
+    generated: the part of it within which responses are sampled (see `generation_length`).
+    """
+    config = _config_of(resolve_source(path).base)
+    if not generated:
+        return context_length(config)
+    tell_of_rope(config)
+    return generation_length(config)
 
 
 def _config_of(base: str) -> PreTrainedConfig:
@@ -184,59 +195,3 @@ def refuse_missing(path: str) -> None:
         )
     if folder.is_dir():
         read_object(folder / "config.json", "Copy the model folder afresh.")
-
-
-@torch.no_grad()
-def check_architecture(shared: SharedModel) -> None:
-    """Raise `UsageError` unless packed hidden states and our reading of the head reproduce the model's own logits.
-
-    Catches, on a few tokens, an architecture whose attention or head does something that is not served here. Every
-    layer also has to fill the `KVCache`: one that keeps its own state would be right here and wrong in a rollout.
-    """
-    name, layers = type(shared.base).__name__, shared.base.config.get_text_config().num_hidden_layers
-    if shared.backbone is shared.base:
-        raise UsageError(f"{name} is not supported: its layers cannot be run without its language-model head.")
-    tokens = torch.arange(1, 7, device=shared.device) * (shared.lm_head[0].shape[0] // 8)  # no special ones
-    cache = KVCache(2, 6)
-    hidden = shared.prefill(torch.cat([tokens, tokens]), PackedSequences([0, 6, 12], cache), None)[6:]
-    if len(cache.keys) != layers:
-        raise UsageError(
-            f"{name} is not supported: {len(cache.keys)} of its {layers} layers use transformers' AttentionInterface, "
-            "expected all of them. Use a decoder such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2."
-        )
-    expected = _own_logits(shared, tokens)
-    tolerance = 0.05 if shared.dtype != torch.float32 else 1e-3
-    error = (_logits(shared, hidden) - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
-    if not error <= tolerance:
-        raise UsageError(
-            f"{name} is not supported: packed logits differ from its own by {error:.3g} (relative, allowed "
-            f"{tolerance}). It may use an attention variant or a logit scale that is not served here."
-        )
-
-
-def _logits(shared: SharedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """(T, V) f32 of hidden (T, H), as `rlhf_kernels` reads the head."""
-    weight, bias = shared.lm_head
-    logits = hidden.float() @ weight.float().t()
-    logits = logits if bias is None else logits + bias.float()
-    return logits if shared.softcap is None else torch.tanh(logits / shared.softcap) * shared.softcap
-
-
-def _own_logits(shared: SharedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """(T, V) f32 of tokens (T,) through the model's own attention and head."""
-    with own_attention(shared):
-        return shared.base(input_ids=tokens[None], use_cache=False).logits[0].float()
-
-
-@contextmanager
-def own_attention(shared: SharedModel) -> Iterator[None]:
-    """The base with an attention of transformers inside, for a check of ours.
-
-    SDPA where the model has it: the same products in the same order as ours; in bfloat16 another order differs a lot.
-    """
-    capped = getattr(shared.base.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    shared.base.set_attn_implementation("sdpa" if shared.base._supports_sdpa and not capped else "eager")
-    try:
-        yield
-    finally:
-        shared.base.set_attn_implementation(ATTENTION)

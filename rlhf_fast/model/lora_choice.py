@@ -1,10 +1,15 @@
-"""The adapter that a stage trains: a fresh one as its config chooses, or a copy of another, which has its own shape."""
+"""The adapter that a stage trains: a fresh one as its config chooses, or a copy of another, which has its own shape.
+
+`describe_trained` says in words what is trained.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 from peft import LoraConfig
+from torch import nn
 
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.config import StageConfig
@@ -80,3 +85,32 @@ def train_only(shared: SharedModel, name: str, layers: list[int] | None) -> None
     if not trained:
         shared.remove_adapter(name)
         raise UsageError(f"the adapter has nothing on lora_layers={layers}; choose layers that it adapts.")
+
+
+def describe_trained(shared: SharedModel, adapter: str | None, named: Iterable[tuple[str, nn.Parameter]]) -> str:
+    """What changes of a role: 'LoRA r=16 on all 30 layers, 4,884,480 trainable parameters', or all weights.
+
+    named: the role's parameters with their names, frozen ones among them or not.
+    """
+    trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+    count = sum(parameter.numel() for parameter in trained.values())
+    if adapter is None:
+        return f"all weights, {count:,} trainable parameters"
+    config = shared.configs[adapter]
+    ranks = sorted({config.r, *(config.rank_pattern or {}).values()})
+    found = {int(match[1]) for name in trained if (match := re.search(r"\.(\d+)\.", name))}
+    total = shared.base.config.get_text_config().num_hidden_layers
+    where = f"all {total} layers" if len(found) == total else f"layers {spans(sorted(found))} of {total}"
+    head = " and a scalar head" if any(name.startswith("head.") for name in trained) else ""
+    return f"LoRA r={' and '.join(map(str, ranks))} on {where}{head}, {count:,} trainable parameters"
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers in words: '0 to 3, 7'."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -13,12 +14,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_fast.model.attention import ATTENTION, DecodeStep, PackedSequences
+from rlhf_fast.model.attention import ATTENTION, DecodeStep, KVCache, PackedSequences
 from rlhf_fast.model.checkpointing import checkpoint_activations
 from rlhf_fast.model.fused_blocks import fuse_blocks
 from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.lora import LoRALinear, Route, Routing, Trunk
-from rlhf_fast.model.targets import default_targets, linear_layers, rank_and_scale, refuse_unserved, resolve_targets
+from rlhf_fast.model.rope import rope_threshold, serve_ropes
+from rlhf_fast.model.targets import (
+    default_targets,
+    find_places,
+    linear_layers,
+    rank_and_scale,
+    refuse_unserved,
+    resolve_targets,
+)
 from rlhf_fast.model.trunk import TrunkStates, decoder_layers, depth_below, serve_trunk
 from rlhf_fast.model.work import tell_forward
 from rlhf_fast.runtime.errors import UsageError
@@ -48,12 +57,15 @@ class SharedModel:
         self.backbone = cast(nn.Module, model.base_model)
         self.head_module = model.get_output_embeddings()
         self.routing = Routing()
-        self.decoder_layers = decoder_layers(self.backbone)
+        serve_ropes(model, rope_threshold(model.config), self.routing)
+        self.decoder_layers = decoder_layers(model.get_decoder())
+        self.serves_trunk = True  # False where a layer needs more than the hidden states of the one below
         self.trunk_cache: TrunkCache | None = None
         self.sharded: list[FSDPModule] = []  # the decoder layers, where the processes divide them (see `sharding`)
         fuse_blocks(self.base, self.routing)
         serve_trunk(self.decoder_layers, self.routing)
         self.layers: dict[str, nn.Module] = dict(model.named_modules())
+        self.places = find_places(model, self.decoder_layers)
         self.wrapped: dict[str, LoRALinear] = {}
         self.configs: dict[str, LoraConfig] = {}
         self.heads: dict[str, ScalarHead] = {}
@@ -70,12 +82,26 @@ class SharedModel:
 
     @property
     def hidden_size(self) -> int:
-        return self.base.config.get_text_config().hidden_size
+        return self.base.config.get_text_config(decoder=True).hidden_size
 
     @property
     def max_length(self) -> int | None:
         """Context length in tokens, where the architecture states one."""
         return context_length(self.base.config)
+
+    @property
+    def generation_length(self) -> int | None:
+        """Tokens of a prompt and a response that is sampled, together, where there is a limit."""
+        return generation_length(self.base.config)
+
+    @cached_property
+    def cache_bytes(self) -> int:
+        """Bytes of the keys and values of one token in all layers, measured once with a forward of one token."""
+        cache = KVCache(1, 1)
+        with torch.no_grad():
+            token = torch.zeros(1, dtype=torch.int64, device=self.device)
+            self.prefill(token, PackedSequences([0, 1], cache), None)
+        return cache.nbytes()
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -92,12 +118,12 @@ class SharedModel:
     @property
     def softcap(self) -> float | None:
         """Soft-cap of the logits (Gemma 2), None for most."""
-        return getattr(self.base.config.get_text_config(), "final_logit_softcapping", None)
+        return getattr(self.base.config.get_text_config(decoder=True), "final_logit_softcapping", None)
 
     @property
     def linear_layers(self) -> list[str]:
-        """Short names of the layers that can take an adapter: every linear layer but the language-model head."""
-        return linear_layers(self.layers, self.head_module)
+        """Short names of the layers that can take an adapter: the linear layers that read text, but the head."""
+        return linear_layers(self.layers, self.places)
 
     # -- adapters
 
@@ -108,7 +134,7 @@ class SharedModel:
         refuse_unserved(config)
         if config.target_modules is None:
             config.target_modules = default_targets(self.base.config.model_type)
-        for layer in resolve_targets(self.layers, self.head_module, config):
+        for layer in resolve_targets(self.layers, self.places, config):
             rank, scale = rank_and_scale(config, layer)
             self._wrap(layer).add(name, rank, scale)
         config.fan_in_fan_out = any(isinstance(self.layers[layer], Conv1D) for layer in self.wrapped)
@@ -173,7 +199,7 @@ class SharedModel:
     @property
     def trunk_depth(self) -> int:
         """How many decoder layers lie below every adapter and are frozen: the same network for all roles."""
-        if self.train_base:
+        if self.train_base or not self.serves_trunk:
             return 0
         return depth_below(self.decoder_layers, (layer for layer in self.wrapped.values() if layer.scale))
 
@@ -250,7 +276,13 @@ def eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
 
 def context_length(config: PreTrainedConfig) -> int | None:
     """Tokens that a model of this config can read, where the architecture states a number."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def generation_length(config: PreTrainedConfig) -> int | None:
+    """Tokens of a prompt and a sampled response together: the context, or less where the rotary embedding would
+    change while the response grows (see `rope`)."""
+    return min((n for n in (context_length(config), rope_threshold(config)) if n is not None), default=None)
 
 
 def positions(cu_seqlens: list[int], device: torch.device) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig
@@ -10,6 +13,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_fast.runtime.errors import UsageError
@@ -40,38 +44,125 @@ def refuse_unserved(config: LoraConfig) -> None:
         )
 
 
-def resolve_targets(modules: Mapping[str, nn.Module], head: nn.Module | None, config: LoraConfig) -> list[str]:
+@dataclass(frozen=True)
+class Places:
+    """Where adapters can go in a model, by name of the module.
+
+    linear: the linear layers that read text: those of its decoder layers and directly below the decoder. By exact
+    class: a router that is a subclass of a linear layer returns something else.
+    outside: modules elsewhere, such as the layers of a vision tower, which see no text.
+    as_experts: linear layers whose names PEFT takes for those of experts that transformers holds in one tensor since
+    version 5 (`gate_proj` of a shared expert, say): it would not find an adapter for them in a file.
+    """
+
+    linear: frozenset[str]
+    outside: frozenset[str]
+    as_experts: frozenset[str]
+    head: nn.Module | None
+
+
+def find_places(model: PreTrainedModel, decoder_layers: Sequence[nn.Module]) -> Places:
+    """The places of a transformers model with these decoder layers (none known: its whole decoder)."""
+    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    inside = {module for layer in decoder_layers or [decoder] for module in layer.modules()} | set(decoder.children())
+    around = {model.get_submodule(name.rpartition(".")[0]) for name, m in model.named_modules() if m in inside}
+    linear = {n for n, m in model.named_modules() if type(m) in (nn.Linear, Conv1D) and m in inside and m is not head}
+    outside = {n for n, m in model.named_modules() if m not in inside | around | {model, head}}
+    as_experts = {name for name in linear if _read_as_expert(model, name.rpartition(".")[2])}
+    return Places(frozenset(linear - as_experts), frozenset(outside), frozenset(as_experts), head)
+
+
+def _read_as_expert(model: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT moves the target `name` to the parameters of fused experts when it opens a file for `model`."""
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers as convert
+    except ImportError:  # a PEFT that knows nothing of fused experts
+        return False
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert(config, model, None)
+    except ValueError:  # it asks for the other target of the same parameter
+        return True
+    return name not in (config.target_modules or ())
+
+
+def resolve_targets(modules: Mapping[str, nn.Module], places: Places, config: LoraConfig) -> list[str]:
     """Names of the linear layers among `modules` that `config` names; PEFT's own matching rules.
 
-    `target_modules=None` takes PEFT's choice for the architecture, "all-linear" every linear layer but `head` (the
-    language-model head). Raises `UsageError` when nothing matches, or something that is not a linear layer.
+    "all-linear" takes every one of `places`. What is named outside of these is left alone, and written to
+    `config.exclude_modules`, so that PEFT leaves it alone too. Raises `UsageError` when nothing matches, or something
+    in the decoder that is not a linear layer.
     """
-    linear = _linear(modules, head)
     if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
-        config.target_modules = linear_layers(modules, head)
+        config.target_modules = linear_layers(modules, places)
     found = [name for name in modules if check_target_module_exists(config, name)]
-    for name in found:
-        if name not in linear:
+    inside = [name for name in found if name not in places.outside]
+    for name in inside:
+        if name not in places.linear:
             raise UsageError(
-                f"LoRA target {name!r} is {'the language-model head' if modules[name] is head else 'no linear layer'}; "
-                "adapters go on the linear layers inside the model. Use target_modules='all-linear' or "
-                "name such layers."
+                f"LoRA target {name!r} is {_what(name, modules[name], places)}; adapters go on the linear layers "
+                "inside the model. Use target_modules='all-linear' or name such layers."
             )
-    if not found:
+    if not inside:
+        where = f"only {found[0]!r} and others that read no text" if found else "no layer of this model"
         raise UsageError(
-            f"target_modules={config.target_modules!r} matches no layer of this model. "
-            f"Its linear layers are: {', '.join(linear_layers(modules, head))}."
+            f"target_modules={config.target_modules!r} matches {where}. "
+            f"Its linear layers are: {', '.join(linear_layers(modules, places))}."
         )
-    return found
+    if missing := _unmatched(config, inside):
+        logging.getLogger("rlhf_fast.notices").warning(
+            "target_modules names %s, which is no linear layer here: no adapter for it", ", ".join(missing)
+        )
+    _exclude(config, [name for name in found if name in places.outside])
+    return inside
 
 
-def linear_layers(modules: Mapping[str, nn.Module], head: nn.Module | None) -> list[str]:
-    """Last parts of the names of all linear layers but `head`, sorted, each once."""
-    return sorted({name.rsplit(".", 1)[-1] for name in _linear(modules, head)})
+def _what(name: str, module: nn.Module, places: Places) -> str:
+    if module is places.head:
+        return "the language-model head"
+    return (
+        "named as PEFT names experts, which it looks for elsewhere" if name in places.as_experts else "no linear layer"
+    )
 
 
-def _linear(modules: Mapping[str, nn.Module], head: nn.Module | None) -> set[str]:
-    return {n for n, m in modules.items() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+def _unmatched(config: LoraConfig, found: list[str]) -> list[str]:
+    """The names in a list of targets that none of the layers `found` has."""
+    targets = [] if isinstance(config.target_modules, str) else config.target_modules or []
+    return sorted(t for t in targets if not any(name == t or name.endswith(f".{t}") for name in found))
+
+
+def _exclude(config: LoraConfig, names: list[str]) -> None:
+    """Add `names` to what the config excludes, in the form that it has."""
+    if names and isinstance(config.exclude_modules, str):
+        config.exclude_modules = "|".join([f"(?:{config.exclude_modules})", *map(re.escape, names)])
+    elif names:
+        config.exclude_modules = [*(config.exclude_modules or []), *names]
+
+
+def linear_layers(modules: Mapping[str, nn.Module], places: Places) -> list[str]:
+    """Names for `target_modules` that match all of `places.linear` and nothing else in the decoder, sorted: the last
+    part of a layer's name, or where others share it, all of the name but its first part."""
+    last: dict[str, set[str]] = {}
+    for name in modules:
+        if name not in places.outside:
+            last.setdefault(name.rpartition(".")[2], set()).add(name)
+    return sorted(
+        {
+            short if last[short := name.rpartition(".")[2]] <= places.linear else name.partition(".")[2]
+            for name in places.linear
+        }
+    )
+
+
+def fused_experts(decoder_layers: Sequence[nn.Module]) -> tuple[str, float] | None:
+    """The class that holds the weights of many experts in one parameter, and its share of the layers' weights."""
+    held = [
+        (m, p) for layer in decoder_layers for m in layer.modules() for p in m.parameters(recurse=False) if p.dim() == 3
+    ]
+    if not held:
+        return None
+    total = sum(p.numel() for layer in decoder_layers for p in layer.parameters())
+    return type(held[0][0]).__name__, sum(p.numel() for _, p in held) / total
 
 
 def default_targets(model_type: str) -> list[str] | str:

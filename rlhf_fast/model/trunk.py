@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,8 +31,15 @@ class TrunkStates:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers of a transformers model, in order."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """The layers of a transformers decoder, in order: of its lists of such layers, the one that lies highest. Deeper
+    ones are a vision or an audio tower's."""
+    lists = [(name.count("."), module) for name, module in model.named_modules() if _is_list_of_layers(module)]
+    return list(min(lists, key=lambda found: found[0])[1]) if lists else []
+
+
+def _is_list_of_layers(module: nn.Module) -> TypeGuard[nn.ModuleList]:
+    layers = list(module) if isinstance(module, nn.ModuleList) else []
+    return bool(layers) and all(isinstance(layer, GradientCheckpointingLayer) for layer in layers)
 
 
 def depth_below(layers: Sequence[nn.Module], adapted: Iterable[LoRALinear]) -> int:

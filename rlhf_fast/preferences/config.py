@@ -22,8 +22,12 @@ class RewardConfig(StageConfig):
         metadata={"help": "What it starts from: an SFT output (full model or adapter folder), or a base model."},
     )
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
-    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the comparisons."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Comparisons in an optimiser step."})
+    num_train_epochs: float = field(
+        default=2.0, metadata={"help": "Passes over the comparisons; steps are rounded up."}
+    )
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "Comparisons in an optimiser step; the last of a pass has those that are left."}
+    )
     center_rewards_coefficient: float = field(
         default=0.01, metadata={"help": "Weight of the squared mean score of a comparison: keeps scores around 0."}
     )

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from rlhf_fast.data.schema import prompt_key
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Critic, sequence_scores
@@ -25,7 +23,7 @@ from rlhf_fast.preferences.metrics import (
     rule_accuracy,
     strict_pairs,
 )
-from rlhf_fast.runtime.budget import Budget
+from rlhf_fast.runtime.budget import Budget, Passes
 from rlhf_fast.runtime.distributed import gather, share, total
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import give_way
@@ -68,20 +66,19 @@ class RewardTraining:
         c = self.config
         if not self.comparisons:
             raise UsageError("there are no comparisons to train on; expected at least one.")
-        self.steps = total_steps(c, len(self.comparisons))
+        prompts: dict[str, list[int]] = {}
+        for index, comparison in enumerate(self.comparisons):
+            prompts.setdefault(prompt_key(comparison.row.prompt), []).append(index)
+        self.passes = Passes(len(self.comparisons), c.batch_size, c.seed, groups=list(prompts.values()))
+        self.steps = self.passes.steps(c.num_train_epochs)
         self.budget = Budget.of(c)
         self.optimiser = Optimiser.build(c, self.critic.named_parameters(), self.steps)
-        self.orders: dict[int, list[int]] = {}
-        self.prompts: dict[str, list[int]] = {}
-        for index, comparison in enumerate(self.comparisons):
-            self.prompts.setdefault(prompt_key(comparison.row.prompt), []).append(index)
 
     def batch(self, step: int) -> list[EncodedComparison]:
-        """Passes over all comparisons, each in an order of its own in which those of one prompt follow one another."""
-        size = self.config.batch_size
-        places = range(step * size, (step + 1) * size)
-        numbers = [divmod(place, len(self.comparisons)) for place in places]
-        return [self.comparisons[self._order(epoch)[i]] for epoch, i in numbers]
+        """Passes over all comparisons, each in an order of its own in which those of one prompt follow one another: a
+        response that stands in several pairs is then computed once for them, and meets them in one step (Ouyang et al.
+        2022, section 3.5)."""
+        return [self.comparisons[row] for row in self.passes.step(step)]
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step on batch `index`: its loss, pair accuracy, mean margin, gradient norm, learning rate."""
@@ -131,16 +128,6 @@ class RewardTraining:
         (loss * counts).backward()
         return float(loss.detach()), pairs_of(comparisons, scores.tolist())
 
-    def _order(self, epoch: int) -> list[int]:
-        """Prompts in a random order, the comparisons of each as they came: a response that stands in several pairs is
-        then computed once for them, and meets them in one step (Ouyang et al. 2022, section 3.5)."""
-        if epoch not in self.orders:
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            of_prompt = list(self.prompts.values())
-            shuffled = torch.randperm(len(of_prompt), generator=generator).tolist()
-            self.orders[epoch] = [index for prompt in shuffled for index in of_prompt[prompt]]
-        return self.orders[epoch]
-
 
 def cut_comparisons(batch: Sequence[EncodedComparison], max_tokens: int) -> list[list[EncodedComparison]]:
     """The batch in its order, in parts whose different sequences have at most `max_tokens` tokens together."""
@@ -154,11 +141,6 @@ def cut_comparisons(batch: Sequence[EncodedComparison], max_tokens: int) -> list
         parts[-1].append(c)
         inside = joined
     return parts
-
-
-def total_steps(config: RewardConfig, comparisons: int) -> int:
-    """Optimiser steps that `fit` takes."""
-    return max(1, round(config.num_train_epochs * comparisons / config.batch_size))
 
 
 def fit(critic: Critic, comparisons: Sequence[EncodedComparison], config: RewardConfig) -> list[dict[str, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from rlhf_fast.data.split import split_by_prompt
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import load_shared, load_tokenizer, resolve_source
+from rlhf_fast.model.lora_choice import describe_trained
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.preferences.adapter import add_reward_adapter
@@ -27,9 +28,11 @@ from rlhf_fast.preferences.fit import RewardTraining, evaluate
 from rlhf_fast.preferences.normalise import choose_prompts, normalise
 from rlhf_fast.preferences.page import build_report
 from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_history, read_result
+from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rollout.cache_size import refuse_unfitting
 from rlhf_fast.rollout.sampling import stop_ids
-from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
+from rlhf_fast.runtime.budget import MORE_STEPS, too_few
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
@@ -38,9 +41,8 @@ from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.resume import Start, choose_start
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.tracking import Tracker, activity
+from rlhf_fast.runtime.tracking import Tracker, activity, describe_memory, read_metrics, say_start
 
-REPORT_FILE = "report.html"
 ADAPTER = "reward"
 SHOWN = {"loss": "loss", "accuracy": "accuracy"}
 logger = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
         return read_result(output)
     shared, sft = load_shared(config.model_name_or_path, dtype=dtype, device=device, shard=config.shard_base)
     check_context(shared, split)
-    prompts = choose_prompts(split.train, config, shared.max_length) if config.normalise else []
+    prompts = choose_prompts(split.train, config, shared.generation_length) if config.normalise else []
     refuse_unfitting(shared, max(map(len, prompts), default=0) + config.response_length)
     critic = add_reward_adapter(shared, config, sft=sft, name=ADAPTER)
     if config.activation_checkpointing:
@@ -83,7 +85,10 @@ def run_reward(config: RewardConfig) -> RewardResult:
     base, rendering = resolve_source(config.model_name_or_path).base, _rendering(config, tokenizer, split)
     save = main_only(partial(_save, shared, tokenizer, base, rendering))
     stop = stop_ids(tokenizer, model_eos=shared.eos_ids)
-    checkpoints = train(RewardTraining(config, critic, split.train), start, save)
+    training = RewardTraining(config, critic, split.train)
+    run_facts = describe(training, split)
+    say_start("reward model", run_facts, too_few(training.steps, MORE_STEPS))
+    checkpoints = train(training, start, save)
     checkpoints.save_results()  # before anything else can fail
     budget = config.max_tokens_per_micro_batch
     with activity("scoring held-out responses, then samples of the start model", quiet=bool(config.disable_tqdm)):
@@ -93,7 +98,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
         checkpoints.save_results()  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, read_history(output))
     if is_main():
-        _write(output, config, split, result)
+        _write(output, config, split, result, run_facts | {"Memory": describe_memory(device)})
     checkpoints.finish()
     return result
 
@@ -103,8 +108,11 @@ def train(training: RewardTraining, start: Start, save: Callable[[Path], None]) 
     c = training.config
     checkpoints = Checkpoints(c, start, training.steps, {"optimiser": training.optimiser}, save)
     output, quiet = checkpoints.output, bool(c.disable_tqdm)
+    device = training.critic.model.device
     with (
-        Tracker(output, "reward model", training.steps, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
+        Tracker(
+            output, "reward model", training.steps, SHOWN, done=checkpoints.done, quiet=quiet, device=device
+        ) as tracker,
         guard(checkpoints, partial(holdings, [training.critic.model], training.optimiser)),
     ):
         for step in checkpoints.remaining():
@@ -115,10 +123,25 @@ def train(training: RewardTraining, start: Start, save: Callable[[Path], None]) 
     return checkpoints
 
 
-def _write(output: Path, config: RewardConfig, split: Split, result: RewardResult) -> None:
+def describe(training: RewardTraining, split: Split) -> dict[str, str]:
+    """What the run is, in words, by topic."""
+    model, sequences = training.critic.model, sum(len(c.sequences) for c in split.train)
+    left_out = f", {split.skipped:,} more left out" if split.skipped else ""
+    heldout = f", {len(split.heldout):,} held out" if split.heldout else ""
+    tokens = sum(c.tokens for c in split.train)
+    return {
+        "Data": f"{len(split.train):,} comparisons of {sequences:,} responses, {tokens:,} tokens{left_out}{heldout}",
+        "Steps": training.passes.describe(training.config.num_train_epochs, "comparisons"),
+        "Trained": describe_trained(model, ADAPTER, training.critic.named_parameters()),
+        "Computed": describe_device(model.dtype, model.device),
+    }
+
+
+def _write(
+    output: Path, config: RewardConfig, split: Split, result: RewardResult, run_facts: Mapping[str, str]
+) -> None:
     write_record(output / REWARD_FACTS, facts(config, split, result))
-    if result.evaluation:
-        build_report(output.name, result.evaluation).write(output / REPORT_FILE)
+    build_report(output.name, run_facts, read_metrics(output), result.evaluation).write(output / REPORT_FILE)
 
 
 def _save(

@@ -1,12 +1,18 @@
-"""`Report`: sections of HTML in one self-contained page: no script, no external resource, light and dark."""
+"""`Report`: sections of HTML in one self-contained page: no script, no external resource, light and dark; and how the
+page of every training run begins."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
 from rlhf_fast.report.page_style import STYLE
+from rlhf_fast.report.sections import table, training
+from rlhf_fast.runtime.tracking import duration
+
+REPORT_FILE = "report.html"
 
 
 @dataclass
@@ -37,3 +43,12 @@ class Report:
         path = Path(path)
         path.write_text(self.html(), encoding="utf-8")
         return path
+
+
+def run_report(name: str, subtitle: str, facts: Mapping[str, str], metrics: Sequence[Mapping[str, float]]) -> Report:
+    """The page of a training run: what it was (facts, by topic), and its curves; a stage adds what it alone has."""
+    report = Report(name, subtitle)
+    took = [row["seconds"] for row in metrics if "seconds" in row]
+    report.add("Run", table({**facts, **({"Time": duration(took[-1])} if took else {})}))
+    report.add("Training", training(metrics))
+    return report

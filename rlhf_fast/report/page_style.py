@@ -52,12 +52,16 @@ svg .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin:
 svg .raw { fill: none; stroke: var(--accent); stroke-width: 1; opacity: .35; }
 svg .dot { fill: var(--accent); }
 svg .bubble { fill: var(--accent); fill-opacity: .55; stroke: var(--card); }
+.facts td { white-space: normal; padding-right: 0; }
+.facts th { width: 7rem; vertical-align: top; }
+mark { background: var(--tint); color: var(--accent); border-radius: .2rem; }
 article { margin: 0 0 2rem; }
 .prompt { border-left: 3px solid var(--line); padding: .1rem 0 .1rem 1rem; margin-bottom: .9rem;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .prompt p { margin: 0 0 .2rem; }
 .system { color: var(--soft); font-size: .8125rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
+.pair.one { grid-template-columns: 1fr; }
 .pair section { display: flex; flex-direction: column; background: var(--card); border: 1px solid var(--line);
   border-radius: .75rem; padding: .9rem 1.1rem; min-width: 0; }
 .pair .second { background: var(--tint); }

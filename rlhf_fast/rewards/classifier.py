@@ -21,6 +21,7 @@ from rlhf_fast.model.fused_blocks import is_served
 from rlhf_fast.model.head import ScoreHead
 from rlhf_fast.model.load import refuse_missing
 from rlhf_fast.model.roles import Critic, sequence_scores
+from rlhf_fast.model.rope import rope_threshold
 from rlhf_fast.model.shared import SharedModel, context_length
 from rlhf_fast.model.template import opening, render, without_end
 from rlhf_fast.rewards.source import Conversation, RewardBatch
@@ -86,7 +87,8 @@ class ClassifierReward:
             return sequence_scores(self.packed, [text["input_ids"] for text in encoded], self.max_tokens)
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
         decoder = hasattr(self.model, "score")
-        size = 1 if not decoder and self.tokenizer.pad_token is None else self.batch_size
+        alone = rope_threshold(self.model.config) is not None  # a batch would rotate all by its longest text
+        size = 1 if alone or not (decoder or self.tokenizer.pad_token) else self.batch_size
         scores = torch.empty(len(batch))
         for start in range(0, len(order), size):
             rows = order[start : start + size]

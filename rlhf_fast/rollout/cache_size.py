@@ -59,9 +59,9 @@ def refuse_unfitting(model: SharedModel, length: int) -> None:
 
 
 def bytes_per_token(model: SharedModel) -> int:
-    """Keys and values of one token in all layers: 2 * layers * key-value heads * head_dim numbers."""
-    _, kv_heads, head_dim = heads_of(model)
-    return 2 * model.base.config.get_text_config().num_hidden_layers * kv_heads * head_dim * model.dtype.itemsize
+    """Keys and values of one token in all layers, as a forward writes them: for most architectures 2 * layers *
+    key-value heads * head_dim numbers."""
+    return model.cache_bytes
 
 
 def heads_of(model: SharedModel) -> tuple[int, int, int]:

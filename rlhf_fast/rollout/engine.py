@@ -81,7 +81,7 @@ class Engine:
     ) -> None:  # fmt: skip
         model = policy.model
         self.policy, self.prompts, self.sampling, self.max_tokens = policy, prompts, sampling, max_tokens
-        self.limits = sampling.limits(prompts, model.max_length)
+        self.limits = sampling.limits(prompts, model.generation_length)
         self.request_seeds, self.responses = seeds, [Response() for _ in prompts]
         length = max(len(prompt) + limit for prompt, limit in zip(prompts, self.limits, strict=True))
         self.decode = decoder(model, policy.adapter, length)

@@ -15,7 +15,8 @@ from transformers.trainer_utils import SaveStrategy
 
 from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.fields import check_kinds
+from rlhf_fast.runtime.fields import check_kinds, field_names
+from rlhf_fast.runtime.hints import field_hint
 from rlhf_fast.runtime.launch import start
 
 SERVED = frozenset({
@@ -28,13 +29,6 @@ SERVED = frozenset({
 _AT_LEAST_ONE = (
     "max_length", "max_tokens_per_micro_batch", "lora_r", "gradient_accumulation_steps", "per_device_train_batch_size",
 )  # fmt: skip
-_INSTEAD = {
-    "bf16": "dtype=bfloat16", "fp16": "dtype=bfloat16 or float32", "resume_from_checkpoint": "resume",
-    "load_best_model_at_end": "metric_for_best_model, which keeps the best checkpoint,",
-    "report_to": "metrics.jsonl in output_dir", "max_steps": "num_train_epochs or total_episodes",
-    "logging_steps": "metrics.jsonl, which holds every step", "optim": "AdamW, which is always used",
-    "per_device_eval_batch_size": "max_tokens_per_micro_batch", "fsdp": "shard_base, which divides the frozen base,",
-}  # fmt: skip
 
 
 @dataclass
@@ -44,8 +38,8 @@ class StageConfig(TrainingArguments):
     stage: ClassVar[str] = ""
     """The verb of the command line that runs it."""
     served: ClassVar[frozenset[str]] = SERVED
-    instead: ClassVar[dict[str, str]] = _INSTEAD
-    """What to use in place of an inherited field that is not served."""
+    instead: ClassVar[dict[str, str]] = {}
+    """What to use in place of an inherited field that is not served, before what `rlhf_fast.runtime.hints` says."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Fields of a stage's own on which no result depends, nor whether a checkpoint is of the same run."""
 
@@ -179,9 +173,10 @@ class StageConfig(TrainingArguments):
             default = own.default if own.default is not MISSING else default
             if getattr(self, f.name) not in (default, _settled()[f.name]):
                 instead = self.instead.get(f.name)
+                hint = f"use {instead} instead" if instead else field_hint(f.name, field_names(type(self)))
                 raise UsageError(
                     f"{f.name}={getattr(self, f.name)!r} has no effect in {type(self).__name__} and is refused; "
-                    + (f"use {instead} instead." if instead else "remove it.")
+                    f"{hint or 'remove it'}."
                 )
 
 

@@ -6,6 +6,8 @@ import random
 
 import torch
 
+from rlhf_fast.runtime.distributed import world_size
+
 
 def choose_device(use_cpu: bool) -> torch.device:
     return torch.device("cpu" if use_cpu or not torch.cuda.is_available() else "cuda")
@@ -30,6 +32,13 @@ def has_bfloat16(device: torch.device) -> bool:
         return any(check() for check in known if check is not None)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def describe_device(dtype: torch.dtype, device: torch.device) -> str:
+    """'bfloat16 on cuda (NVIDIA H100)'; of several processes, how many there are."""
+    name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    processes = f" in {world_size()} processes" if world_size() > 1 else ""
+    return f"{str(dtype).removeprefix('torch.')} on {name}{processes}"
 
 
 def seed_everything(seed: int) -> None:

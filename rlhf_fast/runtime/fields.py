@@ -1,13 +1,17 @@
-"""Whether the values of a config's fields are of the kinds that its annotations name."""
+"""Which fields of a config have an effect, and whether their values are of the kinds that its annotations name."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Iterable
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from transformers import TrainingArguments
+
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.hints import value_hint
 
 
 def check_kinds(config: Any, names: Iterable[str]) -> None:
@@ -19,7 +23,16 @@ def check_kinds(config: Any, names: Iterable[str]) -> None:
     for name in names:
         value = getattr(config, name)
         if not _fits(value, hints[name]):
-            raise UsageError(f"{name}={value!r} cannot be used: expected {_words(hints[name])}.")
+            known = value_hint(name, value)
+            hint = f" {known[0].upper()}{known[1:]}." if known else ""
+            raise UsageError(f"{name}={value!r} cannot be used: expected {_words(hints[name])}.{hint}")
+
+
+def field_names(config_class: type) -> list[str]:
+    """Fields that a user can set to some effect."""
+    served: frozenset[str] | None = getattr(config_class, "served", None)
+    inherited = set() if served is None else {f.name for f in fields(TrainingArguments)}
+    return [f.name for f in fields(config_class) if f.init and (f.name not in inherited or f.name in (served or ()))]
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.fields import check_kinds
+from rlhf_fast.runtime.tracking import show_notices
 
 
 @dataclass
@@ -47,6 +48,7 @@ class InferenceConfig:
     use_cpu: bool = field(default=False, metadata={"help": "Compute on the CPU even where there is a GPU."})
 
     def __post_init__(self) -> None:
+        show_notices()
         check_kinds(self, (f.name for f in fields(self)))
         for name in ("response_length", "max_rollout_batch", "max_tokens_per_micro_batch"):
             self.require(getattr(self, name) >= 1, name, "at least 1")

@@ -13,17 +13,20 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from rlhf_fast.runtime.distributed import exchange, is_main, processes_here, world_size
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.tracking import show_notices
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE
 
 
 def start(*, use_cpu: bool, timeout: float) -> None:
-    """Connect the processes, choose each its GPU, and silence all but process 0. Later calls do nothing.
+    """Connect the processes, choose each its GPU, and silence all but process 0, which shows notices. Later calls do
+    nothing.
 
     timeout: seconds that an exchange waits for a process. Raises `UsageError` for a start that is not whole and for too
     few GPUs, `LostProcess` where a process does not come.
     """
     _refuse_one_of_several()
+    show_notices()
     if dist.is_initialized() or world_size() == 1:
         return
     _check_environment()

@@ -1,4 +1,4 @@
-"""How much memory is free for more."""
+"""How much memory is free for more, and how much a process has taken."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from rlhf_fast.runtime.distributed import processes_here
 
 CGROUP = Path("/sys/fs/cgroup")  # of a container, as it sees it
+STATUS = Path("/proc/self/status")  # of this process, on Linux
 
 
 def free_bytes(device: torch.device) -> int:
@@ -35,3 +36,18 @@ def container_room(cgroup: Path) -> int | None:
     except OSError:
         return None
     return max(0, int(limit) - used + int(cached["inactive_file"]))
+
+
+def peak_bytes(device: torch.device | None) -> int:
+    """The most that this process has held at once: of a GPU's memory for such a device, else of main memory.
+
+    Where the system keeps no such record (macOS), what it holds now.
+    """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if STATUS.is_file():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    held = psutil.Process().memory_info()
+    return getattr(held, "peak_wset", held.rss)

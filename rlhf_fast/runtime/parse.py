@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import re
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
-from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.fields import field_names
+from rlhf_fast.runtime.hints import field_hint, value_hint
 
 Config = TypeVar("Config")
+COMMAND_LINE = "the command line"
+_CHOICE = re.compile(r"argument --(\w+).*: invalid choice: '(.*?)'")  # as argparse says it
 
 
 def parse_config(config_class: type[Config], arguments: list[str], *, prog: str) -> Config:
@@ -27,7 +30,7 @@ def parse_config(config_class: type[Config], arguments: list[str], *, prog: str)
         parser.set_defaults(**_read_yaml(path, config_class, parser))
     namespace, unknown = parser.parse_known_args(rest)
     if unknown:
-        raise UsageError(_unknown(unknown[0].removeprefix("--").split("=")[0], config_class, "the command line"))
+        raise UsageError(_unknown(unknown[0].split("=")[0], config_class, COMMAND_LINE))
     return config_class(**{name: value for name, value in vars(namespace).items() if value != untouched[name]})
 
 
@@ -90,17 +93,14 @@ def _one(value: Any, action: argparse.Action, path: str) -> Any:
 
 
 def _refuse(prog: str, message: str) -> NoReturn:
+    if (chosen := _CHOICE.search(message)) and (hint := value_hint(*chosen.groups())):
+        message = f"{message}; {hint}"
     raise UsageError(f"{message}. `{prog} --help` lists the fields and what each takes.")
 
 
 def _unknown(name: str, config_class: type, where: str) -> str:
-    close = difflib.get_close_matches(name, field_names(config_class), n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "--help lists the fields."
-    return f"unknown field {name!r} in {where}; {hint}"
-
-
-def field_names(config_class: type) -> list[str]:
-    """Fields that a user can set to some effect."""
-    inherited = {f.name for f in fields(TrainingArguments)} if issubclass(config_class, StageConfig) else set()
-    served: frozenset[str] = getattr(config_class, "served", frozenset())
-    return [f.name for f in fields(config_class) if f.init and (f.name not in inherited or f.name in served)]
+    known = field_names(config_class)
+    if not name.startswith("-") and where == COMMAND_LINE:
+        return f"{name!r} on {where} belongs to no field; a field is given as --field value, a list as --field a b."
+    hint = field_hint(name.lstrip("-"), known) or "--help lists the fields"
+    return f"unknown field {name.lstrip('-')!r} in {where}; {hint}{'' if hint.endswith('?') else '.'}"

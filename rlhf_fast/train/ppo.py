@@ -29,7 +29,7 @@ from rlhf_fast.rollout.gather import gather_rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import micro_batches, score_rollout
 from rlhf_fast.rollout.stop_strings import stop_strings
-from rlhf_fast.runtime.budget import Budget
+from rlhf_fast.runtime.budget import Budget, round_up
 from rlhf_fast.runtime.distributed import gather, share, total
 from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
@@ -64,7 +64,7 @@ class PPO:
 
     def __post_init__(self) -> None:
         c = self.config
-        episodes = c.total_episodes or round(c.num_train_epochs * len(self.prompts))
+        episodes = c.total_episodes or round_up(c.num_train_epochs * len(self.prompts))
         self.iterations = max(1, -(-episodes // c.batch_size))
         self.controller = AdaptiveKL(c.kl_coef, c.kl_target, c.kl_horizon) if c.kl_target else FixedKL(c.kl_coef)
         trained = chain(self.policy.named_parameters(), self.critic.named_parameters())

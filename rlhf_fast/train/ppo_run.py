@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,6 +18,7 @@ from rlhf_fast.data.rendering import Rendering, compare
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
+from rlhf_fast.model.lora_choice import describe_trained
 from rlhf_fast.profiling.profile import profiled
 from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.chosen import named_rewards, patient
@@ -28,7 +28,8 @@ from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.cache_size import refuse_unfitting
 from rlhf_fast.rollout.sampling import end_with
-from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
+from rlhf_fast.runtime.budget import too_few
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
@@ -37,15 +38,16 @@ from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import Stateful
-from rlhf_fast.runtime.tracking import Tracker
+from rlhf_fast.runtime.tracking import Tracker, describe_memory, notices, say_start
 from rlhf_fast.train.collapse import CollapseWatch
+from rlhf_fast.train.pages import write_ppo_page
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_config import PPORunConfig, difference_from_trl
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import Roles, build_roles
 from rlhf_fast.train.rollout_log import RolloutLog
 
-NOTICES = "rlhf_fast.notices"  # the logger of what only a reader who knows another library needs
+MORE_ITERATIONS = "more total_episodes, or a smaller per_device_train_batch_size,"
 SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
@@ -67,13 +69,13 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
     refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.sft_model_path, config.chat_template_path)
-    prompts = read(config, tokenizer)
+    prompts, left_out = read(config, tokenizer)
     prompts.rendering = _rendering(config, prompts)
     for source, _ in rewards:
         if isinstance(source, FunctionReward):
             source.check_signature(prompts.columns)
     if notice := difference_from_trl(config):
-        logging.getLogger(NOTICES).warning(notice)
+        notices.info(notice)
     start = choose_start(config, _inputs(config, prompts, rewards))
     if start.finished:
         return output
@@ -83,14 +85,18 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
     sources = WeightedRewards([*_model_reward(roles, config), *asked])
     rollouts = RolloutLog(output, enabled=config.log_rollouts)
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
-    watch = CollapseWatch()
+    watch = watch_of(ppo)
     save = main_only(partial(save_policy, ppo, roles, tokenizer))
     parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
     checkpoints = Checkpoints(config, start, ppo.iterations, parts, save, undo=ppo.undoes)
     model, quiet = roles.reference.model, bool(config.disable_tqdm)
+    facts = describe(ppo, left_out)
+    say_start("PPO", facts, too_few(ppo.iterations, MORE_ITERATIONS))
     with (
         profiled(output, model.dtype, model.device) if config.profile and is_main() else nullcontext(),
-        Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
+        Tracker(
+            output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet, device=model.device
+        ) as tracker,
         rollouts,
         guard(checkpoints, partial(holdings, [model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)),
     ):
@@ -101,15 +107,42 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
             checkpoints.after(iteration, metrics)
         ppo.optimiser.refuse_stuck()
     checkpoints.save_results()
+    if is_main():
+        write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
     checkpoints.finish()
     return output
 
 
-def read(config: PPORunConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
-    """The prompts, each short enough for max_length and the model's context beside its response."""
-    rows = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row).rows
-    room = prompt_room(config.response_length, config.max_length, context_of(str(config.sft_model_path)))
-    return Prompts.encode(tokenizer, rows, room, source=str(config.dataset_name), on_bad_row=config.on_bad_row)
+def read(config: PPORunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, int]:
+    """The prompts, each short enough for max_length and the model's context beside its response, and how many rows are
+    left out."""
+    found = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row)
+    context = context_of(str(config.sft_model_path), generated=True)
+    room = prompt_room(config.response_length, config.max_length, context)
+    prompts = Prompts.encode(tokenizer, found.rows, room, source=str(config.dataset_name), on_bad_row=config.on_bad_row)
+    return prompts, len(found.skipped) + len(found.rows) - len(prompts)
+
+
+def describe(ppo: PPO, left_out: int = 0) -> dict[str, str]:
+    """What the run is, in words, by topic; left_out: rows of the data that are not used."""
+    c, model, prompts = ppo.config, ppo.policy.model, ppo.prompts
+    responses, updates = ppo.iterations * c.batch_size, c.num_ppo_epochs * c.num_mini_batches
+    critic = sum(parameter.numel() for _, parameter in ppo.critic.named_parameters() if parameter.requires_grad)
+    return {
+        "Data": f"{len(prompts):,} prompts of {sum(map(len, prompts.ids)):,} tokens"
+        + (f", {left_out:,} more left out" if left_out else ""),
+        "Steps": f"{responses:,} responses of at most {c.response_length:,} tokens, {responses / len(prompts):.3g} "
+        f"to a prompt, are {ppo.iterations:,} iterations of {c.batch_size:,}, {updates:,} optimiser steps each",
+        "Policy": describe_trained(model, ppo.policy.adapter, ppo.policy.named_parameters()),
+        "Critic": f"a critic of {critic:,} trainable parameters",
+        "Computed": describe_device(model.dtype, model.device),
+    }
+
+
+def watch_of(ppo: PPO) -> CollapseWatch:
+    """What warns of the run's responses."""
+    ends = ppo.sampling.stop_ids or ppo.sampling.stop_strings
+    return CollapseWatch(ppo.config.response_length if ends else None)
 
 
 def save_policy(ppo: PPO, roles: Roles, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

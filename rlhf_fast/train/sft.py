@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import Encoded, encode_demonstration
+from rlhf_fast.data.encode import IGNORED, Encoded, encode_demonstration
 from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.data.rendering import Rendering, announce_demonstrations, compare
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
-from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, train_only
+from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, describe_trained, train_only
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.sharding import in_step
 from rlhf_fast.rollout.sampling import end_with, stop_ids
-from rlhf_fast.runtime.budget import Budget
-from rlhf_fast.runtime.device import choose_device, choose_dtype, seed_everything
-from rlhf_fast.runtime.distributed import main_only, share, total
+from rlhf_fast.runtime.budget import MORE_STEPS, Budget, Passes, too_few
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
+from rlhf_fast.runtime.distributed import is_main, main_only, share, total
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
@@ -35,7 +35,8 @@ from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.tracking import Tracker
+from rlhf_fast.runtime.tracking import Tracker, describe_memory, say_start
+from rlhf_fast.train.pages import write_sft_page
 from rlhf_fast.train.sft_config import SFTConfig
 
 
@@ -50,18 +51,14 @@ class SFT:
 
     def __post_init__(self) -> None:
         c = self.config
-        self.steps = max(1, round(c.num_train_epochs * len(self.rows) / c.batch_size))
+        self.passes = Passes(len(self.rows), c.batch_size, c.seed)
+        self.steps = self.passes.steps(c.num_train_epochs)
         self.budget = Budget.of(c)
         self.optimiser = Optimiser.build(c, self.policy.named_parameters(), self.steps)
 
     def batch(self, step: int) -> list[Encoded]:
         """Passes over all rows, each in an order of its own."""
-        rows, size = [], self.config.batch_size
-        for position in range(step * size, (step + 1) * size):
-            epoch, index = divmod(position, len(self.rows))
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            rows.append(self.rows[int(torch.randperm(len(self.rows), generator=generator)[index])])
-        return rows
+        return [self.rows[row] for row in self.passes.step(step)]
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step: the mean negative log-prob over all response tokens of the batch."""
@@ -93,7 +90,7 @@ class SFT:
 
     def loss_parts(self, rows: list[Encoded]) -> Iterator[Tensor]:
         """Losses of this process's micro-batches; all of them add up to the mean over all response tokens of `rows`."""
-        tokens = sum(label != -100 for row in rows for label in row.labels[1:])
+        tokens = max(1, sum(label != IGNORED for row in rows for label in row.labels[1:]))
         own, model = list(share(rows)), self.policy.model
         groups = cut_by_tokens([len(row.input_ids) for row in own], self.budget.tokens)
         for group, counts in in_step(model, [[own[i] for i in group] for group in groups], rows[:1]):
@@ -115,7 +112,7 @@ def run_sft(config: SFTConfig) -> Path:
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
     context = context_of(config.model_name_or_path)
-    rows, rendering = _encode(config, config.dataset_name, tokenizer, context)
+    rows, rendering, count, left_out = _encode(config, config.dataset_name, tokenizer, context)
     heldout = _encode(config, config.eval_dataset_name, tokenizer, context)[0] if config.eval_dataset_name else []
     compare(rendering, config.dataset_name, config.model_name_or_path)
     start = choose_start(config, _inputs(config, rows + heldout))
@@ -129,10 +126,12 @@ def run_sft(config: SFTConfig) -> Path:
     rendering = rendering.after(Rendering.read(config.model_name_or_path))
     save = main_only(partial(_save, policy, tokenizer, base, stop, rendering))
     checkpoints = Checkpoints(config, start, run.steps, {"optimiser": run.optimiser}, save)
+    facts, device = describe(run, count, left_out), policy.model.device
+    say_start("SFT", facts, too_few(run.steps, MORE_STEPS))
     shown, quiet = {"loss": "loss", "eval_loss": "held out"}, bool(config.disable_tqdm)
     held = partial(holdings, [policy.model], run.optimiser)
     with (
-        Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet) as tracker,
+        Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet, device=device) as tracker,
         guard(checkpoints, held),
     ):
         if heldout and not checkpoints.done:
@@ -143,8 +142,27 @@ def run_sft(config: SFTConfig) -> Path:
             checkpoints.after(step, metrics)
         run.optimiser.refuse_stuck()
     checkpoints.save_results()
+    if is_main():
+        write_sft_page(
+            output, facts | {"Memory": describe_memory(device)}, tokenizer, heldout or rows, held_out=bool(heldout)
+        )
     checkpoints.finish()
     return output
+
+
+def describe(run: SFT, rows: int, left_out: int) -> dict[str, str]:
+    """What the run is, in words, by topic; rows: of the data that are learnt, left_out: that are not."""
+    model, tokens = run.policy.model, sum(len(row.input_ids) for row in run.rows)
+    learnt = sum(label != IGNORED for row in run.rows for label in row.labels)
+    noun = "rows" if rows == len(run.rows) else "sequences"
+    data = f"{rows:,} rows" + (f" in {len(run.rows):,} sequences" if noun == "sequences" else "")
+    data += f" of {tokens:,} tokens, {learnt:,} of them learnt" + (f", {left_out:,} more left out" if left_out else "")
+    return {
+        "Data": data + (f", {len(run.heldout):,} held out" if run.heldout else ""),
+        "Steps": run.passes.describe(run.config.num_train_epochs, noun),
+        "Trained": describe_trained(model, run.policy.adapter, run.policy.named_parameters()),
+        "Computed": describe_device(model.dtype, model.device),
+    }
 
 
 def _inputs(config: SFTConfig, rows: list[Encoded]) -> dict[str, Any]:
@@ -192,8 +210,9 @@ def _policy(config: SFTConfig) -> Policy:
 
 def _encode(
     config: SFTConfig, source: str, tokenizer: PreTrainedTokenizerBase, context: int | None
-) -> tuple[list[Encoded], Rendering]:
-    """Sequences to learn, one or several a row, and how they were rendered."""
+) -> tuple[list[Encoded], Rendering, int, int]:
+    """Sequences to learn, one or several a row; how they were rendered; of how many rows they are, and how many more
+    are left out."""
     limit = min(config.max_length, context or config.max_length)
     read = read_demonstrations(source, format=config.dataset_format, on_bad_row=config.on_bad_row)
     fitting = encode_rows(
@@ -202,4 +221,5 @@ def _encode(
     )  # fmt: skip
     parts = [sequences for _, sequences in fitting]
     rendering = announce_demonstrations(tokenizer, [row for row, _ in fitting], parts, source)
-    return [encoded for sequences in parts for encoded in sequences], rendering
+    encoded = [encoded for sequences in parts for encoded in sequences]
+    return encoded, rendering, len(fitting), len(read.skipped) + len(fitting.skipped)

@@ -21,8 +21,13 @@ class SFTConfig(StageConfig):
         metadata={"help": "Held-out demonstrations; their loss is in the metrics of step 0 and of the last step."},
     )
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the demonstrations."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Demonstrations in an optimiser step."})
+    num_train_epochs: float = field(
+        default=1.0, metadata={"help": "Passes over the demonstrations; steps are rounded up."}
+    )
+    per_device_train_batch_size: int = field(
+        default=16,
+        metadata={"help": "Demonstrations in an optimiser step; the last of a pass has those that are left."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

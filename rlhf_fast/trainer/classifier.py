@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf_fast.model.check import check_kind, own_attention
 from rlhf_fast.model.head import ScoreHead
-from rlhf_fast.model.load import own_attention
 from rlhf_fast.model.roles import Critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.errors import UsageError
@@ -42,6 +42,7 @@ def open_classifier(role: str, model: PreTrainedModel, *, train: bool = False) -
         )
     shared = SharedModel(model, train_base=train)
     _check(role, shared)
+    shared.serves_trunk = check_kind(model)
     return Classifier(shared, None, ScoreHead(layer))
 
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_fast.data.fitting import prompt_room
-from rlhf_fast.model.shared import context_length
+from rlhf_fast.model.shared import context_length, generation_length
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.trainer.config import PPOConfig
@@ -47,8 +47,8 @@ def read_datasets(
     if held_out is None and args.eval_strategy != "no":
         raise UsageError("eval_strategy=steps evaluates on eval_dataset, which is None. Pass one, or eval_strategy=no.")
     policy, *others = models
-    networks = [m for m in (policy, *others) if isinstance(m, (PreTrainedModel, PeftModel))]
-    room = prompt_room(args.response_length, args.max_length, *(context_length(m.config) for m in networks))
+    contexts = [context_length(m.config) for m in others if isinstance(m, (PreTrainedModel, PeftModel))]
+    room = prompt_room(args.response_length, args.max_length, generation_length(policy.config), *contexts)
     vocabulary = policy.get_input_embeddings().weight.shape[0]
 
     def read(name: str, dataset: Dataset) -> Prompts:

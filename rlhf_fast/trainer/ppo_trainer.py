@@ -23,10 +23,10 @@ from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import Stateful
-from rlhf_fast.runtime.tracking import Tracker
+from rlhf_fast.runtime.tracking import Tracker, say_start
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_run import SHOWN, save_policy
+from rlhf_fast.train.ppo_run import SHOWN, describe, save_policy, watch_of
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.responses import judge
 from rlhf_fast.train.roles import Roles
@@ -96,14 +96,15 @@ class PPOTrainer(Events):
         start = choose_start(args, self._inputs())
         if start.finished:
             return
-        watch = CollapseWatch()
         ppo, rollouts = self.ppo, RolloutLog(output, enabled=args.log_rollouts)
+        watch = watch_of(ppo)
+        say_start("PPO", describe(ppo))
         parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
         checkpoints = Checkpoints(args, start, ppo.iterations, parts, self._save, undo=ppo.undoes)
         held = partial(holdings, [ppo.reference.model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)
-        ppo.rollouts, quiet = rollouts, bool(args.disable_tqdm)
+        ppo.rollouts, quiet, device = rollouts, bool(args.disable_tqdm), ppo.policy.model.device
         with (
-            Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet) as tracker,
+            Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet, device=device) as tracker,
             rollouts,
             guard(checkpoints, held),
         ):

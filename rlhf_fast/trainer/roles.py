@@ -19,9 +19,9 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
+from rlhf_fast.model.check import check_architecture
 from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic, ValueModel
 from rlhf_fast.model.head import ScalarHead
-from rlhf_fast.model.load import check_architecture
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.device import choose_device

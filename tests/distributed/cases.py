@@ -62,7 +62,7 @@ def printed(log: Path, rank: int) -> str:
 def train(stage: str, folder: Path, output: Path, options: dict[str, Any]) -> None:
     """A run of `STEPS` steps with `BATCH` rows each, however many processes there are."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    passes = {} if stage == "ppo" else {"num_train_epochs": STEPS * BATCH / 16}
+    passes = {} if stage == "ppo" else {"num_train_epochs": STEPS * BATCH / 16}  # of 16 rows
     episodes = {"total_episodes": STEPS * BATCH, "whiten_rewards": True} if stage == "ppo" else {}
     settings = config(
         stage, folder, output,

@@ -15,6 +15,7 @@ EVERYTHING = {
     "critic": "reference_mlp", "num_mini_batches": 4, "old_logprobs": "sampled", "score_at": "eos+1",
     "entropy_coef": 0.01, "kl_target": None,
 }  # fmt: skip
+RAGGED = {"dataset_name": "nine.jsonl", "num_train_epochs": 2.0}  # of which a pass is a step of 8 and one of 1
 TRUNCATED = {"bootstrap_truncated": True, "missing_eos_penalty": 1.0, "lora_layers": [1], "target_kl": 1e-6}
 
 
@@ -22,16 +23,26 @@ TRUNCATED = {"bootstrap_truncated": True, "missing_eos_penalty": 1.0, "lora_laye
 def folder(tmp_path_factory) -> Path:
     folder = prepare(tmp_path_factory.mktemp("distributed"))
     write_rows(folder / "others.jsonl", [{"prompt": f"w{i}", "completion": f"w{i + 1}"} for i in range(16)])
+    rows = [{"prompt": f"w{i} w{i + 1}", "completion": "w7 " * (i + 1)} for i in range(9)]
+    write_rows(folder / "nine.jsonl", rows)
     return folder
 
 
 @pytest.mark.parametrize(
     ("stage", "options", "worlds"),
-    [("sft", {}, (2,)), ("reward", {}, (2,)), ("ppo", {}, (2, 4)), ("ppo", EVERYTHING, (4,)), ("ppo", TRUNCATED, (2,))],
-    ids=["sft", "reward", "ppo", "ppo-minibatches-of-two", "ppo-truncated"],
+    [
+        ("sft", {}, (2,)),
+        ("sft", RAGGED, (2,)),
+        ("reward", {}, (2,)),
+        ("ppo", {}, (2, 4)),
+        ("ppo", EVERYTHING, (4,)),
+        ("ppo", TRUNCATED, (2,)),
+    ],
+    ids=["sft", "sft-last-step-of-one-row", "reward", "ppo", "ppo-minibatches-of-two", "ppo-truncated"],
 )
 def test_a_run_in_several_processes_is_the_run_in_one(folder, tmp_path, stage, options, worlds):
-    """Minibatches of two rows in four processes leave two processes without any."""
+    """Minibatches of two rows in four processes leave two processes without any; steps of one row in two, one."""
+    options = options | {name: str(folder / options[name]) for name in ("dataset_name",) if name in options}
     train(stage, folder, tmp_path / "1", options)
     wanted, rows = weights(tmp_path / "1"), metrics(tmp_path / "1")
     train(stage, folder, tmp_path / "slower", options | {"learning_rate": 5e-4})

@@ -85,7 +85,7 @@ def test_an_empty_response_is_named():
     assert "an empty response" in sections.examples(Comparison("a", "b", [], 0.0, behaviour, behaviour, [pair]))
 
 
-@pytest.mark.parametrize("rows", [[], [{"step": 1, "loss": 2.0}]])
+@pytest.mark.parametrize("rows", [[], [{"step": 1, "lr": 2.0}]])
 def test_metrics_without_curves_say_what_is_missing(rows):
     html = shared.training(rows)
     assert "No training metrics" in html and "objective/scores" in html and "<svg" not in html

@@ -52,6 +52,7 @@ def test_every_form_of_every_kernel_passes_for_every_architecture():
     kernels = {line.split()[0] for line in out.stdout.splitlines()}
     assert {"gae", "shape_rewards", "moments", "whiten", "ppo_loss", "score", "gradient", "compare"} <= kernels
     assert {"rms_norm", "rms_norm_backward", "rotary", "swiglu", "swiglu_backward"} <= kernels
+    assert {"sample", "attend", "join"} <= kernels
 
 
 @pytest.mark.slow
@@ -69,7 +70,8 @@ def test_launches_pass_tritons_own_front_end():
     assert out.returncode == 0, out.stderr[-3000:]
     assert out.stdout == (
         "gae 1, shape_rewards 1, moments 2, merge_moments 1, whiten 1, ppo_loss 2, ppo_metrics 2, score 4, gradient 2, "
-        "compare 2, rms_norm 2, rms_norm_backward 4, swiglu 3, swiglu_backward 3, rotary 2\n"
+        "compare 2, rms_norm 2, rms_norm_backward 4, swiglu 3, swiglu_backward 3, rotary 2, "
+        "sample 2, attend 2, join 2\n"
     )
 
 

@@ -73,10 +73,10 @@ def test_the_architectures_that_are_served_pass_the_check_made_at_loading(archit
     [
         (GPTNeoConfig(**SMALL, attention_types=[[["global"], 2]]), "0 of its 2 layers"),  # its own attention: no cache
         (BloomConfig(**SMALL), "0 of its 2 layers"),  # position from the attention mask
-        (CohereConfig(**SMALL, logit_scale=0.1), "logit scale"),
+        (CohereConfig(**SMALL, logit_scale=0.1), "its head scales its logits"),
         (
             GptOssConfig(**SMALL, num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1),
-            "attention variant",
+            "packed logits differ from its own",
         ),  # sinks
     ],
 )

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from rlhf_fast.model.adapter_files import load_adapter, save_adapter
-from rlhf_fast.model.load import check_architecture
+from rlhf_fast.model.check import check_architecture
 from rlhf_fast.model.lora import Route
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy, adapter_critic, sequence_scores

@@ -145,7 +145,7 @@ def test_a_run_may_go_on_for_longer_and_not_for_less_than_it_has_done(folder, tm
 
 
 def test_a_longer_run_takes_the_learning_rates_of_its_new_length(folder, tmp_path):
-    run("sft", folder, tmp_path, lr_scheduler_type="linear", warmup_steps=0, num_train_epochs=2 * 6 / 16)
+    run("sft", folder, tmp_path, lr_scheduler_type="linear", warmup_steps=0, num_train_epochs=2 / 3)
     run("sft", folder, tmp_path, lr_scheduler_type="linear", warmup_steps=0, resume="auto")
     rates = [row["lr"] for row in outcome(tmp_path)["metrics"] if row["step"]]
     assert rates == pytest.approx([0.5e-2, 0, 3 / 6 * 1e-2, 2 / 6 * 1e-2, 1 / 6 * 1e-2, 0])
@@ -200,10 +200,11 @@ def test_a_path_that_holds_no_whole_checkpoint_is_refused(folder, tmp_path):
 
 def test_the_watch_for_collapse_goes_on_where_it_was(caplog):
     first = CollapseWatch()
-    first.look({"rollout/distinct_2": 0.9, "rollout/repetition": 0.5})
+    short = {"rollout/truncated_fraction": 0.0}
+    first.look({"rollout/distinct_2": 0.9, "rollout/repetition": 0.5} | short)
     second = CollapseWatch()
     second.load_state(first.state())
-    second.look({"rollout/distinct_2": 0.5, "rollout/repetition": 0.5})
+    second.look({"rollout/distinct_2": 0.5, "rollout/repetition": 0.5} | short)
     assert ["distinct-2" in record.message for record in caplog.records] == [False, True]
 
 

@@ -11,6 +11,7 @@ import torch
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo_metrics import explained_variance, summarise
+from rlhf_fast.train.ppo_run import watch_of
 from tests.train.cases import run
 
 UPDATE = {
@@ -71,7 +72,7 @@ def test_the_adaptive_coefficient_of_an_iteration_is_logged_and_changes_for_the_
 
 
 def look(watch: CollapseWatch, distinct: float, repetition: float = 0.0) -> None:
-    watch.look({"rollout/distinct_2": distinct, "rollout/repetition": repetition})
+    watch.look({"rollout/distinct_2": distinct, "rollout/repetition": repetition, "rollout/truncated_fraction": 0.0})
 
 
 def test_collapse_is_warned_of_once_for_sameness_and_once_for_repetition(caplog):
@@ -83,7 +84,7 @@ def test_collapse_is_warned_of_once_for_sameness_and_once_for_repetition(caplog)
         look(watch, 0.47)
         look(watch, 0.3, 0.31)
         look(watch, 0.3, 0.9)
-    assert [record.args[0][:10] for record in caplog.records] == ["distinct-2", "31% of the"]
+    assert [record.message[15:25] for record in caplog.records] == ["distinct-2", "31% of the"]
     assert "Raise kl_coef" in caplog.text
 
 
@@ -94,3 +95,32 @@ def test_a_first_iteration_without_two_tokens_does_not_blind_the_watch(caplog):
         look(watch, 0.8)
         look(watch, 0.1)
     assert "fell from 0.80 to 0.10" in caplog.text
+
+
+def cut(watch: CollapseWatch, share: float) -> None:
+    watch.look({"rollout/distinct_2": 0.8, "rollout/repetition": 0.0, "rollout/truncated_fraction": share})
+
+
+@pytest.mark.parametrize(("shares", "said"), [([0.7, 0.74, 0.0], []), ([0.75], ["75%"]), ([0.1, 0.9, 1.0], ["90%"])])
+def test_a_budget_that_cuts_most_responses_is_said_once(caplog, shares, said):
+    watch, endless = CollapseWatch(budget=53), CollapseWatch()
+    for share in shares:
+        cut(watch, share)
+        cut(endless, share)  # nothing ends a response before its budget: all are cut, as was asked for
+    assert [record.message[:3] for record in caplog.records] == said
+    assert all("cut off by response_length=53 before they ended" in record.message for record in caplog.records)
+
+
+def test_what_a_run_said_of_cut_responses_is_not_said_again_after_a_resume(caplog):
+    first, second = CollapseWatch(budget=8), CollapseWatch(budget=8)
+    cut(first, 0.9)
+    second.load_state(first.state())
+    cut(second, 1.0)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"), [({}, 6), ({"stop_token": "none"}, None), ({"stop_token": "none", "stop": ["7"]}, 6)]
+)
+def test_responses_that_nothing_ends_are_not_said_to_be_cut(tmp_path, options, budget):
+    assert watch_of(run(tmp_path, **options)).budget == budget

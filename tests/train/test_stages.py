@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 from peft import LoraConfig
 
 from rlhf_fast import FunctionReward, PPORunConfig, run_ppo
 from rlhf_fast.cli import main
+from rlhf_fast.data.fitting import TooLong, encode_rows
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.load import load_shared
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.tracking import read_metrics
+from rlhf_fast.train.sft import SFT
 from tests.model_cases import tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -81,6 +85,44 @@ def test_a_mistyped_field_and_a_missing_model_are_named(folder, capsys):
     assert "learning_rate" in capsys.readouterr().err
     assert main(["sft", "--model_name_or_path", "./nowhere", "--dataset_name", "x.jsonl", "--use_cpu"]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rows", "size", "sizes"), [(20, 16, [16, 4]), (5, 4, [4, 1])])
+def test_sft_learns_every_row_of_a_pass_once(folder, monkeypatch, caplog, rows, size, sizes):
+    lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)[:rows]
+    (folder / "rows.jsonl").write_text("".join(lines))
+    batches, accumulate = [], SFT.accumulate
+    monkeypatch.setattr(SFT, "accumulate", lambda run, rows: (batches.append(rows), accumulate(run, rows))[1])
+    with caplog.at_level(logging.INFO, "rlhf_fast.notices"):
+        assert sft(folder, "--per_device_train_batch_size", str(size)) == 0
+    assert [len(batch) for batch in batches] == sizes and len(read_metrics(folder / "sft")) == len(sizes)
+    assert len({tuple(row.input_ids) for batch in batches for row in batch}) == rows
+    assert f"SFT: {rows} rows of {6 * rows} tokens, {4 * rows} of them learnt; {rows} rows are 2 steps" in caplog.text
+
+
+@pytest.mark.parametrize(("long", "bad"), [(2, 0), (1, 3)])
+def test_rows_that_are_left_out_are_counted_those_that_are_too_long_apart(folder, caplog, long, bad):
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "w1", "completion": "w2 " * 30}) + "\n" if long else "")
+        file.write((json.dumps({"prompt": "w3", "completion": "w4 " * 40}) + "\n") * (long - 1))
+        file.write("{}\n" * bad)
+    with caplog.at_level(logging.INFO, "rlhf_fast.notices"):
+        assert sft(folder, "--on_bad_row", "skip", "--max_length", "20") == 0
+    assert f"SFT: 20 rows of 120 tokens, 80 of them learnt, {long + bad} more left out; 20 rows are" in caplog.text
+    assert f"skipped {long} of {20 + long} rows of {folder}/rows.jsonl, {long} of them for their length" in caplog.text
+
+
+def test_rows_that_are_skipped_for_another_reason_do_not_count_as_too_long(caplog):
+    errors = {"a": TooLong("9 tokens"), "b": UsageError("no reply"), "c": TooLong("8 tokens")}
+
+    def encode(row: str) -> str:
+        if row in errors:
+            raise errors[row]
+        return row
+
+    kept = encode_rows([*"abcd"], encode, noun="row", source="x.jsonl", on_bad_row="skip")
+    assert list(kept) == [("d", "d")]
+    assert "skipped 3 of 4 rows of x.jsonl, 2 of them for their length. The first: row 1: 9 tokens" in caplog.text
 
 
 def _fp32():

@@ -30,8 +30,9 @@ def decode_attention(
     cache, the last `window` of them where a window is given.
 
     lengths are 1 to L, read on the device: nothing waits for it. All floats share a dtype; scores and sums are float32
-    (float64 for float64). No gradient flows; nothing is mutated. `backend` is "triton" (CUDA, heads of up to 256
-    entries) or "reference"; None as everywhere. Raises ValueError or TypeError for shapes and dtypes that do not fit.
+    (float64 for float64). No gradient flows; nothing is mutated. `backend` is "triton" (CUDA; heads of up to 256
+    entries, 64 in float32) or "reference"; None as everywhere. Raises ValueError or TypeError for shapes and dtypes
+    that do not fit.
     """
     if q.dim() != 3 or keys.dim() != 4 or keys.shape[1] == 0 or q.shape[1] % keys.shape[1]:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_kernels.triton_support import cannot_run
 
+LARGEST_HEAD = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 64}  # float32 spills with larger ones
 PROGRAMS_PER_SM = 4
 SMALLEST_PART = 128  # tokens of a row, below which a program of its own is not worth its launch
 
@@ -21,10 +22,11 @@ def supports(args: Mapping[str, Any]) -> str | None:
     if from_device is not None:
         return from_device
     q = args["q"]
-    if q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+    if q.dtype not in LARGEST_HEAD:
         return f"q is {q.dtype}, and it takes bfloat16, float16 and float32"
-    if q.shape[-1] > 256:
-        return f"heads have {q.shape[-1]} entries, and it takes up to 256"
+    most = LARGEST_HEAD[q.dtype]
+    if q.shape[-1] > most:
+        return f"heads have {q.shape[-1]} entries, and it takes up to {most} in {q.dtype}"
     for name in ("keys", "values"):
         if args[name].stride(-1) != 1:
             return f"the entries of {name} are not side by side in memory; call .contiguous() on it first"

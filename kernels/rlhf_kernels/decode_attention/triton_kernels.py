@@ -136,13 +136,14 @@ def attend(dtype: torch.dtype, size: int, *, softcap: bool, interpreted: bool = 
     strides = ("row_stride", "head_stride", "token_stride")
     numbers = ("groups", "kv_heads", "size", *strides, *(f"value_{name}" for name in strides), "window")
     signature |= {**dict.fromkeys(numbers, "i32"), "scale": "fp32"} | ({"softcap": "fp32"} if softcap else {})
-    wide = dtype == torch.float32
+    padded, wide = block_size(size), dtype == torch.float32
     constants = {
-        "BLOCK_HEADS": BLOCK_HEADS, "BLOCK_SIZE": block_size(size), "UPCAST": interpreted,
-        "BLOCK_TOKENS": 16 if wide else 64 if block_size(size) == 64 else 32, **({} if softcap else {"softcap": None}),
+        "BLOCK_HEADS": BLOCK_HEADS, "BLOCK_SIZE": padded, "UPCAST": interpreted,
+        "BLOCK_TOKENS": 64 if padded == 64 and not wide else 32, **({} if softcap else {"softcap": None}),
     }  # fmt: skip
-    warps = 8 if block_size(size) == 256 else 4  # with fewer, the sums of a head do not fit the registers
-    return Variant("attend", attend_kernel, signature, constants, num_warps=warps, num_stages=1 if wide else 2)
+    large = padded == 256  # more warps and one block of tokens at a time, or the sums of a head spill
+    stages = 1 if wide or large else 2
+    return Variant("attend", attend_kernel, signature, constants, num_warps=8 if large else 4, num_stages=stages)
 
 
 def join(dtype: torch.dtype, size: int) -> Variant:
@@ -151,7 +152,7 @@ def join(dtype: torch.dtype, size: int) -> Variant:
     return Variant("join", join_kernel, signature, {"BLOCK_PARTS": 64, "BLOCK_SIZE": block_size(size)}, num_warps=2)
 
 
-_FORMS = [(dtype, size) for dtype in (torch.bfloat16, torch.float16, torch.float32) for size in (64, 128, 256)]
+_FORMS = [(dtype, size) for dtype in (torch.bfloat16, torch.float16) for size in (64, 128, 256)] + [(torch.float32, 64)]
 VARIANTS = [
     *(attend(dtype, size, softcap=softcap) for dtype, size in _FORMS for softcap in (False, True)),
     *(join(dtype, size) for dtype, size in _FORMS),

@@ -14,12 +14,14 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from rlhf_kernels.decode_attention import triton as decode_attention
 from rlhf_kernels.gae import triton as gae
 from rlhf_kernels.logprobs import triton as logprobs
 from rlhf_kernels.moments import triton as moments
 from rlhf_kernels.ppo_loss import triton as ppo_loss
 from rlhf_kernels.rms_norm import triton as rms_norm
 from rlhf_kernels.rotary import triton as rotary
+from rlhf_kernels.sample import triton as sample
 from rlhf_kernels.shaping import triton as shaping
 from rlhf_kernels.swiglu import triton as swiglu
 from rlhf_kernels.triton_support import OPTIONS, Variant
@@ -41,7 +43,8 @@ compiled: Counter[str] = Counter()
 
 def compile_only(self, grid, **arguments):
     passed = {name: x for name, x in arguments.items() if x is not None}
-    self.kernel.run(**passed, **self.constants, num_warps=self.num_warps, **OPTIONS, grid=grid, warmup=True)
+    options = {"num_warps": self.num_warps, "num_stages": self.num_stages, **OPTIONS}
+    self.kernel.run(**passed, **self.constants, **options, grid=grid, warmup=True)
     compiled[self.name] += 1
 
 
@@ -73,4 +76,14 @@ for gate in (rows, rows[:, ::2], rows[:, :1]):
 for pairs in (1, 16):  # one pair: the strides of the angles are 1
     heads, turn = torch.zeros(4, 3, 2 * pairs), torch.zeros(4, pairs)
     rotary.rotary(q=heads, k=heads[:, :1], cos=turn, sin=turn, inverse=False)
+for temperature in (0.0, 1.0):
+    seeds = torch.arange(6)
+    given = {key: value for key, value in case(vocabulary=48).items() if key not in ("labels", "temperature")}
+    sample.sample(**given, temperature=temperature, seeds=seeds, steps=seeds)
+for heads in (1, 8):  # one head: the size of a group is 1
+    keys, lengths = torch.zeros(2, 1, 300, 64), torch.ones(2, dtype=torch.int64)
+    settings = {"scale": 1.0, "window": None, "softcap": None}
+    decode_attention.decode_attention(
+        q=keys[:, :, 0].repeat(1, heads, 1), keys=keys, values=keys, lengths=lengths, **settings
+    )
 print(*(f"{name} {n}" for name, n in compiled.items()), sep=", ")
