@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -201,13 +203,17 @@ def test_nothing_is_read_before_it_is_written(slots, offsets):
             tensor.requires_grad_()
         y = lora_linear(x, weight, lora_a, lora_b, SCALE, slots, offsets)
         y.square().sum().backward()
+        given = {"x": x, "weight": weight, "lora_a": lora_a, "lora_b": lora_b, "scale": SCALE, "bias": None}
+        rows = [stop - start for start, stop in pairwise(offsets)]
+        with torch.no_grad():
+            _, inner, cast = reference.lora_linear(**given, slots=slots, rows=rows)
     finally:
         torch.use_deterministic_algorithms(before)
     arguments = [tensor.detach() for tensor in (x, weight)]
     factors = [[tensor.detach() for tensor in side] for side in (lora_a, lora_b)]
     np.testing.assert_allclose(y.detach(), loop(*arguments, *factors, slots, offsets), atol=1e-12)
     assert all(t.grad is None or t.grad.isfinite().all() for t in (x, *lora_a, *lora_b))
-    assert x.grad.any()
+    assert x.grad.any() and inner.isfinite().all() and cast.isfinite().all()
 
 
 def test_rows_and_weights_of_different_dtypes_are_refused():

@@ -176,3 +176,62 @@ def test_unpack_then_pack_gives_the_same_back(lengths, seed, more):
     again, cu = kernels.pack(padded, mask)
     torch.testing.assert_close(again, flat, rtol=0, atol=0)
     assert cu.tolist() == offsets(lengths).tolist()
+
+
+def matrix(seed: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return columns(seed, 1, math.prod(shape), dtype)[0].view(shape)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@quick
+@given(st.integers(0, 5), st.integers(1, 40), seeds, dtypes, st.sampled_from([-8.0, 0.25, 2.0]))
+def test_a_norm_does_not_depend_on_the_length_of_a_row_and_its_gradient_is_at_right_angles(
+    backend, rows, width, seed, dtype, factor
+):
+    x = matrix(seed, rows, width, dtype=dtype).requires_grad_()
+    ones = torch.ones(width, dtype=dtype)
+    y = kernels.rms_norm(x, ones, eps=0.0, backend=backend)
+    scaled = kernels.rms_norm(factor * x.detach(), ones, eps=0.0, backend=backend)
+    torch.testing.assert_close(scaled, y.detach() * math.copysign(1, factor), **tolerance(dtype))
+    torch.testing.assert_close(y.detach().square().mean(-1), torch.ones(rows, dtype=dtype), **tolerance(dtype))
+    (dx,) = torch.autograd.grad((y * matrix(seed + 1, rows, width, dtype=dtype)).sum(), x)
+    lengths = x.detach().norm(dim=-1)
+    assert ((dx * x.detach()).sum(-1).abs() <= 1e-4 * lengths * dx.norm(dim=-1) + 1e-4).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@quick
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 20), seeds, dtypes)
+def test_turning_back_gives_the_same_and_products_depend_on_the_difference_of_angles(
+    backend, tokens, heads, kv_heads, half, seed, dtype
+):
+    q, k = (matrix(seed, tokens, n, 2 * half, dtype=dtype) for n in (heads, kv_heads))
+    angles = matrix(seed + 1, tokens, half, dtype=dtype)
+    once = kernels.rotary(q, k, angles.cos(), angles.sin(), backend=backend)
+    back = kernels.rotary(*once, angles.cos(), -angles.sin(), backend=backend)
+    for x, again in zip((q, k), back, strict=True):
+        torch.testing.assert_close(again, x, **tolerance(dtype))
+    more = angles + 0.7
+    other = kernels.rotary(q, k, more.cos(), more.sin(), backend=backend)
+    products = [(a[:, :1] * b[:, :1]).sum(-1) for a, b in (once, other)]
+    torch.testing.assert_close(products[0], products[1], rtol=1e-4, atol=1e-4)
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 4)), max_size=5), seeds, dtypes)
+def test_groups_of_rows_may_be_divided_and_give_the_same(groups, seed, dtype):
+    """One group for each row: the same results, and the same sums of gradients."""
+    slots, rows = [slot for slot, _ in groups], [count for _, count in groups]
+    x, weight = matrix(seed, sum(rows), 3, dtype=dtype), matrix(seed + 1, 5, 3, dtype=dtype)
+    sides = [[matrix(seed + r, *shape, dtype=dtype) for r, shape in enumerate(side)]
+             for side in (((1, 3), (2, 3), (4, 3)), ((5, 1), (5, 2), (5, 4)))]  # fmt: skip
+    single = [slot for slot, count in groups for _ in range(count)]
+
+    def run(slots, offsets):
+        leaves = [t.clone().requires_grad_() for t in (x, *sides[0], *sides[1])]
+        y = kernels.lora_linear(leaves[0], weight, leaves[1:4], leaves[4:], [0.5, 2.0, 1.0], slots, offsets)
+        y.square().sum().backward()
+        return [y.detach(), *(torch.zeros_like(t) if t.grad is None else t.grad for t in leaves)]
+
+    whole, apart = run(slots, offsets(rows).tolist()), run(single, list(range(len(single) + 1)))
+    torch.testing.assert_close(whole, apart, rtol=1e-3, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from rlhf_fast.model import fused_blocks
-from rlhf_fast.model.lora import Route
+from rlhf_fast.model.lora import Route, Routing
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.shared import SharedModel
 from tests.model_cases import tiny_model, tokens
@@ -110,3 +111,15 @@ def test_a_copy_of_a_served_model_runs_its_own_weights():
             parameter.zero_()
     torch.testing.assert_close(second.hidden(packed.tokens, packed.cu_seqlens, None), before)
     assert before.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("device", "routed", "runs"),
+    [("cpu", True, "fused"), ("cuda", True, "fused"), ("xpu", True, "plain"), ("cuda", False, "plain")],
+)
+def test_which_forward_runs_on_which_device(device, routed, runs):
+    hidden = SimpleNamespace(is_cpu=device == "cpu", is_cuda=device == "cuda")
+    routing = Routing()
+    routing.current = Route.single(None, 1) if routed else None
+    found = fused_blocks._forward(routing, lambda module, x: ("fused", x), None, lambda x: ("plain", x), hidden)
+    assert found == (runs, hidden)

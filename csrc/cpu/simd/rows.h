@@ -59,7 +59,7 @@ RLHF_TARGET void rms_norm_backward(const RmsNormBackward& norm, std::int64_t fir
 
 template <class Isa>
 RLHF_INLINE typename Isa::F sigmoid(typename Isa::F x) {
-    return within_bound<Isa>(x) * (Isa::set1(1.0f) / (Isa::set1(1.0f) + logistic_power<Isa>(x)));
+    return within_bound<Isa>(x) / (Isa::set1(1.0f) + logistic_power<Isa>(x));
 }
 
 template <class Isa, class T>

@@ -123,13 +123,15 @@ def test_rotary(tokens, heads, kv_heads, head_dim, dtype, device):
     )
 
 
-@pytest.mark.parametrize("layout", ["one product", "heads first", "entries apart"])
+@pytest.mark.parametrize("layout", ["one product", "heads first", "entries apart", "every other key head"])
 def test_rotary_of_views(layout, device):
     (product,) = draw((6, (4 + 2 * 2) * 24), dtype=torch.float32)
     if layout == "one product":  # q, k and v side by side
         q, k, _ = (x.unflatten(1, (-1, 24)) for x in product.split([4 * 24, 2 * 24, 2 * 24], 1))
     elif layout == "heads first":  # (heads, T, D), as attention has them
         q, k = (x.transpose(0, 1) for x in product.view(8, 6, 24).split([5, 3]))
+    elif layout == "every other key head":
+        q, k = product.view(6, 8, 24)[:, :3], product.view(6, 8, 24)[:, 3::2]
     else:
         q, k = (x.transpose(1, 2) for x in product.view(6, 24, 8).split([5, 3], 2))
     assert not q.is_contiguous()
