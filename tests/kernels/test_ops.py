@@ -30,6 +30,7 @@ hidden, weight = matrices()
 lp, old, advantages, values, old_values, returns, entropy = columns(7)
 SCORED = torch.ops.rlhf.linear_logprobs(hidden, weight, LABELS, None, 1.0, None, True, False, True, "reference")
 heads = torch.randn(3, N, 4, 2, generator=torch.Generator().manual_seed(1))
+CACHE = torch.randn(2, 3, 2, 5, 2, generator=torch.Generator().manual_seed(2))
 ANGLES = torch.linspace(0, 3, N)[:, None]
 LORA = ([weight[:2, :H].clone(), weight[2:3, :H].clone()], [hidden[:V, :2].clone(), hidden[:V, 2:3].clone()])
 LORA_CALL = (hidden, hidden[:, :H].clone(), None, *LORA, [0.5, 2.0], [1, -1, 0], [2, 1, 3])
@@ -46,6 +47,10 @@ SAMPLES = {
         (leaf(heads[0]), leaf(heads[1, :, :2]), heads[2, :, :2], [0, 6], 0.5, 3),
     ],
     "packed_attention_backward": [(*heads, *ATTENDED, heads[0] + 1, [0, 2, 2, 6], 0.5, window) for window in (None, 1)],
+    "decode_attention": [
+        (heads[0, :3], *CACHE, torch.tensor([1, 5, 3]), 0.5, None, None),
+        (heads[0, :2], *CACHE, torch.tensor([4, 2]), 0.5, 2, 3.0),
+    ],
     "lora_linear": [
         LORA_CALL,
         (hidden, hidden[:, :H].clone(), lp, *LORA, [0.5, 2.0], [1], [6]),
