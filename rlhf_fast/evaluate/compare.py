@@ -139,7 +139,8 @@ def _reward_batch(prompts: HeldOut, texts: list[str], responses: list[Response])
     sequences = [prompt + response.tokens for prompt, response in zip(prompts.ids, responses, strict=True)]
     ids = [response.tokens for response in responses]
     finished = [response.finished for response in responses]
-    return RewardBatch(prompts.texts, texts, sequences, prompts.columns, prompts.conversations, ids, finished)
+    given = prompts.columns, prompts.conversations
+    return RewardBatch(prompts.texts, texts, sequences, *given, ids, finished, prompts.tools)
 
 
 def _judged(scores: Tensor) -> list[float | None]:

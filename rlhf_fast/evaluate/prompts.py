@@ -25,6 +25,7 @@ class HeldOut:
     texts: list[str]
     columns: dict[str, list[Any]] = field(default_factory=dict)
     rendering: Rendering | None = None
+    tools: list[list[dict[str, Any]] | None] = field(default_factory=list)  # that each prompt offers
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -42,7 +43,8 @@ class HeldOut:
         kept, ids = [row for row, _ in fitting], [ids for _, ids in fitting]
         texts = [prompt_text(tokenizer, row.prompt, row.tools) for row in kept]
         rendering = announce_prompts(tokenizer, kept, ids, source)
-        return cls([row.prompt for row in kept], ids, texts, gather(row.columns for row in kept), rendering)
+        columns, tools = gather(row.columns for row in kept), [row.tools for row in kept]
+        return cls([row.prompt for row in kept], ids, texts, columns, rendering, tools)
 
     @property
     def conversations(self) -> list[list[Message] | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,7 @@ class ClassifierReward:
         text = self._with_one_bos(batch.prompts[i] + response)
         if conversation is not None:
             turns = self._turns([*conversation, {"role": "assistant", "content": response}])
-            text = self._render(turns) if templated else "\n\n".join(turn["content"] for turn in turns)
+            text = self._render(turns, batch.tools[i]) if templated else "\n\n".join(turn["content"] for turn in turns)
         encoded = self.tokenizer(text, add_special_tokens=not templated, verbose=False)
         limit = self.max_length
         if limit is None or len(encoded["input_ids"]) <= limit:
@@ -170,7 +170,7 @@ class ClassifierReward:
         conversation, eos = batch.conversations[i], self.tokenizer.eos_token_id
         turns = None if conversation is None else self._turns(conversation)
         if turns is not None and self.tokenizer.chat_template is not None:
-            prompt = self._ids(self._render(turns, open_reply=True))
+            prompt = self._ids(self._render(turns, batch.tools[i], open_reply=True))
         else:
             text = batch.prompts[i] if turns is None else "\n\n".join(turn["content"] for turn in turns)
             plain, prompt = self._ids(text), self._ids(text, special=True)
@@ -208,9 +208,9 @@ class ClassifierReward:
         bare = text.removeprefix(self.tokenizer.bos_token or "")
         return bare if bare != text and opening(self.tokenizer, bare) == [self.tokenizer.bos_token_id] else text
 
-    def _render(self, turns: Conversation, *, open_reply: bool = False) -> str:
+    def _render(self, turns: Conversation, tools: list[dict[str, Any]] | None, *, open_reply: bool = False) -> str:
         name = f"the chat template of reward {self.name!r}"
-        return render(self.tokenizer, turns, open_reply=open_reply, name=name, remedy="use another reward model")
+        return render(self.tokenizer, turns, tools, open_reply=open_reply, name=name, remedy="use another reward model")
 
     def _warn(self, length: int, limit: int) -> None:
         if not self.warned:

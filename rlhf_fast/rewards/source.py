@@ -30,9 +30,11 @@ class RewardBatch:
     conversations: list[Conversation | None] = field(default_factory=list)
     response_ids: list[list[int]] | None = None  # the ids that were sampled, the stop token included
     finished: list[bool] | None = None  # whether a response ended, or ran out of budget
+    tools: list[list[dict[str, Any]] | None] = field(default_factory=list)  # that a conversation offers (empty: none)
 
     def __post_init__(self) -> None:
         self.conversations = self.conversations or [None] * len(self.responses)
+        self.tools = self.tools or [None] * len(self.responses)
 
     def __len__(self) -> int:
         return len(self.responses)

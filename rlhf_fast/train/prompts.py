@@ -26,6 +26,7 @@ class Prompts:
     columns: dict[str, list[Any]] = field(default_factory=dict)
     conversations: list[list[Message] | None] = field(default_factory=list)
     rendering: Rendering | None = None  # None: given as token ids
+    tools: list[list[dict[str, Any]] | None] = field(default_factory=list)  # that each prompt offers
 
     @classmethod
     def encode(
@@ -44,10 +45,12 @@ class Prompts:
             gather(row.columns for row in kept),
             [None if isinstance(row.prompt, str) else row.prompt for row in kept],
             announce_prompts(tokenizer, kept, ids, source),
+            [row.tools for row in kept],
         )
 
     def __post_init__(self) -> None:
         self.conversations = self.conversations or [None] * len(self.ids)
+        self.tools = self.tools or [None] * len(self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)

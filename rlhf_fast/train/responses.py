@@ -40,5 +40,6 @@ def judge(reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: 
     columns = {name: [values[row] for row in rows] for name, values in prompts.columns.items()}
     conversations = [prompts.conversations[row] for row in rows]
     texts_of_prompts = [prompts.texts[row] for row in rows]
-    batch = RewardBatch(texts_of_prompts, texts, rollout.sequences(), columns, conversations, ids, finished)
+    tools = [prompts.tools[row] for row in rows]
+    batch = RewardBatch(texts_of_prompts, texts, rollout.sequences(), columns, conversations, ids, finished, tools)
     return reward.score(batch).to(rollout.tokens.device)

@@ -25,6 +25,16 @@ def test_ppo_and_evaluate_have_none_where_a_row_has_no_such_column():
     assert HeldOut.encode(tiny_tokenizer(), ROWS, 20, **options).columns == EXPECTED
 
 
+def test_the_tools_of_a_row_go_along_with_its_prompt():
+    tools = [{"type": "function", "function": {"name": "w9", "parameters": {}}}]
+    rows = [PromptRow([{"role": "user", "content": "w1"}], {}, tools), PromptRow([{"role": "user", "content": "w2"}])]
+    tokenizer, options = tiny_tokenizer(), {"source": "rows", "on_bad_row": "raise"}
+    tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}" + tokenizer.chat_template
+    for prompts in (Prompts.encode(tokenizer, rows, 20, **options), HeldOut.encode(tokenizer, rows, 20, **options)):
+        assert prompts.tools == [tools, None]
+        assert prompts.texts[0].startswith("w9 ") and not prompts.texts[1].startswith("w9")
+
+
 def test_a_trainer_has_none_too_for_texts_and_for_token_ids(tmp_path):
     def reward(prompts, responses, answer, level):
         return [0.0] * len(responses)

@@ -102,6 +102,18 @@ def test_a_plain_prompt_stays_plain_beside_a_template():
     assert scores[1] == pytest.approx(encoder_score(reward.model, "w1 w2"), abs=1e-5)
 
 
+@pytest.mark.parametrize("word", ["w7", "w8"])
+def test_the_tools_of_a_conversation_are_shown_to_the_classifiers_template(word):
+    tokenizer = encoder_tokenizer()
+    tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}" + OWN_TEMPLATE
+    reward, given = ClassifierReward("r", encoder(), tokenizer), batch(("x", "w3"), conversations=[CONVERSATION])
+    given.tools = [[{"type": "function", "function": {"name": word, "parameters": {}}}]]
+    (score,) = reward.score(given).tolist()
+    ids = [tokenizer.convert_tokens_to_ids(word), 43, 92, 91, 42, 90]
+    with torch.no_grad():
+        assert score == pytest.approx(float(reward.model(input_ids=torch.tensor([ids])).logits), abs=1e-5)
+
+
 def test_a_template_that_refuses_a_conversation_says_so():
     tokenizer = encoder_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
