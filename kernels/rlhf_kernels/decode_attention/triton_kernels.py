@@ -143,7 +143,8 @@ def attend(dtype: torch.dtype, size: int, *, softcap: bool, interpreted: bool = 
     }  # fmt: skip
     large = padded == 256  # more warps and one block of tokens at a time, or the sums of a head spill
     stages = 1 if wide or large else 2
-    return Variant("attend", attend_kernel, signature, constants, num_warps=8 if large else 4, num_stages=stages)
+    warps, product = 8 if large else 4, None if wide else r"mma\.sync"  # sixteen heads are too few for wgmma
+    return Variant("attend", attend_kernel, signature, constants, warps, stages, product)
 
 
 def join(dtype: torch.dtype, size: int) -> Variant:
