@@ -6,7 +6,8 @@
 Each form that the launch code can ask for (the VARIANTS of the `triton_kernels` modules) is compiled twice, with
 pointers and sizes aligned to 16 and not, and its machine code is read by the bundled cuobjdump. The exit status is 1
 where a kernel spills registers to the stack, needs more shared memory than the chip has, or lacks the matrix
-instruction that its entry names (decode attention does; large products are left to the vendor's library). Nothing is measured. It takes minutes, and runs without TRITON_INTERPRET only.
+instruction that its entry names (decode attention does; large products are left to the vendor's library). Nothing is
+measured. It takes minutes, and runs without TRITON_INTERPRET only.
 """
 
 from __future__ import annotations
