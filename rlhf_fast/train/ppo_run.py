@@ -40,12 +40,11 @@ from rlhf_fast.runtime.state import Stateful
 from rlhf_fast.runtime.tracking import Tracker
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPORunConfig, difference_from_trl
+from rlhf_fast.train.ppo_config import NOTICES, PPORunConfig, difference_from_trl
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import Roles, build_roles
 from rlhf_fast.train.rollout_log import RolloutLog
 
-NOTICES = "rlhf_fast.notices"  # the logger of what only a reader who knows another library needs
 SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
