@@ -107,6 +107,7 @@ class Checkpoints:
             write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
         wait_for_all()
 
+    @main_only
     def save_before(self) -> None:
         """Write the checkpoint of the last whole step; what one that is given up has changed is taken back.
 

@@ -33,7 +33,7 @@ from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
-from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import Stateful
@@ -48,6 +48,7 @@ from rlhf_fast.train.rollout_log import RolloutLog
 SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
+@alone
 def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] = ()) -> Path:
     """Train with the rewards of the config and any `rewards` (source, weight) on top; returns the output folder.
 
@@ -63,7 +64,6 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[tuple[RewardSource, float]] 
         config.reward_timeout is None or bool(rewards), "reward_timeout", "nothing where the reward is a model"
     )
     output = Path(str(config.output_dir))
-    refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.sft_model_path, config.chat_template_path)
     prompts = read(config, tokenizer)

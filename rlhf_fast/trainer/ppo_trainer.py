@@ -19,7 +19,7 @@ from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint
-from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.output import hold, refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import Stateful
@@ -90,9 +90,13 @@ class PPOTrainer(Events):
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> None:
         """All iterations that are left. `resume_from_checkpoint`: a checkpoint's path, or True for the newest."""
-        args, output = self.args, Path(str(self.args.output_dir))
         if resume_from_checkpoint:
-            args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
+            self.args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
+        output = Path(str(self.args.output_dir))
+        with hold(output):
+            self._train(self.args, output)
+
+    def _train(self, args: PPOConfig, output: Path) -> None:
         start = choose_start(args, self._inputs())
         if start.finished:
             return
