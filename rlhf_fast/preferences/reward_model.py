@@ -93,7 +93,8 @@ def run_reward(config: RewardConfig) -> RewardResult:
         checkpoints.save_results()  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, read_history(output))
     if is_main():
-        _write(output, config, split, result)
+        with checkpoints.disk_errors(f"write the results to {str(output)!r}"):
+            _write(output, config, split, result)
     checkpoints.finish()
     return result
 

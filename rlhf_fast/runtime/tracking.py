@@ -30,8 +30,6 @@ class Tracker:
         self, folder: str | Path, stage: str, total: int, shown: dict[str, str], *, done: int = 0, quiet: bool = False
     ) -> None:
         self.path = Path(folder) / METRICS_FILE
-        if is_main():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file: Lines | None = None
         self.shown = shown
         self.done = done
