@@ -73,8 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
     from rlhf_fast.runtime.distributed import LostProcess, is_main, rank, world_size
     from rlhf_fast.runtime.launch import stop
     from rlhf_fast.runtime.parse import parse_config
+    from rlhf_fast.runtime.shown import PrintableFormatter, printable
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    log = logging.StreamHandler()
+    log.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
     if is_main():
         logging.getLogger("rlhf_fast.runtime.saving").setLevel(logging.INFO)  # it says where a resumed run goes on
         logging.getLogger("rlhf_fast.notices").setLevel(logging.INFO)  # it says what a run makes of its rows
@@ -82,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = load(verb.run)(parse_config(load(verb.config), rest, prog=f"rlhf-fast {name}"))
     except UsageError as error:
-        print(f"{where}: {error}", file=sys.stderr)
+        print(f"{where}: {printable(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
         print(f"{where}: {stopped}", file=sys.stderr)

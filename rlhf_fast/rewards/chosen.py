@@ -9,6 +9,7 @@ from rlhf_fast.rewards.endpoint import TIMEOUT, TOKEN, EndpointReward
 from rlhf_fast.rewards.patient import PatientReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import hide_secrets
 
 ENDPOINT = "endpoint:"
 
@@ -26,8 +27,8 @@ def named_rewards(
     for name in names:
         if not name.startswith(ENDPOINT):
             raise UsageError(
-                f"reward_funcs names {name!r}; expected endpoint:ADDRESS, as in endpoint:http://127.0.0.1:8000/score. "
-                "A Python function is passed to run_ppo as a FunctionReward."
+                f"reward_funcs names {hide_secrets(name)!r}; expected endpoint:ADDRESS, as in "
+                "endpoint:http://127.0.0.1:8000/score. A Python function is passed to run_ppo as a FunctionReward."
             )
     seconds = TIMEOUT if timeout is None else timeout
     token = os.environ.get(TOKEN)
