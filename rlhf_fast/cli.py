@@ -87,6 +87,7 @@ def _main(arguments: list[str]) -> int:
     from rlhf_fast.runtime.distributed import LostProcess, is_main, rank, world_size
     from rlhf_fast.runtime.launch import stop
     from rlhf_fast.runtime.parse import parse_config
+    from rlhf_fast.runtime.shown import printable
 
     _set_up_output(is_main())
     verb, where = VERBS[name], f"rlhf-fast {name}" + (f", process {rank()}" if world_size() > 1 else "")
@@ -95,7 +96,7 @@ def _main(arguments: list[str]) -> int:
             config = parse_config(load(verb.config), rest, prog=f"rlhf-fast {name}")
         result = load(verb.run)(config)
     except UsageError as error:
-        print(f"{where}: {error}", file=sys.stderr)
+        print(f"{where}: {printable(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
         print(f"{where}: {stopped}", file=sys.stderr)

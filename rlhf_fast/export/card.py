@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from rlhf_fast import __version__
 from rlhf_fast.model.load import Source
 from rlhf_fast.runtime.checkpoint import FACTS
+from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.resume import FINISHED
+from rlhf_fast.runtime.shown import printable, without_secrets
 from rlhf_fast.runtime.tracking import METRICS_FILE, read_metrics
 
 CARD = "README.md"
@@ -32,13 +35,22 @@ class Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """Of a finished run's output folder, or of a checkpoint."""
-    config: dict[str, Any] = {}
-    if (folder / FINISHED).is_file():
-        config = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-    elif (folder / FACTS).is_file():
-        config = json.loads((folder / FACTS).read_text(encoding="utf-8"))["run"]["identity"]
-    return Facts(config, read_metrics(folder) if (folder / METRICS_FILE).is_file() else [])
+    """Of a finished run's output folder, or of a checkpoint, perhaps from elsewhere: metrics are its numbers only.
+    Raises `UsageError` for files that hold something else."""
+    path = folder / (FINISHED if (folder / FINISHED).is_file() else FACTS)
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        config = config["run"]["identity"] if path.name == FACTS and config else config
+        rows: list[Any] = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
+        if not isinstance(config, dict) or not all(isinstance(row, dict) for row in rows):
+            raise TypeError("expected an object")
+        numbers = [{k: v for k, v in row.items() if type(v) in (int, float)} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"cannot read what {str(folder)!r} says of its run, in {path.name} and {METRICS_FILE}: {error}. Copy the "
+            "folder afresh, or delete these files: the card then goes without them."
+        ) from error
+    return Facts(config, numbers)
 
 
 def write_card(
@@ -70,7 +82,7 @@ def card(
     parts = [
         "\n".join(["---", *front, "---"]),
         f"# {name}",
-        f"`{_told(source.base)}`, {merged}, {how}with rlhf_fast {__version__}. Weights: {weights}.",
+        f"{code(_told(source.base))}, {merged}, {how}with rlhf_fast {__version__}. Weights: {weights}.",
         f"```python\n{_OPENING.format(name=name, kind=kind)}\n```",
     ]
     if score_bias is not None:
@@ -80,7 +92,7 @@ def card(
     if facts.metrics:
         parts += ["## Metrics", _metrics(facts.metrics)]
     if facts.config:
-        rows = [[key, f"`{_told(value)}`"] for key, value in sorted(facts.config.items()) if value is not None]
+        rows = [[_name(key), code(_told(value))] for key, value in sorted(facts.config.items()) if value is not None]
         parts += ["## Training", _table(["field", "value"], rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -102,8 +114,8 @@ def _metrics(rows: list[dict[str, float]]) -> str:
     """Each metric at the first and the last step that has it."""
     names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in ("step", "seconds")]
     having = {name: [row[name] for row in rows if name in row] for name in names}
-    table = [[name, f"{values[0]:.4g}", f"{values[-1]:.4g}"] for name, values in having.items()]
-    return f"After {rows[-1]['step']} steps:\n\n" + _table(["metric", "first", "last"], table)
+    table = [[_name(name), f"{values[0]:.4g}", f"{values[-1]:.4g}"] for name, values in having.items()]
+    return f"After {rows[-1].get('step', len(rows)):g} steps:\n\n" + _table(["metric", "first", "last"], table)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -112,7 +124,16 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in told)
 
 
+def code(text: str) -> str:
+    """`text` as Markdown shows it letter by letter, on one line: nothing in it is markup."""
+    return "`" + printable(text, keep="").replace("`", "'") + "`"
+
+
+def _name(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z0-9_/ ]+", text) else code(text)
+
+
 def _told(value: Any) -> str:
     if isinstance(value, str):
-        return Path(value).name if "/" in value and Path(value).exists() else value
-    return json.dumps(value)
+        return Path(value).name if "/" in value and Path(value).exists() else without_secrets(value)
+    return json.dumps(without_secrets(value))

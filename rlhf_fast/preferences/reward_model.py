@@ -37,7 +37,7 @@ from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
-from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.resume import Start, choose_start
 from rlhf_fast.runtime.saving import Checkpoints
@@ -57,6 +57,7 @@ class Split:
     skipped: int
 
 
+@alone
 def run_reward(config: RewardConfig) -> RewardResult:
     """Train on `dataset_name`; writes the adapter with its head, the tokenizer, metrics, `reward_model.json` and
     `report.html`.
@@ -66,7 +67,6 @@ def run_reward(config: RewardConfig) -> RewardResult:
     if not config.model_name_or_path or not config.dataset_name:
         raise UsageError("a reward model needs model_name_or_path (SFT output or base) and dataset_name (comparisons).")
     output = Path(str(config.output_dir))
-    refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
     split = read_split(config, tokenizer)
@@ -98,7 +98,8 @@ def run_reward(config: RewardConfig) -> RewardResult:
         checkpoints.save_results()  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, read_history(output))
     if is_main():
-        _write(output, config, split, result, run_facts | {"Memory": describe_memory(device)})
+        with checkpoints.disk_errors(f"write the results to {str(output)!r}"):
+            _write(output, config, split, result, run_facts | {"Memory": describe_memory(device)})
     checkpoints.finish()
     return result
 

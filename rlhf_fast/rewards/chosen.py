@@ -28,6 +28,7 @@ from rlhf_fast.rewards.function import FunctionReward, RewardFunction, told
 from rlhf_fast.rewards.patient import PatientReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import hide_secrets
 
 ENDPOINT = "endpoint:"
 MODEL = "reward_model"
@@ -137,7 +138,7 @@ def _named(name: str, timeout: float | None) -> Any:
         return EndpointReward(address, TIMEOUT if timeout is None else timeout, os.environ.get(TOKEN))
     place, _, path = name.rpartition(":")
     if not place or not all(part.isidentifier() for part in path.split(".")):
-        raise UsageError(f"reward_funcs names {name!r}; expected {_FORMS}.")
+        raise UsageError(f"reward_funcs names {hide_secrets(name)!r}; expected {_FORMS}.")
     module = _of_file(name, Path(place)) if place.endswith(".py") or "/" in place else _of_module(name, place)
     reward: Any = module
     for part in path.split("."):

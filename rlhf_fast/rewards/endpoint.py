@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import hide_secrets, printable
 
 TIMEOUT = 60.0  # seconds
 TOKEN = "RLHF_FAST_REWARD_TOKEN"
@@ -46,10 +47,10 @@ class EndpointReward:
     or cannot stand in a header.
     """
 
-    address: str
+    address: str = field(repr=False)  # its query may hold a secret
     timeout: float = TIMEOUT
     token: str | None = field(default=None, repr=False)
-    url: SplitResult = field(init=False)
+    url: SplitResult = field(init=False, repr=False)
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -120,8 +121,9 @@ class EndpointReward:
         return scores
 
     def _fail(self, what: str) -> NoReturn:
+        address, what = hide_secrets(self.address), printable(what, keep="")
         raise UsageError(
-            f'the reward at {self.address} failed: {what}. It is sent {{"prompts": [...], "responses": [...], ...}} '
+            f'the reward at {address} failed: {what}. It is sent {{"prompts": [...], "responses": [...], ...}} '
             'and answers {"scores": [...]}, one number for each response.'
         )
 
@@ -143,8 +145,10 @@ def _checked_address(address: str) -> SplitResult:
         known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         known = False
-    if not known or any(character.isspace() for character in address):
-        raise UsageError(f"the reward address {address!r} cannot be used: expected http://HOST:PORT/PATH or https.")
+    if not known or not address.isprintable() or " " in address:
+        raise UsageError(
+            f"the reward address {hide_secrets(address)!r} cannot be used: expected http://HOST:PORT/PATH or https."
+        )
     if url.username is not None or url.password is not None:
         raise UsageError(
             "a reward address holds a user name or password, which logs would show: leave it out, and put a token into "

@@ -20,6 +20,7 @@ from torch import Tensor
 from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked
 from rlhf_fast.runtime.errors import StepFailed, UsageError
 from rlhf_fast.runtime.interrupt import give_way
+from rlhf_fast.runtime.shown import printable, without_secrets
 
 logger = logging.getLogger(__name__)
 _LOOK = 0.2  # seconds between two looks at whether the run is to stop
@@ -63,7 +64,8 @@ class PatientReward:
 
     def _told(self, error: Exception, attempt: int) -> str:
         reason = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-        return f"reward {self.name!r} failed, attempt {attempt} of {1 + self.retries}: {reason.rstrip('.')}"
+        reason = printable(without_secrets(reason)).rstrip(".")
+        return f"reward {self.name!r} failed, attempt {attempt} of {1 + self.retries}: {reason}"
 
 
 def within(seconds: float | None, call: Callable[[], Any]) -> Any:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlhf_fast.runtime.durable import temporary_of, write_folder
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.errors import UsageError, disk_remedy
 from rlhf_fast.runtime.state import State
 from rlhf_fast.runtime.tracking import METRICS_FILE
 
 TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _NAME = re.compile(r"checkpoint-\d+")
+_TEMPORARY = re.compile(rf"\.{_NAME.pattern}\.tmp")
 
 
 class DamagedCheckpoint(Exception):
@@ -65,8 +66,8 @@ def write_checkpoint(path: Path, state: State, fill: Callable[[Path], None]) -> 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary_of(path), ignore_errors=True)
         raise UsageError(
-            f"cannot write the checkpoint {str(path)!r}: {error}. Older checkpoints are whole: make room, or lower "
-            "save_total_limit, and go on with resume=auto."
+            f"cannot write the checkpoint {str(path)!r}: {error}. Older checkpoints are whole. {disk_remedy(error)} "
+            "Then go on with resume=auto; a lower save_total_limit takes less room."
         ) from error
 
 
@@ -97,10 +98,17 @@ def verify(path: Path) -> None:
             raise DamagedCheckpoint(f"{name} is not what was written: its SHA-256 differs from the manifest's")
 
 
-def clean(folder: Path) -> None:
-    """Remove what an interrupted write or removal of a checkpoint left."""
-    for path in folder.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(path)
+def clean(folder: Path, others: Iterable[str]) -> None:
+    """Remove the temporary folders and files that interrupted writes and removals of checkpoints, and of the `others`
+    by name, left in `folder`. What has another name than these is not ours."""
+    named = {temporary_of(folder / name) for name in others}
+    for path in folder.glob(".*.tmp"):
+        if path.is_symlink() or not (path in named or _TEMPORARY.fullmatch(path.name)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path in named:
+            path.unlink()
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -15,25 +15,33 @@ def temporary_of(path: Path) -> Path:
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder `path`, which must not be there yet, of what `fill` writes into a temporary one."""
-    temporary = temporary_of(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fill(temporary)
-    for folder, _, names in os.walk(temporary):
-        for name in names:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
+    temporary = _filled(path, fill)
     os.replace(temporary, path)
-    _sync(path.parent)
+    sync(path.parent)
+
+
+def write_into(path: Path, fill: Callable[[Path], None], *, name: str) -> dict[str, int]:
+    """Put the files that `fill` writes into a temporary folder, made under `name`, into the folder `path`, each whole
+    over the one that was there. Returns their sizes in bytes by their names below `path`."""
+    temporary = _filled(path / name, fill)
+    sizes = {}
+    for file in sorted(file for file in temporary.rglob("*") if file.is_file()):
+        own = file.relative_to(temporary)
+        sizes[own.as_posix()] = file.stat().st_size
+        (path / own).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, path / own)
+        sync((path / own).parent)
+    shutil.rmtree(temporary)
+    return sizes
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file `path`, or make it."""
     temporary = temporary_of(path)
     temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -44,7 +52,20 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(temporary)
 
 
-def _sync(path: Path) -> None:
+def _filled(path: Path, fill: Callable[[Path], None]) -> Path:
+    """The temporary folder of `path`, with what `fill` writes, on the disk."""
+    temporary = temporary_of(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fill(temporary)
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            sync(Path(folder, name))
+        sync(Path(folder))
+    return temporary
+
+
+def sync(path: Path) -> None:
     """Wait until the disk holds the file, or the names in the folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

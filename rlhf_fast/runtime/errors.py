@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UsageError(ValueError):
     """Something the user gave cannot be used.
@@ -16,3 +18,11 @@ class StepFailed(UsageError):
 
 class NotWritten(UsageError):
     """The disk refused a line of a run's records; what a checkpoint holds is older and whole."""
+
+
+def disk_remedy(error: Exception) -> str:
+    """What to do about a disk that refused: a sentence. Libraries' own errors are told by their text."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left" in str(error) or "quota exceeded" in str(error):
+        return "Make room."
+    return "Check the disk and the rights to the folder."

@@ -35,7 +35,7 @@ def guard(checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]] = dict
             checkpoints.save_before()
             raise UsageError(f"{error} {checkpoints.how_to_go_on()}") from error
         except NotWritten as error:
-            raise UsageError(f"{error} Make room. {checkpoints.how_to_go_on()}") from error
+            raise UsageError(f"{error} {checkpoints.how_to_go_on()}") from error
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.parse import field_names
+from rlhf_fast.runtime.shown import without_secrets
 
 FREE = frozenset({
     "output_dir", "resume", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model",
@@ -30,17 +31,21 @@ LENGTH = frozenset({"num_train_epochs", "total_episodes"})
 """Fields that say how long the run is: one may go on for longer. Its learning rates are those of the new length."""
 
 _SAMPLE = 1 << 20  # bytes
+_CONFIGS = ("config.json", "adapter_config.json", "generation_config.json")
+_PLACES = ("base_model_name_or_path", "_name_or_path", "transformers_version")
+"""What a model's config says of where its files are and who wrote them: nothing depends on it."""
 
 
 def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What the result depends on, as JSON gives it back: fields of the config, and `inputs` beside them."""
+    """What the result depends on, as JSON gives it back: fields of the config, and `inputs` beside them. It is written
+    to files and told in errors: of an address's secrets it has digests."""
     free = FREE | ROUNDING | config.free
     if getattr(config, "loss_mean", "token") == "token":
         free |= DIVISION
     names = [name for name in field_names(type(config)) if name not in free]
     own = {"stage": config.stage, "batch_size": config.batch_size}
     values = own | {name: getattr(config, name) for name in names} | inputs
-    return json.loads(json.dumps(values))
+    return without_secrets(json.loads(json.dumps(values)), digest=True)
 
 
 def differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
@@ -68,13 +73,26 @@ def fingerprint(rows: Iterable[Any]) -> str:
 
 
 def weights_fingerprint(folders: Iterable[str | None]) -> str:
-    """A digest of the weight files in model and adapter folders: their names, sizes, and a MiB at the start, in the
-    middle and at the end of each. A hub name stands for itself."""
+    """A digest of what is in model and adapter folders: the configs but for names of places, and of the weight files
+    their names, sizes, and a MiB at the start, in the middle and at the end of each. A hub name stands for itself."""
     rows: list[Any] = []
     for folder in folders:
         files = sorted(Path(folder).glob("*.safetensors")) if folder else []
         rows += [[path.name, path.stat().st_size, _sample(path)] for path in files] or [folder]
+        rows += [[name, _config(Path(folder, name))] for name in _CONFIGS if folder and Path(folder, name).is_file()]
     return fingerprint(rows)
+
+
+def _config(path: Path) -> str:
+    """The contents of a config file, however they are laid out."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return text
+    return json.dumps(
+        {k: v for k, v in facts.items() if k not in _PLACES} if isinstance(facts, dict) else facts, sort_keys=True
+    )
 
 
 def _sample(path: Path) -> str:

@@ -9,15 +9,17 @@ import types
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from rlhf_fast.runtime.durable import write_text
 from rlhf_fast.runtime.errors import UsageError
 
 T = TypeVar("T")
 
 
 def write_record(path: str | Path, record: Any) -> None:
-    """Write a dataclass or dict as JSON; a number that JSON cannot hold (NaN, infinity) becomes null."""
+    """Write a dataclass or dict as JSON, the whole file or nothing; a number that JSON cannot hold (NaN, infinity)
+    becomes null. Raises `OSError` if the disk refuses."""
     value = dataclasses.asdict(record) if dataclasses.is_dataclass(record) and not isinstance(record, type) else record
-    Path(path).write_text(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(Path(path), json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_record(path: str | Path, kind: type[T], key: str | None = None) -> T:

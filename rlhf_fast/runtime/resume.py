@@ -47,7 +47,7 @@ def choose_start(config: StageConfig, inputs: dict[str, Any]) -> Start:
     checkpoint, where a run that was cut off would be overwritten, and where another process sees a newer checkpoint.
     """
     own, output = identity(config, inputs), Path(str(config.output_dir))
-    refuse_disagreement(own | computation(config))
+    refuse_disagreement(own | computation(config) | {"resume": config.resume})
     if config.resume == "auto":
         _refuse_hidden(output)
 

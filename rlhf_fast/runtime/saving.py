@@ -7,10 +7,11 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from rlhf_fast.runtime.agreement import refuse_other_weights
 from rlhf_fast.runtime.checkpoint import (
@@ -23,8 +24,8 @@ from rlhf_fast.runtime.checkpoint import (
 )
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import from_main, is_main, main_only, tensors_from_main, wait_for_all
-from rlhf_fast.runtime.durable import remove_folder, write_text
-from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.durable import remove_folder, sync, write_into, write_text
+from rlhf_fast.runtime.errors import UsageError, disk_remedy
 from rlhf_fast.runtime.interrupt import asked, give_way
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.random_state import RandomState
@@ -32,6 +33,8 @@ from rlhf_fast.runtime.resume import FINISHED, Start
 from rlhf_fast.runtime.state import State, Stateful
 from rlhf_fast.runtime.tracking import METRICS_FILE
 
+RESULTS = "results"  # the name under which they are made
+RECORDS = ("reward_model.json",)  # files that stages write into the output folder themselves
 logger = logging.getLogger(__name__)
 
 
@@ -54,16 +57,20 @@ class Checkpoints:
         self.before: dict[str, State] = {}
         self.parts: dict[str, Stateful] = {**parts, "random": RandomState()}
         self.output = Path(str(config.output_dir))
+        self.written: dict[str, int] = {}  # bytes of each file of the results
         refuse_other_weights(State.join({k: part.state() for k, part in parts.items()}))
         self.every = math.ceil(config.save_steps * total) if config.save_steps < 1 else int(config.save_steps)
         self.best: dict[str, Any] | None = None
         saved = None if start.path is None else _read(start.path)
         self.taken = self.done = 0 if saved is None else self._step_of(saved, start.path)
-        if is_main():
-            self.output.mkdir(parents=True, exist_ok=True)
-            self._discard_later()
-        if saved is not None and start.path is not None:
-            self._restore(saved, start.path)
+        with self.disk_errors(f"prepare {str(self.output)!r}"):
+            if is_main():
+                self.output.mkdir(parents=True, exist_ok=True)
+                self._discard_later()
+            if saved is not None and start.path is not None:
+                self._restore(saved, start.path)
+            if is_main():
+                self._prune()  # a process that was killed before it did
 
     def remaining(self) -> Iterator[int]:
         """The steps to take, counted from 1. What a step that is given up has to leave as it was is kept meanwhile."""
@@ -92,21 +99,35 @@ class Checkpoints:
             self._write()
         give_way()
 
+    @main_only
     def save_results(self) -> None:
-        """Write the model into the output folder. Raises `UsageError` if the disk refuses; it can be done again."""
-        try:
-            self.save(self.output)
-        except (OSError, SafetensorError) as error:
-            raise UsageError(
-                f"cannot write the results to {str(self.output)!r}: {error}. Make room. {self.how_to_go_on()}"
-            ) from error
+        """Write the model into the output folder, each file whole. Raises `UsageError` if the disk refuses; it can be
+        done again."""
+        with self.disk_errors(f"write the results to {str(self.output)!r}"):
+            self.written |= write_into(self.output, self.save, name=RESULTS)
 
     def finish(self) -> None:
-        """Say on disk that the results are saved, and return once that is done."""
+        """Say on disk that the results are saved, and return once that is done. Raises `UsageError` if the disk
+        refuses, or does not hold the results as they were written."""
         if is_main():
-            write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
+            with self.disk_errors(f"finish the run in {str(self.output)!r}"):
+                for path in self.output.iterdir():
+                    if path.is_file():
+                        sync(path)
+                for name, size in self.written.items():
+                    _check(self.output / name, size)
+                write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
         wait_for_all()
 
+    @contextmanager
+    def disk_errors(self, what: str) -> Iterator[None]:
+        """Around what writes files: an error of the disk becomes a `UsageError` that says what is saved."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"cannot {what}: {error}. {disk_remedy(error)} {self.how_to_go_on()}") from error
+
+    @main_only
     def save_before(self) -> None:
         """Write the checkpoint of the last whole step; what one that is given up has changed is taken back.
 
@@ -138,7 +159,8 @@ class Checkpoints:
         state = State.join({key: part.state() for key, part in self.parts.items()})
         state.facts["run"] = {"step": self.taken, "identity": self.identity, "best": self.best}
         write_checkpoint(path_of(self.output, self.taken), state, self._fill)
-        self._prune()
+        with self.disk_errors("remove an older checkpoint"):
+            self._prune()
 
     def _step_of(self, saved: State, path: Path | None) -> int:
         step = saved.facts["run"]["step"]
@@ -161,7 +183,7 @@ class Checkpoints:
 
     def _discard_later(self) -> None:
         """Remove what this run is about to write anew, and what an interrupted write left."""
-        clean(self.output)
+        clean(self.output, (FINISHED, METRICS_FILE, RESULTS, *RECORDS))
         for path in list_checkpoints(self.output):
             if step_of(path) > self.done:
                 remove_folder(path)
@@ -181,6 +203,15 @@ class Checkpoints:
         for path in list_checkpoints(self.output)[limit:] if limit else ():
             if self.best is None or step_of(path) != self.best["step"]:
                 remove_folder(path)
+
+
+def _check(path: Path, size: int) -> None:
+    """Raise `OSError` unless the file has `size` bytes and, of weights, a header that fits them."""
+    if path.stat().st_size != size:
+        raise OSError(f"{path} has {path.stat().st_size} bytes of the {size} that were written")
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as weights:
+            weights.keys()
 
 
 def _read(path: Path) -> State:

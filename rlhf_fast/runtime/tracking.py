@@ -29,6 +29,7 @@ from rich.text import Text
 from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.lines import Lines
 from rlhf_fast.runtime.memory import peak_bytes
+from rlhf_fast.runtime.shown import PrintableFormatter
 
 METRICS_FILE = "metrics.jsonl"
 EVERY = 60  # seconds without a plain line after which a step gets one
@@ -51,8 +52,6 @@ class Tracker:
         done: int = 0, quiet: bool = False, device: torch.device | None = None,
     ) -> None:  # fmt: skip
         self.path = Path(folder) / METRICS_FILE
-        if is_main():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file: Lines | None = None
         self.stage, self.total, self.shown, self.done, self.device = stage, total, shown, done, device
         self.shows = not quiet and is_main()
@@ -185,7 +184,7 @@ class PlainHandler(logging.StreamHandler):
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
-        self.setFormatter(logging.Formatter("%(message)s"))
+        self.setFormatter(PrintableFormatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         root = logging.getLogger()

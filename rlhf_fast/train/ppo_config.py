@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from rlhf_fast.rollout.arena import ScoreAt
 from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.errors import UsageError
 
+NOTICES = "rlhf_fast.notices"  # the logger of what only a reader who knows another library needs
 PRESETS: dict[str, dict[str, Any]] = {
     "rlhf_fast": {},
     "trl": {"score_at": "eos+1", "loss_mean": "micro"},
@@ -93,7 +96,12 @@ class PPORunConfig(StageConfig):
     num_mini_batches: int = field(default=1, metadata={"help": "Optimiser steps in each PPO epoch."})
     kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in the reward (beta)."})
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = field(
-        default="k1", metadata={"help": "KL of a token: k1, k2, k3 (Schulman 2020) or exact over the vocabulary."}
+        default="k1",
+        metadata={
+            "help": "KL of a token, in the penalty and the metrics: k1, the sampled log-ratio. k2, k3 (Schulman 2020) "
+            "and exact (over the vocabulary) hardly hold a policy as a penalty: refused but with kl_coef=0, which only "
+            "logs them, and k3 with preset=trl."
+        },
     )
     kl_target: float | None = field(
         default=None, metadata={"help": "Adapt kl_coef towards this KL in nats a response (Ziegler et al. 2019)."}
@@ -163,6 +171,7 @@ class PPORunConfig(StageConfig):
             if getattr(self, name) == _default(type(self), name):
                 setattr(self, name, value)
         self._check()
+        self._check_penalty()
 
     @property
     def logit_temperature(self) -> float:
@@ -204,6 +213,23 @@ class PPORunConfig(StageConfig):
             self.num_mini_batches <= self.batch_size,
             "num_mini_batches",
             f"at most the {self.batch_size} responses of a batch",
+        )
+
+    def _check_penalty(self) -> None:
+        """A slot's penalty reaches its own token through the score function only. The gradient that this gives is the
+        KL's where the penalty is the sampled log-ratio (k1); that of `exact` is 0, as it is the same for every token of
+        the slot, and those of k2 and k3 are near 0 close to the reference and point elsewhere farther from it."""
+        if self.kl_estimator == "k1" or self.kl_coef == 0:
+            return
+        weak = (
+            "as a penalty in the reward it hardly holds the policy at the reference: its gradient is not that of the KL"
+        )
+        if self.preset == "trl" and self.kl_estimator == "k3":
+            logging.getLogger(NOTICES).warning("kl_estimator=k3 is TRL's formula, but %s; use k1.", weak)
+            return
+        raise UsageError(
+            f"kl_estimator={self.kl_estimator!r} cannot be used: {weak}. Expected k1; or k3 with preset=trl, which "
+            "takes TRL's formulas as they are; or kl_coef=0, with which it is only logged."
         )
 
 

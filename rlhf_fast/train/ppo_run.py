@@ -33,7 +33,7 @@ from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
-from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import Stateful
@@ -50,6 +50,7 @@ MORE_ITERATIONS = "more total_episodes, or a smaller per_device_train_batch_size
 SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
+@alone
 def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     """Train with the rewards of the config and any `rewards` on top; returns the output folder.
 
@@ -60,7 +61,6 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
         raise UsageError("PPO needs sft_model_path (the SFT model) and dataset_name (the prompts).")
     outside = _outside_rewards(config, rewards)
     output = Path(str(config.output_dir))
-    refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.sft_model_path, config.chat_template_path)
     prompts, left_out = read(config, tokenizer)

@@ -32,7 +32,7 @@ from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.tracking import Tracker, describe_memory, say_start
@@ -100,6 +100,7 @@ class SFT:
             yield -self.policy.logprobs(packed).logprobs.sum() / tokens * counts
 
 
+@alone
 def run_sft(config: SFTConfig) -> Path:
     """Read, tokenise, train, save; returns the folder of the model (full) or adapter (LoRA).
 
@@ -108,7 +109,6 @@ def run_sft(config: SFTConfig) -> Path:
     if not config.model_name_or_path or not config.dataset_name:
         raise UsageError("SFT needs model_name_or_path (the base model) and dataset_name (the demonstrations).")
     output = Path(str(config.output_dir))
-    refuse_unwritable("output_dir", output)
     seed_everything(config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.chat_template_path)
     context = context_of(config.model_name_or_path)

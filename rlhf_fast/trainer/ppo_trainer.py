@@ -16,12 +16,13 @@ from rlhf_fast.model.holdings import holdings
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.runtime.device import seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
+from rlhf_fast.runtime.durable import write_into
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint
-from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.output import hold, refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
-from rlhf_fast.runtime.saving import Checkpoints
+from rlhf_fast.runtime.saving import RESULTS, Checkpoints
 from rlhf_fast.runtime.state import Stateful
 from rlhf_fast.runtime.tracking import Tracker, say_start
 from rlhf_fast.train.collapse import CollapseWatch
@@ -90,9 +91,13 @@ class PPOTrainer(Events):
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> None:
         """All iterations that are left. `resume_from_checkpoint`: a checkpoint's path, or True for the newest."""
-        args, output = self.args, Path(str(self.args.output_dir))
         if resume_from_checkpoint:
-            args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
+            self.args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
+        output = Path(str(self.args.output_dir))
+        with hold(output):
+            self._train(self.args, output)
+
+    def _train(self, args: PPOConfig, output: Path) -> None:
         start = choose_start(args, self._inputs())
         if start.finished:
             return
@@ -176,15 +181,16 @@ class PPOTrainer(Events):
         revision: str | None = None, *, dataset_name: str | list[str] | None = None,
         tags: str | list[str] | None = None,
     ) -> Any:  # fmt: skip
-        """Save the policy to `output_dir` and upload that, without checkpoints, with a short model card.
+        """Save the policy to `output_dir` and upload its files, and no other, with a short model card.
 
         Of several processes, process 0 does; the others get None.
         """
         if not is_main():
             return None
-        self.save_model()
+        output = Path(str(self.args.output_dir))
+        files = write_into(output, lambda folder: self.save_model(str(folder)), name=RESULTS)
         return hub.push(
-            self.args, self.roles.base, commit_message=commit_message, blocking=blocking, token=token,
+            self.args, self.roles.base, files, commit_message=commit_message, blocking=blocking, token=token,
             revision=revision, dataset_name=dataset_name, tags=tags,
         )  # fmt: skip
 

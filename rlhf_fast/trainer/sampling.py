@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rlhf_fast.rollout.scoring import score_rollout
 from rlhf_fast.runtime.distributed import share, total
+from rlhf_fast.runtime.shown import printable
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_metrics import per_response
 from rlhf_fast.train.prompts import Prompts
@@ -60,7 +61,7 @@ def complete(ppo: PPO, prompts: Prompts, count: int | None) -> list[Completion]:
 def show(completions: list[Completion]) -> None:
     table = Table("query", "model response", "score", show_lines=True)
     for one in completions[:SHOWN]:
-        table.add_row(one.query, one.response, f"{one.score:.4g}")
+        table.add_row(printable(one.query), printable(one.response), f"{one.score:.4g}")
     Console().print(table, markup=False)
 
 

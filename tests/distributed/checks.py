@@ -64,10 +64,12 @@ def rollouts() -> None:
 
 
 def another_run(folder: Path, output: Path, what: str) -> None:
-    """SFT in which process 1 has another learning rate, other data, or other initial weights."""
+    """SFT in which process 1 has another learning rate, other data, other initial weights, or goes on."""
     options: dict[str, Any] = {"ddp_timeout": 60}
     if rank() == 1 and what == "config":
         options["learning_rate"] = 0.5
+    if rank() == 1 and what == "resume":
+        options["resume"] = "auto"
     if rank() == 1 and what == "data":
         options["dataset_name"] = f"{folder}/others.jsonl"
     if rank() == 1 and what == "weights":

@@ -83,6 +83,7 @@ def test_a_run_goes_on_in_another_number_of_processes(folder, tmp_path, before, 
     ("what", "message"),
     [
         ("config", "process 1 is of another run than process 0: learning_rate is 0.5, on process 0 0.001"),
+        ("resume", "process 1 is of another run than process 0: resume is 'auto', on process 0 None"),
         ("data", "process 1 is of another run than process 0: contents of the data is"),
         ("weights", "process 1 is of another run than process 0: the initial weights is"),
     ],

@@ -96,6 +96,41 @@ def test_a_hub_base_is_named_in_the_front_matter(tmp_path):
     assert 'base_model: "owner/model"' in text.split("---")[1] and "## Metrics" not in text
 
 
+HOSTILE = "x`](http://evil.example)\n\n# Free\n---\n<img src=x onerror=1>|\x1b[2J"
+
+
+def test_a_run_from_elsewhere_cannot_write_into_the_card(tmp_path):
+    """Names and values of run.json and metrics.jsonl are shown letter by letter, on their line of a table."""
+    folder = prepare(tmp_path)
+    run("sft", folder, tmp_path / "sft")
+    facts = json.loads((tmp_path / "sft" / "run.json").read_text())
+    facts |= {"seed": HOSTILE, HOSTILE: 1, "lora_target_modules": [HOSTILE], "stage": f"sft\n{HOSTILE}"}
+    (tmp_path / "sft" / "run.json").write_text(json.dumps(facts))
+    rows = [{"step": HOSTILE, "loss": HOSTILE, "lr": 0.5}, {"step": 6, HOSTILE: 0.25, "loss": 2}]
+    (tmp_path / "sft" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = (export(tmp_path, "sft") / "README.md").read_text()
+    lines = card.splitlines()
+    assert [line for line in lines if line.startswith(("#", "---"))] == [
+        "---", "---", "# out", "## Metrics", "## Training"
+    ]  # fmt: skip
+    assert lines[:4] == ["---", "library_name: transformers", 'tags: ["rlhf-fast"]', "---"]
+    shown = r"`x'](http://evil.example)\x0a\x0a# Free\x0a---\x0a<img src=x onerror=1>\|\x1b[2J`"
+    assert f"| {shown} | 0.25 | 0.25 |" in lines and f"| {shown} | `1` |" in lines and f"| seed | {shown} |" in lines
+    assert "| loss | 2 | 2 |" in lines and "| lr | 0.5 | 0.5 |" in lines and "After 6 steps:" in lines
+    assert card.replace("\n", "").isprintable()
+    for line in lines:
+        outside = "".join(line.split("`")[::2])
+        assert "evil" not in outside and "<img" not in outside
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '"text"'])
+def test_a_run_json_that_holds_something_else_is_named(tmp_path, text):
+    write(tmp_path)
+    (tmp_path / "base" / "run.json").write_text(text)
+    with pytest.raises(UsageError, match=r"cannot read what .* says of its run, in run\.json"):
+        export(tmp_path, "base")
+
+
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path):
     write(tmp_path)
     with pytest.raises(UsageError, match=r"head_bias='leave_out' cannot be used.*is no reward adapter"):

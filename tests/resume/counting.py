@@ -46,6 +46,7 @@ def count(output, steps: int = 6, *, losses=(0.5,) * 6, until: int | None = None
             checkpoints.after(step, {"loss": losses[step - 1]})
             if step == until:
                 return counter
+    checkpoints.save_results()
     checkpoints.finish()
     return counter
 

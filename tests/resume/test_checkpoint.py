@@ -17,8 +17,9 @@ from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.random_state import RandomState
+from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import State
-from tests.resume.counting import count
+from tests.resume.counting import Counter, count, names
 
 
 def cut_in_half(path) -> None:
@@ -123,6 +124,39 @@ def test_leftovers_of_an_interrupted_write_are_cleaned(tmp_path):
     (tmp_path / ".checkpoint-9.tmp" / "state.safetensors").write_text("half")
     count(tmp_path, until=3, resume="auto")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3", "metrics.jsonl"]
+
+
+def test_only_what_is_ours_by_name_is_cleaned(tmp_path):
+    count(tmp_path, until=2)
+    ours = [".checkpoint-9.tmp", ".results.tmp"]
+    others = [".checkpoint-old.tmp", ".notes.tmp", "checkpoint-2.tmp", ".checkpoint-9.tmp.keep"]
+    for name in ours + others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("half")
+    (tmp_path / ".run.json.tmp").write_text("half")
+    (tmp_path / ".metrics.jsonl.tmp").write_text("half")
+    (tmp_path / ".draft.json.tmp").write_text("somebody's")
+    (tmp_path / ".checkpoint-8.tmp").symlink_to(tmp_path / ".notes.tmp")
+    count(tmp_path, until=3, resume="auto")
+    kept = {*others, ".draft.json.tmp", ".checkpoint-8.tmp", "checkpoint-2", "checkpoint-3", "metrics.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert (tmp_path / ".notes.tmp" / "file").read_text() == "half"
+
+
+def test_checkpoints_over_the_limit_that_a_kill_left_go_at_the_next_start(tmp_path, monkeypatch):
+    """Killed between the writing of checkpoint-4 and the removal of checkpoint-2."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_prune", lambda self: None)
+        count(tmp_path, until=4)
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-3", "checkpoint-2", "checkpoint-1"]
+    left = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Counter, "step", lambda self: left.append(names(tmp_path)) or _step(self))
+        count(tmp_path, until=5, resume="auto")
+    assert left == [["checkpoint-4", "checkpoint-3"]]
+
+
+_step = Counter.step
 
 
 def test_the_random_generators_go_on_where_they_were():

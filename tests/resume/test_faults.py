@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from rlhf_fast import UsageError
 from rlhf_fast.preferences.fit import RewardTraining
+from rlhf_fast.runtime import checkpoint
 from rlhf_fast.runtime.budget import Budget
-from rlhf_fast.runtime.checkpoint import verify
+from rlhf_fast.runtime.checkpoint import list_checkpoints, verify
 from rlhf_fast.runtime.errors import NotWritten, StepFailed
 from rlhf_fast.runtime.lines import Lines
 from rlhf_fast.runtime.optimiser import Optimiser
@@ -125,6 +130,131 @@ def test_a_disk_that_is_full_when_the_results_are_saved_is_said(folder, tmp_path
             run("sft", folder, tmp_path)
     run("sft", folder, tmp_path, resume="auto")
     assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+WRITES = [
+    (os, "fsync"), (os, "replace"), (os, "open"), (Path, "write_text"), (Path, "mkdir"), (checkpoint, "save_file"),
+    (shutil, "copyfile"), (shutil, "rmtree"), (Lines, "cut"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize(("owner", "name"), WRITES, ids=[name for _, name in WRITES])
+def test_whichever_write_the_disk_refuses_the_run_says_so_and_goes_on_from_the_checkpoint_before(
+    tmp_path, monkeypatch, owner, name, code
+):
+    """Checkpoints, metrics, results and run.json of a small run, written with each call of each function that reaches
+    the disk failing once: never a bare OSError, and the run goes on and ends as ever."""
+    for call in itertools.count(1):
+        calls, original = [], getattr(owner, name)
+
+        def fail(*arguments, call=call, calls=calls, original=original, **options):
+            calls.append(name)
+            if len(calls) != call:
+                return original(*arguments, **options)
+            error = OSError(code, os.strerror(code))
+            if owner is Lines:
+                error = NotWritten(f"cannot write: {error.strerror}.")
+            raise error
+
+        output = tmp_path / str(call)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            try:
+                count(output, steps=2)
+            except UsageError as error:
+                assert os.strerror(code) in str(error)
+        for path in list_checkpoints(output):
+            verify(path)
+        assert count(output, steps=2, resume="auto").count == 2 or (output / "run.json").exists()
+        assert len((output / "metrics.jsonl").read_text().splitlines()) == 2
+        assert {"model", "run.json"} <= {path.name for path in output.iterdir()}
+        assert not list(output.glob(".*"))
+        if len(calls) < call:
+            assert call > 1
+            return
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize("name", ["reward_model.json", "run.json", "adapter_model.safetensors", "tokenizer.json"])
+def test_results_that_the_disk_refuses_are_saved_by_a_resume(folder, tmp_path, monkeypatch, name, code):
+    """The reward model writes all kinds: weights, a tokenizer, a record of its own and run.json."""
+    original = os.replace
+
+    def replace(source, target):
+        if Path(target) == tmp_path / name:
+            raise OSError(code, os.strerror(code))
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(UsageError, match=rf"{os.strerror(code)}.*checkpoint-6 is whole: go on"):
+            run("reward", folder, tmp_path)
+    assert not (tmp_path / "run.json").exists()
+    run("reward", folder, tmp_path, resume="auto")
+    assert (tmp_path / name).exists() and (tmp_path / "run.json").exists() and not list(tmp_path.glob(".*"))
+
+
+def cut_the_end(path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty_the_header(path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize(("damage", "reason"), [(cut_the_end, r"bytes of the \d+"), (empty_the_header, "header")])
+def test_results_that_are_not_what_was_written_are_not_called_finished(folder, tmp_path, monkeypatch, damage, reason):
+    original = Checkpoints.save_results
+
+    def save_results(self):
+        original(self)
+        damage(tmp_path / "adapter_model.safetensors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save_results", save_results)
+        with pytest.raises(UsageError, match=rf"cannot finish the run in .*{reason}.*checkpoint-6 is whole"):
+            run("sft", folder, tmp_path)
+    assert not (tmp_path / "run.json").exists()
+    run("sft", folder, tmp_path, resume="auto")
+    assert (tmp_path / "run.json").exists()
+
+
+def test_a_run_is_called_finished_once_the_disk_holds_its_results(folder, tmp_path, monkeypatch):
+    events = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(f"to {b}"), replace(a, b)))
+    run("ppo", folder, tmp_path, save_strategy="no")
+    end = events.index(f"to {tmp_path / 'run.json'}")
+    for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "ppo.json"):
+        named = events.index(f"to {tmp_path / name}")
+        assert events.index(str(tmp_path / ".results.tmp" / name)) < named < end
+        assert str(tmp_path) in events[named:end]
+    assert events.index(str(tmp_path / "rollouts.jsonl")) < end and events.index(str(tmp_path / "metrics.jsonl")) < end
+    assert events[end + 1] == str(tmp_path)
+
+
+def test_rollouts_that_do_not_reach_the_disk_stop_the_run_before_the_checkpoint_that_counts_them(
+    folder, tmp_path, monkeypatch
+):
+    """They are synced for each checkpoint: every two iterations."""
+    sync, calls = os.fsync, []
+
+    def fsync(descriptor):
+        calls.append(os.readlink(f"/proc/self/fd/{descriptor}").endswith("rollouts.jsonl"))
+        if calls[-1] and sum(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        wanted = r"rollouts\.jsonl': Input/output error\. Check the disk and the rights.*checkpoint-2 is whole: go on"
+        with pytest.raises(UsageError, match=wanted):
+            run("ppo", folder, tmp_path)
+    assert names(tmp_path) == ["checkpoint-2"]
+    run("ppo", folder, tmp_path, resume="auto")
+    assert outcome(tmp_path)["metrics"][-1]["step"] == 6
 
 
 def test_a_line_the_disk_refuses_does_not_fail_again_when_the_file_is_closed(tmp_path, monkeypatch):

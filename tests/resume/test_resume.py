@@ -128,6 +128,31 @@ def test_a_checkpoint_of_models_that_were_trained_anew_is_refused(folder, tmp_pa
         run("ppo", folder, tmp_path / "run", sft_model_path=str(tmp_path / "sft"), resume="auto")
 
 
+@pytest.mark.parametrize(("place", "key", "value"), [("sft", "lora_alpha", 3), ("base", "rms_norm_eps", 1e-3)])
+def test_a_checkpoint_of_models_whose_configs_were_changed_is_refused(folder, tmp_path, monkeypatch, place, key, value):
+    """The weights are the same. Where the base of an adapter lies may change."""
+    shutil.copytree(folder / "base", tmp_path / "base")
+    shutil.copytree(folder / "sft_adapter", tmp_path / "sft")
+    edit(tmp_path / "sft" / "adapter_config.json", "base_model_name_or_path", str(tmp_path / "base"))
+    options = {"sft_model_path": str(tmp_path / "sft"), "reward_model_path": None}
+    cut_off(monkeypatch, 2, "ppo", folder, tmp_path / "run", **options)
+    config = tmp_path / place / ("adapter_config.json" if place == "sft" else "config.json")
+    before = edit(config, key, value)
+    with pytest.raises(UsageError, match="contents of the models was"):
+        run("ppo", folder, tmp_path / "run", resume="auto", **options)
+    config.write_text(before)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    edit(tmp_path / "sft" / "adapter_config.json", "base_model_name_or_path", str(tmp_path / "moved"))
+    run("ppo", folder, tmp_path / "run", resume="auto", **options)
+
+
+def edit(config, key: str, value) -> str:
+    """Set `key` in a JSON file, which is laid out anew; returns what the file was."""
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | {key: value}))
+    return before
+
+
 def test_another_stages_checkpoint_is_refused(folder, tmp_path, monkeypatch):
     cut_off(monkeypatch, 2, "sft", folder, tmp_path)
     with pytest.raises(UsageError, match="stage was 'sft' and is 'ppo'"):

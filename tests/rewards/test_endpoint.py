@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rlhf_fast import PPORunConfig, UsageError
+from rlhf_fast import ExportConfig, PPORunConfig, UsageError, run_export
 from rlhf_fast.rewards.chosen import named_rewards, patient, refuse_columns
 from rlhf_fast.rewards.endpoint import EndpointReward
 from rlhf_fast.rewards.source import RewardBatch
@@ -167,6 +167,29 @@ def test_an_address_with_a_password_is_refused_without_repeating_it():
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("address", ["http://me:secret@host:99999/", "http://host:99999/?key=secret", "me:secret@host"])
+def test_an_address_that_cannot_be_used_is_not_repeated_with_its_secret(address):
+    with pytest.raises(UsageError, match="cannot be used") as error:
+        EndpointReward(address)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [(replies(b"\x1b[2J\x1b]0;x\x07"), r"\\x1b\[2J"), (replies(b'{"scores": ["\\u001b[2J", "\\u009b"]}'), r"\\x1b\[2J"),
+     (replies(b"", 500), r"status 500 \\x1b\[2Jgone")],
+)  # fmt: skip
+def test_what_a_server_answers_commands_no_terminal(monkeypatch, answer, shown):
+    original = BaseHTTPRequestHandler.send_response
+    monkeypatch.setattr(
+        BaseHTTPRequestHandler, "send_response",
+        lambda self, code: original(self, code, "\x1b[2Jgone" if code == 500 else None),
+    )  # fmt: skip
+    with Server(answer) as server, pytest.raises(UsageError, match=shown) as error:
+        EndpointReward(server.address, timeout=5).score(BATCH)
+    assert str(error.value).isprintable()
+
+
 def test_names_and_weights_of_the_config():
     names = ["endpoint:http://a/x", "endpoint:https://b:1"]
     (one, weight), (two, other) = named_rewards(names, [2.0, -1.0], timeout=7.0)
@@ -190,9 +213,19 @@ def test_ppo_trains_against_an_endpoint_and_logs_it_under_its_name(tmp_path):
 
     folder = prepare(tmp_path)
     with Server(lengths) as server:
-        named = {"reward_funcs": [f"endpoint:{server.address}"], "reward_weights": [0.5], "reward_model_path": None}
+        address = f"{server.address}&token=s3cret-w0rd"
+        named = {"reward_funcs": [f"endpoint:{address}"], "reward_weights": [0.5], "reward_model_path": None}
         run_ppo(config("ppo", folder, tmp_path / "out", total_episodes=6, **named))
-        (row,) = read_metrics(tmp_path / "out")
+        with pytest.raises(UsageError, match=r"reward_funcs was .*token=\*\*\*.* and is ") as error:
+            named["reward_funcs"] = [f"endpoint:{server.address}&token=0ther"]
+            run_ppo(config("ppo", folder, tmp_path / "out", total_episodes=6, resume="auto", **named))
+        assert "0ther" not in str(error.value) and "s3cret" not in str(error.value)
+    assert server.requests[0][0] == "/score?model=a&token=s3cret-w0rd"
+    run_export(ExportConfig(model_path=str(tmp_path / "out"), output_dir=str(tmp_path / "exported")))
+    files = [path for name in ("out", "exported") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert "reward_funcs" in (tmp_path / "exported" / "README.md").read_text()
+    assert [path for path in files if b"s3cret" in path.read_bytes() or b"w0rd" in path.read_bytes()] == []
+    (row,) = read_metrics(tmp_path / "out")
     sent = server.requests[0][2]["responses"]
     assert set(server.requests[0][2]["columns"]) == {"completion"}
     assert row[f"reward/127.0.0.1:{server.http.server_port}/score"] == pytest.approx(sum(map(len, sent)) / 6)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl
 from transformers.trainer_callback import TrainerState
@@ -17,6 +18,7 @@ from rlhf_fast import Rollout, UsageError
 from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.responses import judge
 from rlhf_fast.trainer import hub
+from rlhf_fast.trainer.sampling import Completion, show
 from tests.model_cases import tokens
 from tests.trainer.cases import LENGTHS, classifier, likes_even, policy, rows, trainer
 
@@ -253,7 +255,20 @@ def test_an_optimizer_of_the_scripts_own_takes_the_steps(tmp_path):
         trainer(tmp_path, optimizers=(None, torch.optim.lr_scheduler.LambdaLR(other, lambda _: 1.0)))
 
 
-def test_push_to_hub_uploads_the_policy_with_a_card_and_without_checkpoints(tmp_path, monkeypatch):
+def test_completions_command_no_terminal(capsys):
+    show([Completion("ask\x1b[2J", "\x9b31m\rdone", 0.5), Completion("\u202eq", "a\x07", 1.0)])
+    printed = capsys.readouterr().out
+    assert "ask\\x1b[2J" in printed and "\\x9b31m\\x0ddone" in printed and "\\u202eq" in printed
+    assert not set("\x1b\x9b\r\x07\u202e") & set(printed)
+
+
+UPLOADED = [
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "ppo.json",
+    "tokenizer.json", "tokenizer_config.json",
+]  # fmt: skip
+
+
+def test_push_to_hub_uploads_the_policys_files_with_a_card_and_no_others(tmp_path, monkeypatch):
     calls = []
 
     class Api:
@@ -265,15 +280,21 @@ def test_push_to_hub_uploads_the_policy_with_a_card_and_without_checkpoints(tmp_
             return SimpleNamespace(repo_id=f"me/{name}")
 
         def upload_folder(self, **given):
-            calls.append(("upload", given["repo_id"], given["ignore_patterns"], given["commit_message"]))
+            calls.append(("upload", given["repo_id"], sorted(given["allow_patterns"]), given["commit_message"]))
             return "commit"
 
     assert hub.HfApi is huggingface_hub.HfApi
     monkeypatch.setattr(hub, "HfApi", Api)
+    for name in ("rollouts.jsonl", "metrics.jsonl", "notes.txt", ".run.json.tmp", "old.safetensors"):
+        (tmp_path / name).write_text("private")
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "adapter_config.json").write_text("{}")
     made = trainer(tmp_path, options={"hub_model_id": "mine", "hub_token": "t", "hub_private_repo": True})
     assert made.push_to_hub(dataset_name="org/data") == "commit"
     assert calls == [
-        ("token", "t"), ("repo", "mine", True), ("upload", "me/mine", hub.KEPT_HERE, "End of training")
+        ("token", "t"), ("repo", "mine", True), ("upload", "me/mine", UPLOADED, "End of training")
     ]  # fmt: skip
     card = (tmp_path / "README.md").read_text()
-    assert "org/data" in card and "ppo" in card and "checkpoint-*" in hub.KEPT_HERE
+    assert "org/data" in card and "ppo" in card
+    there = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(filter_repo_objects(there, allow_patterns=UPLOADED)) == UPLOADED
