@@ -85,7 +85,7 @@ class PPOTrainer(Events):
         use_given(ppo.optimiser, optimizers)
         self.roles = Roles(roles.policy, roles.reference, roles.critic, None, roles.base)
         self.processing_class = processing_class
-        self.model = self.policy_model = roles.policy.model.base
+        self.model = self.policy_model = roles.policy_model
         super().__init__(args, ppo, processing_class, callbacks or [])
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> None:

@@ -165,8 +165,8 @@ def _same_reference(tmp_path):
         (lambda path: trainer(path, options={"ref_adapter_name": "x"}), "ref_adapter_name='x'"),
         (lambda path: trainer(path, model=adapted(), peft_config=None, options={"model_adapter_name": "x"}),
          "it has default, other"),
-        (lambda path: trainer(path, model=policy().half()), "loaded as torch.float16"),
-        (lambda path: trainer(path, value_model=policy()), "no linear layer `score`"),
+        (lambda path: trainer(path, model=policy().double()), "loaded as torch.float64"),
+        (lambda path: trainer(path, value_model=policy()), "no layer `score`"),
         (lambda path: trainer(path, model=torch.nn.Linear(2, 2)), "expected a model of transformers"),
     ],
 )  # fmt: skip
