@@ -6,6 +6,7 @@ are no arguments here, so that the class stands beside a script's own dataclasse
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -50,6 +51,14 @@ FOR_THE_SCRIPT = frozenset({
     "local_rollout_forward_batch_size", "ds3_gather_for_generation",
 })  # fmt: skip
 """Fields on which no result of the trainer depends."""
+
+LIVE = frozenset({
+    "cliprange", "cliprange_value", "vf_coef", "entropy_coef", "gamma", "lam", "whiten_rewards", "target_kl",
+    "dual_clip", "log_ratio_clamp", "missing_eos_penalty", "save_strategy", "save_total_limit",
+})  # fmt: skip
+"""Fields that are read each time they are needed, so that a callback may change them."""
+AT_START = frozenset({"save_steps", "resume", "disable_tqdm", "log_rollouts"})
+"""Fields that are read when `train` begins."""
 
 _AS_PARSED: dict[str, tuple[Any, Any]] = {"include_num_input_tokens_seen": (False, "no"), "debug": (None, "")}
 """Inherited fields that `HfArgumentParser` hands over as something else than their defaults when they are left out."""
@@ -159,6 +168,37 @@ class PPOConfig(ppo_config.PPORunConfig):
         self.require(self.num_sample_generations >= 0, "num_sample_generations", "0 (never) or more")
         self.require(self.eval_strategy in ("no", "steps"), "eval_strategy", "steps or no")
         self.require(self.logging_strategy in ("no", "steps"), "logging_strategy", "steps or no")
+        self.remember()
+
+    def settle(self) -> None:
+        """Take up fields that were set since construction, as if they had been given then. Raises `UsageError`."""
+        changed = self._changed()
+        if not changed:
+            return
+        if "preset" in changed:  # what the old one set is its no more
+            for name, value in ppo_config.PRESETS[self._kept["preset"]].items():
+                if getattr(self, name) == value:
+                    setattr(self, name, type(self).__dataclass_fields__[name].default)
+        for name in COMPUTED - set(changed):
+            setattr(self, name, None)
+        self.__post_init__()
+
+    def remember(self) -> None:
+        """Note the values as they are: what `settle` and `refuse_changes` compare with."""
+        self._kept = {f.name: copy.copy(getattr(self, f.name)) for f in fields(self)}
+
+    def refuse_changes(self, *, at_start: bool = False) -> None:
+        """Raise `UsageError` for a field set since the values were noted, unless it is read later than now."""
+        later = LIVE | (self.free - COMPUTED) | (AT_START if at_start else frozenset())
+        for name in self._changed():
+            if name not in later:
+                raise UsageError(
+                    f"{name}={getattr(self, name)!r} was set on args after PPOTrainer was made, where it has no "
+                    f"effect; set it before. Obeyed at any time: {', '.join(sorted(LIVE))}."
+                )
+
+    def _changed(self) -> list[str]:
+        return [name for name, value in self._kept.items() if getattr(self, name) != value]
 
     def _refuse_both_stops(self) -> None:
         if self.stop_token == "eos" and self.stop_token_id is not None:

@@ -41,10 +41,9 @@ def test_all_models_are_their_own_after_training(tmp_path, architecture):
         assert bool(changed(before[name], model)) == (name in ("model", "value_model"))
     close(own_logprobs(given["model"]), logprobs(made.ppo.policy))
     batch = torch.tensor([[0, 0, 5, 9], [7, 8, 5, 9]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    alone = given["model"].generate(torch.tensor([[5, 9]]), min_new_tokens=3, max_new_tokens=3, do_sample=False, pad_token_id=0)
-    padded = given["model"].generate(
-        batch[0], attention_mask=batch[1], min_new_tokens=3, max_new_tokens=3, do_sample=False, pad_token_id=0
-    )
+    three = {"min_new_tokens": 3, "max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    alone = given["model"].generate(torch.tensor([[5, 9]]), **three)
+    padded = given["model"].generate(batch[0], attention_mask=batch[1], **three)
     assert padded[0, 4:].tolist() == alone[0, 2:].tolist()
     given["model"].save_pretrained(tmp_path / "own")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "own", dtype=torch.float32)
