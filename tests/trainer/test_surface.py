@@ -186,13 +186,53 @@ def test_fields_set_before_the_trainer_is_made_count(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("batch_size", 5, "batch_size=5 contradicts"), ("temperature", -1.0, "temperature=-1.0"), ("fp16", True, "fp16")],
+    [("optim", "sgd", "optim='sgd' is not used"), ("temperature", -1.0, "temperature=-1.0"), ("fp16", True, "fp16")],
 )
 def test_a_field_set_before_the_trainer_is_made_is_checked(tmp_path, name, value, message):
     args = config(tmp_path)
     setattr(args, name, value)
     with pytest.raises(UsageError, match=message):
         PPOTrainer(args, tiny_tokenizer(), policy(), None, likes_even, rows(), peft_config=lora())
+
+
+def test_a_size_set_before_the_trainer_is_made_is_overwritten_and_said(tmp_path, caplog):
+    args = config(tmp_path)
+    args.batch_size = 5
+    made = PPOTrainer(args, tiny_tokenizer(), policy(), None, likes_even, rows(), peft_config=lora())
+    assert made.args.batch_size == 8 and "batch_size=5 has no effect" in caplog.text
+
+
+class Steps(TrainerCallback):
+    """Notes at which iterations each event comes."""
+
+    def __init__(self):
+        self.came = {"save": [], "evaluate": [], "log": []}
+
+    def on_save(self, args, state, control, **_):
+        self.came["save"].append(state.global_step)
+
+    def on_evaluate(self, args, state, control, **_):
+        self.came["evaluate"].append(state.global_step)
+
+    def on_log(self, args, state, control, logs, **_):
+        if "objective/kl" in logs:
+            self.came["log"].append(state.global_step)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_epoch_is_once_in_a_pass_over_the_prompts(tmp_path, late):
+    """8 prompts in batches of 4: a pass is 2 iterations."""
+    strategies = {"save_strategy": "epoch", "eval_strategy": "epoch", "logging_strategy": "epoch"}
+    args = config(tmp_path, per_device_train_batch_size=4, total_episodes=16, **({} if late else strategies))
+    if late:
+        for name, value in strategies.items():
+            setattr(args, name, value)
+    steps = Steps()
+    PPOTrainer(
+        args, tiny_tokenizer(), policy(), None, likes_even, rows(), peft_config=lora(), eval_dataset=rows(3),
+        callbacks=[steps],
+    ).train()  # fmt: skip
+    assert steps.came == {"save": [2, 4], "evaluate": [2, 4], "log": [2, 4]}
 
 
 class Sets(TrainerCallback):
