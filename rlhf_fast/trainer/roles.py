@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig, PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic, ValueModel
@@ -65,7 +66,7 @@ def build_roles(
     given = _adapters(args, model, peft_config)
     base = mirror(model, trained=trains_base)
     other = _other_reference(args, base, ref_model, trains_base=trains_base)
-    same = ref_model is None or same_weights(base, mirror(ref_model, trained=False))
+    same = ref_model is None or _same(base, ref_model)
     shared = share(base, trained=trains_base)
     check_architecture(shared)
     if given is not None:
@@ -118,7 +119,7 @@ def _other_reference(
     if not trains_base:
         if args.ref_adapter_name is not None:
             raise UsageError("ref_model and ref_adapter_name are both set, and there is one reference; leave one out.")
-        if not isinstance(ref_model, PeftModel) and same_weights(base, mirror(ref_model, trained=False)):
+        if _same(base, ref_model):
             logger.warning(
                 "ref_model holds the weights of the policy's base and is not used: the base without its adapter gives "
                 "the same log-probs. ref_model=None saves its %.2f GB.", gigabytes(ref_model),
@@ -127,6 +128,11 @@ def _other_reference(
         size = gigabytes(ref_model)
         logger.warning("ref_model is used: %.2f GB beside the base that the other roles share.", size)
     return Policy(*open_shared("ref_model", ref_model, trained=False))
+
+
+def _same(base: PreTrainedModel, ref_model: Given) -> bool:
+    """Whether `ref_model` computes what `base` does, as far as weights tell."""
+    return not isinstance(ref_model, PeftModel) and same_weights(base, mirror(ref_model, trained=False))
 
 
 def _check_reference(reference: SharedModel, policy: SharedModel) -> None:
@@ -149,15 +155,22 @@ def _critic(args: PPOConfig, shared: SharedModel, lora: LoraConfig | None, value
     return adapter_critic(shared, "critic")
 
 
+def _trained_in_float32(model: nn.Module) -> None:
+    """Cast the parameters that are trained, in place: a smaller dtype would round small updates away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def _value_model(args: PPOConfig, model: Any) -> ValueModel:
     if isinstance(model, PeftModel):
         kept = choose_dtype("value_model", model, args.bf16, train=False)
         place("value_model", model, args, kept)
-        for parameter in whole(model).parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        _trained_in_float32(whole(model))
     elif isinstance(model, PreTrainedModel):
         place("value_model", model, args, choose_dtype("value_model", model, None, train=True))
+    elif isinstance(model, nn.Module):
+        _trained_in_float32(model)
     critic = open_scorer("value_model", model, choose_device(args.use_cpu), args.max_tokens_per_micro_batch, train=True)
     if isinstance(critic, ModuleCritic):
         args.require(
