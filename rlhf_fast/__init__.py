@@ -33,12 +33,23 @@ _EXPORTS = {
     "run_sft": "rlhf_fast.train.sft",
 }
 
+_OF_OLDER_TRL = {
+    "AutoModelForCausalLMWithValueHead": "pass AutoModelForCausalLM as model; the critic is value_model, or made",
+    "AutoModelForSeq2SeqLMWithValueHead": "pass AutoModelForCausalLM as model: encoder-decoder models are not served",
+    "create_reference_model": "pass ref_model=None, which keeps a frozen reference",
+    "respond_to_batch": "PPOTrainer.train() samples the responses",
+}
+
 __version__ = "0.1.0"
 __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
     """Exports are imported when first used, so that importing the package is quick."""
+    if name in _OF_OLDER_TRL:
+        from rlhf_fast.runtime.errors import UsageError  # an AttributeError would reach an import without its text
+
+        raise UsageError(f"{name} is of TRL's PPO up to 0.11: {_OF_OLDER_TRL[name]}. See docs/migration.md.")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

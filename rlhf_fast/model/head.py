@@ -26,12 +26,13 @@ class ScalarHead(nn.Module):
 
 
 class ScoreHead(nn.Module):
-    """The `score` layer of a sequence classifier of transformers, which has one output."""
+    """The `score` of a sequence classifier, a module that gives one number for each state by itself."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., H) of any float dtype -> (...) f32."""
-        return self.layer(hidden.to(self.layer.weight.dtype))[..., 0].float()
+        """(R, H) of any float dtype -> (R,) f32. The module reads (1, R, H), as transformers calls it."""
+        dtype = next((parameter.dtype for parameter in self.layer.parameters()), hidden.dtype)
+        return self.layer(hidden[None].to(dtype))[0, :, 0].float()

@@ -98,6 +98,10 @@ class LoRALinear(nn.Module):
         self.lora_b[name] = nn.Parameter(torch.zeros(n, rank, dtype=torch.float32, device=device))
         self.scale[name] = scale
 
+    def bind(self, name: str, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
+        """An adapter whose A (R, K) and B (N, R), fp32, stay the parameters of another module too."""
+        self.lora_a[name], self.lora_b[name], self.scale[name] = a, b, scale
+
     def copy(self, source: str, target: str) -> None:
         self.lora_a[target] = nn.Parameter(self.lora_a[source].detach().clone())
         self.lora_b[target] = nn.Parameter(self.lora_b[source].detach().clone())

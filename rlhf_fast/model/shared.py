@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -141,6 +141,15 @@ class SharedModel:
         self.configs[name] = config
         if head:
             self.add_head(name)
+
+    def bind_adapter(
+        self, name: str, config: LoraConfig, factors: Mapping[str, tuple[nn.Parameter, nn.Parameter, float]]
+    ) -> None:
+        """An adapter whose A, B (see `LoRALinear.bind`) and scale belong to another model, by the layer's name."""
+        self._refuse_taken(name)
+        for layer, (a, b, scale) in factors.items():
+            self._wrap(layer).bind(name, a, b, scale)
+        self.configs[name] = copy.deepcopy(config)
 
     def copy_adapter(self, source: str, target: str) -> None:
         """`target` becomes an independent copy of `source`, its head included."""

@@ -1,21 +1,27 @@
-"""LoRA as a script hands it over: a `peft_config`, or a `PeftModel` that has its adapters already."""
+"""LoRA as a script hands it over: a `peft_config`, or a `PeftModel` that has its adapters already.
+
+The adapters stay PEFT's: training changes the parameters of the `PeftModel` itself.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
-import tempfile
-from pathlib import Path
+from dataclasses import dataclass
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf_fast.model.adapter_files import load_adapter
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.targets import default_targets, refuse_unserved, resolve_targets
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.trainer.config import PPOConfig
+from rlhf_fast.trainer.given import Given, factors, lora_layers, mirror, share, whole
 
 logger = logging.getLogger("rlhf_fast.notices")
+
+FOR_SCORES = ["classifier", "score"]  # what PEFT adds to modules_to_save of a classifier
 
 
 def checked(peft_config: object) -> LoraConfig:
@@ -31,35 +37,93 @@ def checked(peft_config: object) -> LoraConfig:
     return config
 
 
-def unloaded(model: PeftModel, folder: Path) -> PreTrainedModel:
-    """The base of `model` without its adapters, which are written to `folder`: NAME each."""
-    for name in model.peft_config:
-        model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)
-    if (folder / "adapter_config.json").is_file():  # where PEFT puts the one that is called default
-        own = folder / "default"
-        own.mkdir()
-        for file in folder.glob("adapter_*"):
-            file.rename(own / file.name)
-    return model.unload()  # type: ignore[operator]
+@dataclass(frozen=True)
+class Adapters:
+    """The policy's `PeftModel`: which of its adapters is trained, and which is the reference (None: the bare base)."""
+
+    model: PeftModel
+    trained: str
+    reference: str | None
+    config: LoraConfig
+
+    def bind(self, shared: SharedModel) -> None:
+        """Serve the trained one as `policy`, on its own parameters, and a copy of the reference's as `reference`."""
+        shared.bind_adapter("policy", self.config, factors(self.model, self.trained))
+        if self.reference is not None:
+            frozen = {
+                name: (_frozen(a), _frozen(b), scale)
+                for name, (a, b, scale) in factors(self.model, self.reference).items()
+            }
+            shared.bind_adapter("reference", served(self.model, self.reference), frozen)
 
 
-class GivenAdapters:
-    """The adapters of a `PeftModel`, on disk between its base and ours. `model` is the base, without them."""
+def fresh_adapter(model: PreTrainedModel, peft_config: object) -> Adapters:
+    """`model` as a `PeftModel` with a new adapter, added in place as `peft.get_peft_model` does."""
+    config = checked(peft_config)
+    refuse_unserved(config)
+    base = mirror(model, trained=False)
+    if config.target_modules is None:
+        config.target_modules = default_targets(base.config.model_type)
+    resolve_targets(dict(base.named_modules()), base.get_output_embeddings(), config)
+    made = get_peft_model(model, config)
+    return Adapters(made, "default", None, config)  # type: ignore[arg-type]
 
-    def __init__(self, model: PeftModel, args: PPOConfig) -> None:
-        self.trained, self.reference = args.model_adapter_name or model.active_adapter, args.ref_adapter_name
-        for field, name in (("model_adapter_name", self.trained), ("ref_adapter_name", self.reference)):
-            if name is not None and name not in model.peft_config:
-                raise UsageError(f"{field}={name!r} is no adapter of the model; it has {', '.join(model.peft_config)}.")
-        self.folder = tempfile.TemporaryDirectory()
-        self.configs = {name: checked(config) for name, config in model.peft_config.items()}
-        self.model = unloaded(model, Path(self.folder.name))
 
-    def load(self, shared: SharedModel) -> None:
-        """Add the trained one as `policy` and the reference's, if there is one, as `reference`."""
-        for own, name in (("policy", self.trained), ("reference", self.reference)):
-            if name is not None:
-                path = Path(self.folder.name) / name
-                self.configs[name].save_pretrained(str(path))
-                load_adapter(shared, path, own)
-        self.folder.cleanup()
+def given_adapters(args: PPOConfig, model: PeftModel) -> Adapters:
+    """The adapters that the config names, else the active one. Raises `UsageError` unless it alone can be trained."""
+    active = active_adapter("model", model)
+    trained, reference = args.model_adapter_name or active, args.ref_adapter_name
+    for field, name in (("model_adapter_name", trained), ("ref_adapter_name", reference)):
+        if name is not None and name not in model.peft_config:
+            raise UsageError(f"{field}={name!r} is no adapter of the model; it has {', '.join(model.peft_config)}.")
+    config = served(model, trained)
+    if trained != active:
+        model.set_adapter(trained)
+    own = [p for a, b, _ in factors(model, trained).values() for p in (a, b)]
+    if not any(p.requires_grad for p in own):
+        raise UsageError(
+            f"no parameter of the model's adapter {trained!r} requires a gradient, so nothing would be trained. Load "
+            "it with PeftModel.from_pretrained(..., is_trainable=True)."
+        )
+    layers = lora_layers(whole(model)).values()
+    lora = {id(p) for layer in layers for p in (*layer.lora_A.parameters(), *layer.lora_B.parameters())}
+    others = [name for name, p in whole(model).named_parameters() if p.requires_grad and id(p) not in lora]
+    if others:
+        raise UsageError(
+            f"beside the adapter {len(others)} parameters of the PeftModel's base require a gradient ({others[0]}, "
+            "...) and would not be trained: the reference shares them. Freeze them, or merge the adapter "
+            "(model.merge_and_unload()) and train all weights."
+        )
+    return Adapters(model, trained, reference, config)
+
+
+def open_shared(role: str, model: Given, *, trained: bool) -> tuple[SharedModel, str | None]:
+    """A mirror of `model` and the name under which it serves the model's active adapter, None where it has none."""
+    shared = share(mirror(model, trained=trained), trained=trained)
+    if not isinstance(model, PeftModel):
+        return shared, None
+    adapter = active_adapter(role, model)
+    shared.bind_adapter("given", served(model, adapter, saved=FOR_SCORES), factors(model, adapter))
+    return shared, "given"
+
+
+def active_adapter(role: str, model: PeftModel) -> str:
+    active = model.active_adapters
+    if len(active) != 1:
+        raise UsageError(f"{role} has {len(active)} active adapters; expected one. Choose it with set_adapter(NAME).")
+    return active[0]
+
+
+def served(model: PeftModel, adapter: str, saved: list[str] | None = None) -> LoraConfig:
+    """The adapter's config. Raises `UsageError` for PEFT's options that are not served; a classifier's own layer may be
+    among modules_to_save (`saved`)."""
+    config = checked(model.peft_config[adapter])
+    asked = copy.deepcopy(config)
+    if saved is not None and set(asked.modules_to_save or ()) <= set(saved):
+        asked.modules_to_save = None
+    refuse_unserved(asked)
+    return config
+
+
+def _frozen(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), requires_grad=False)

@@ -6,13 +6,16 @@ are no arguments here, so that the class stands beside a script's own dataclasse
 
 from __future__ import annotations
 
+import copy
 import logging
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
+import torch
 from transformers.trainer_utils import SaveStrategy
 
-from rlhf_fast.runtime.config import SERVED
+from rlhf_fast.runtime.config import SERVED, _settled
 from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train import ppo_config
@@ -22,6 +25,7 @@ logger = logging.getLogger("rlhf_fast.notices")
 EVENTS = frozenset({
     "report_to", "run_name", "project", "trackio_space_id", "logging_steps", "logging_strategy", "logging_first_step",
     "eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "do_train", "do_eval", "do_predict",
+    "resume_from_checkpoint", "trackio_bucket_id", "trackio_static_space_id",
 })  # fmt: skip
 """Inherited fields that callbacks, the evaluation or the script itself read."""
 HUB = frozenset({"push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision"})
@@ -37,9 +41,48 @@ UNNEEDED = {
     "log_level": "logging follows Python's own settings",
 }
 """Fields that TRL takes and on which no result depends, and why; setting one is answered with one line."""
-INSTEAD = {
-    "fp16": "bf16", "max_steps": "total_episodes", "resume_from_checkpoint": "train(resume_from_checkpoint=...)",
-}  # fmt: skip
+INERT = {
+    "max_steps": "total_episodes says how long a run is",
+    "data_seed": "seed orders the prompts",
+    "load_best_model_at_end": "metric_for_best_model keeps the best checkpoint, which is not loaded",
+    "greater_is_better": "metric_for_best_model is not set",
+    "save_only_model": "a checkpoint holds what a run needs to go on",
+    "enable_jit_checkpoint": "a signal to stop saves the run anyway",
+    "full_determinism": "a seed and the number of processes give the same run on the same device",
+    "tf32": "a CPU has no such format",
+    "hub_strategy": "nothing is uploaded before push_to_hub()", "hub_always_push": "push_to_hub() uploads",
+    "eval_on_start": "call evaluate() before train()",
+    "optim_args": "AdamW has its own fields",
+    "torch_compile": "the kernels are the engine's own", "torch_compile_backend": "the kernels are the engine's own",
+    "torch_compile_mode": "the kernels are the engine's own", "liger_kernel_config": "logits are never stored",
+    "neftune_noise_alpha": "rollout and update see the same network",
+    "label_smoothing_factor": "the loss is PPO's", "label_names": "the loss is PPO's",
+    "ddp_backend": "Gloo connects CPUs, NCCL GPUs", "local_rank": "the launcher numbers the processes",
+    "accelerator_config": "the batches are the engine's own", "use_cache": "rollouts always cache keys and values",
+    "ignore_data_skip": "a run that is resumed goes on with the next prompts",
+} | dict.fromkeys((
+    "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object",
+    "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics",
+), "an evaluation samples responses and scores them") | dict.fromkeys((
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+    "dataloader_in_order", "dataloader_pin_memory", "train_sampling_strategy", "length_column_name", "group_by_length",
+), "prompts are tokenised once, before training, and drawn in the order of the seed") | dict.fromkeys((
+    "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "average_tokens_across_devices",
+), "gradients are summed in one exchange") | dict.fromkeys((
+    "log_on_each_node", "logging_nan_inf_filter", "include_num_input_tokens_seen", "include_tokens_per_second",
+    "log_level_replica", "skip_memory_metrics", "debug", "save_on_each_node", "restore_callback_states_from_checkpoint",
+), "logs and states are those of PPO's own loop")  # fmt: skip
+"""Fields that have no effect in TRL's PPO either, and what is so instead; setting one is answered with one line."""
+ACTED_ON = frozenset({
+    "load_best_model_at_end", "greater_is_better", "tf32", "ddp_backend", "torch_compile", "torch_compile_backend",
+    "torch_compile_mode",
+})  # fmt: skip
+"""Those of them that are set back, as `TrainingArguments` would act on them."""
+SAME_OPTIMISER = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_apex_fused", "adamw_hf")
+"""Values of `optim` that are implementations of AdamW, which is what is used."""
+BY_EPOCH = {"logging_strategy": "logging_steps", "eval_strategy": "eval_steps", "save_strategy": "save_steps"}
+"""Strategies that may be `epoch`, once in each pass over the prompts, and the field that counts their iterations."""
+INSTEAD = {"fp16": "bf16", "optim": "optimizers=(optimizer, None) of PPOTrainer"}
 COMPUTED = frozenset({
     "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "local_mini_batch_size", "batch_size",
     "mini_batch_size",
@@ -51,6 +94,14 @@ FOR_THE_SCRIPT = frozenset({
 })  # fmt: skip
 """Fields on which no result of the trainer depends."""
 
+LIVE = frozenset({
+    "cliprange", "cliprange_value", "vf_coef", "entropy_coef", "gamma", "lam", "whiten_rewards", "target_kl",
+    "dual_clip", "log_ratio_clamp", "missing_eos_penalty", "save_strategy", "save_total_limit",
+})  # fmt: skip
+"""Fields that are read each time they are needed, so that a callback may change them."""
+AT_START = frozenset({"save_steps", "resume", "disable_tqdm", "log_rollouts"})
+"""Fields that are read when `train` begins."""
+
 _AS_PARSED: dict[str, tuple[Any, Any]] = {"include_num_input_tokens_seen": (False, "no"), "debug": (None, "")}
 """Inherited fields that `HfArgumentParser` hands over as something else than their defaults when they are left out."""
 
@@ -59,9 +110,9 @@ _AS_PARSED: dict[str, tuple[Any, Any]] = {"include_num_input_tokens_seen": (Fals
 class PPOConfig(ppo_config.PPORunConfig):
     """TRL's `PPOConfig`. `preset="trl"` is the default: its formulas, past EOS unless a stop token is named."""
 
-    served: ClassVar[frozenset[str]] = SERVED | EVENTS | HUB | {"bf16"} | set(UNNEEDED)
+    served: ClassVar[frozenset[str]] = SERVED | EVENTS | HUB | {"bf16", "optim"} | set(UNNEEDED) | set(INERT)
     instead: ClassVar[dict[str, str]] = ppo_config.PPORunConfig.instead | INSTEAD
-    free: ClassVar[frozenset[str]] = EVENTS | HUB | set(UNNEEDED) | COMPUTED | FOR_THE_SCRIPT
+    free: ClassVar[frozenset[str]] = EVENTS | HUB | {"optim"} | set(UNNEEDED) | set(INERT) | COMPUTED | FOR_THE_SCRIPT
 
     preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = field(
         default="trl", metadata={"help": "Whose formulas are taken, in the fields that have their default values."}
@@ -153,19 +204,52 @@ class PPOConfig(ppo_config.PPORunConfig):
                 setattr(self, name, default)
         self._compute_sizes()
         self._say_what_is_unneeded()
+        self.accelerator_config = None  # of another kind once transformers has read it
+        self._note_epochs()
         super().__post_init__()
         self.require(self.ds3_gather_for_generation, "ds3_gather_for_generation", "true: DeepSpeed is not used here")
         self.require(self.local_rollout_forward_batch_size >= 1, "local_rollout_forward_batch_size", "at least 1")
         self.require(self.num_sample_generations >= 0, "num_sample_generations", "0 (never) or more")
         self.require(self.eval_strategy in ("no", "steps"), "eval_strategy", "steps or no")
         self.require(self.logging_strategy in ("no", "steps"), "logging_strategy", "steps or no")
+        self.remember()
+
+    def settle(self) -> None:
+        """Take up fields that were set since construction, as if they had been given then. Raises `UsageError`."""
+        changed = self._changed()
+        if not changed:
+            return
+        if "preset" in changed:  # what the old one set is its no more
+            for name, value in ppo_config.PRESETS[self._kept["preset"]].items():
+                if getattr(self, name) == value:
+                    setattr(self, name, type(self).__dataclass_fields__[name].default)
+        for name in COMPUTED - set(changed):
+            setattr(self, name, None)
+        self.__post_init__()
+
+    def remember(self) -> None:
+        """Note the values as they are: what `settle` and `refuse_changes` compare with."""
+        self._kept = {f.name: copy.copy(getattr(self, f.name)) for f in fields(self)}
+
+    def refuse_changes(self, *, at_start: bool = False) -> None:
+        """Raise `UsageError` for a field set since the values were noted, unless it is read later than now."""
+        later = LIVE | (self.free - COMPUTED) | (AT_START if at_start else frozenset())
+        for name in self._changed():
+            if name not in later:
+                raise UsageError(
+                    f"{name}={getattr(self, name)!r} was set on args after PPOTrainer was made, where it has no "
+                    f"effect; set it before. Obeyed at any time: {', '.join(sorted(LIVE))}."
+                )
+
+    def _changed(self) -> list[str]:
+        return [name for name, value in self._kept.items() if getattr(self, name) != value]
 
     def _refuse_both_stops(self) -> None:
         if self.stop_token == "eos" and self.stop_token_id is not None:
             raise UsageError(f"stop_token='eos' and stop_token_id={self.stop_token_id} are both set; set one of them.")
 
     def _compute_sizes(self) -> None:
-        """Fill in the sizes that follow from others. Raises `UsageError` for one that was given and does not."""
+        """Fill in the sizes that follow from others; a line says where one was given that does not."""
         world = world_size()
         local = self.per_device_train_batch_size * self.gradient_accumulation_steps
         batch = local * world
@@ -183,16 +267,50 @@ class PPOConfig(ppo_config.PPORunConfig):
         }  # fmt: skip
         for name, value in sizes.items():
             if getattr(self, name) not in (None, value):
-                raise UsageError(
-                    f"{name}={getattr(self, name)} contradicts the other fields, by which it is {value}. Leave it out, "
-                    "and set per_device_train_batch_size, gradient_accumulation_steps and num_mini_batches."
-                )
+                logger.warning(
+                    "%s=%s has no effect, here as in TRL: it is %d by per_device_train_batch_size, "
+                    "gradient_accumulation_steps, num_mini_batches and the number of processes, which say it.",
+                    name, getattr(self, name), value,
+                )  # fmt: skip
             setattr(self, name, value)
 
     def _say_what_is_unneeded(self) -> None:
-        defaults = {f.name: f.default for f in fields(type(self))}
-        for name, why in UNNEEDED.items():
-            value: Any = getattr(self, name, None)
-            known = name in defaults  # not every version of transformers has each of them
-            if known and value not in (defaults[name], {"use_reentrant": False}):
-                logger.warning("%s=%r has no effect here: %s.", name, value, why)
+        for name, value in self._set_among(UNNEEDED):
+            if value != {"use_reentrant": False}:
+                logger.warning("%s=%r has no effect here: %s.", name, value, UNNEEDED[name])
+        for name, value in self._set_among(INERT):
+            if name == "greater_is_better" and self.metric_for_best_model is not None:
+                continue
+            if name == "tf32" and torch.cuda.is_available() and not self.use_cpu:
+                continue  # transformers switches it on for the whole process
+            logger.warning("%s=%r has no effect, here as in TRL's PPO: %s.", name, value, INERT[name])
+            if name in ACTED_ON:
+                setattr(self, name, type(self).__dataclass_fields__[name].default)
+        optim = getattr(self.optim, "value", self.optim)
+        if optim not in SAME_OPTIMISER:
+            raise UsageError(f"optim={optim!r} is not used: AdamW is, unless you pass {INSTEAD['optim']}.")
+
+    def _set_among(self, names: Iterable[str]) -> list[tuple[str, Any]]:
+        """Those of the fields that have another value than their default, or than transformers makes of it."""
+        known = type(self).__dataclass_fields__  # not every version of transformers has each of them
+        found = []
+        for name in names:
+            if name in known:
+                f, value = known[name], getattr(self, name)
+                default = f.default if f.default_factory is MISSING else f.default_factory()
+                if value != default and value != _settled().get(name):
+                    found.append((name, value))
+        return found
+
+    def _note_epochs(self) -> None:
+        """Take `epoch` for `steps` until `fit_epochs` knows how many iterations a pass is."""
+        for name in BY_EPOCH:
+            if getattr(self, name) == "epoch":
+                self._by_epoch: frozenset[str] = getattr(self, "_by_epoch", frozenset()) | {name}
+                setattr(self, name, "steps")
+
+    def fit_epochs(self, prompts: int) -> None:
+        """Iterations from one event to the next, where it comes once in a pass over `prompts` prompts."""
+        for name in getattr(self, "_by_epoch", ()):
+            if getattr(self, name) == "steps":
+                setattr(self, BY_EPOCH[name], max(1, round(prompts / int(self.batch_size or 1))))

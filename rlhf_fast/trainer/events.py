@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
+from transformers.trainer_utils import speed_metrics
 
 from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.train.ppo import PPO
@@ -27,17 +28,20 @@ class PPOState(TrainerState):
 class Events:
     """Calls transformers' callbacks in order; the control that they return is `control`.
 
-    transformers' own default flow decides from the config when to log, evaluate and save; those of `report_to` follow,
-    then the ones given.
+    `model` is what they get. transformers' own default flow decides from the config when to log, evaluate and save;
+    those of `report_to` follow, then the ones given.
     """
+
+    model: Any
 
     def __init__(
         self, args: PPOConfig, ppo: PPO, tokenizer: PreTrainedTokenizerBase, callbacks: list[Callback]
     ) -> None:
         self.args, self.ppo = args, ppo
+        model, optimiser = self.model, ppo.optimiser
         own = [DefaultFlowCallback, *get_reporting_integration_callbacks(args.report_to)]
         self.callback_handler = CallbackHandler(
-            [*own, *callbacks], ppo.policy.model.base, tokenizer, ppo.optimiser.adamw, ppo.optimiser.schedule
+            [*own, *callbacks], model, tokenizer, optimiser.adamw, optimiser.schedule
         )
         self.control = TrainerControl()
         stateful = [cb for cb in [*self.callback_handler.callbacks, self.control] if isinstance(cb, ExportableState)]
@@ -59,16 +63,22 @@ class Events:
         self.began, self.episodes_before = time.perf_counter(), self.state.episode
         self.call("on_train_begin")
 
-    def step(self) -> dict[str, float]:
+    def take_step(self) -> dict[str, float]:
         """One iteration of the engine, counted. Adds episodes a second (`eps`) to its metrics."""
         metrics = self.ppo.step()
         self._count(self.state.global_step + 1)
         seconds = time.perf_counter() - self.began
         return metrics | {"eps": (self.state.episode - self.episodes_before) / seconds}
 
-    def log(self, logs: dict[str, float]) -> None:
-        """Keep `logs` in the state's history and hand them to the callbacks."""
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Keep `logs` in the state's history and hand them to the callbacks.
+
+        start_time: of `time.time()`, from which `train_runtime` (seconds) and its rates are added, as in transformers.
+        """
         row = logs | {"epoch": self.state.epoch}
+        if start_time is not None:
+            steps = self.state.global_step
+            row |= speed_metrics("train", start_time, num_samples=self.state.episode, num_steps=steps)
         self.state.log_history.append(row | {"step": self.state.global_step})
         self.call("on_log", logs=row)
 

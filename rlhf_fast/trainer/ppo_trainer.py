@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.rollout.arena import Rollout
@@ -34,41 +34,47 @@ from rlhf_fast.train.roles import Roles
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.config import PPOConfig
-from rlhf_fast.trainer.events import Callback, Events
+from rlhf_fast.trainer.events import Callback
 from rlhf_fast.trainer.inputs import check_models, read_datasets
-from rlhf_fast.trainer.optimisers import Optimisers, use_given
+from rlhf_fast.trainer.optimisers import Optimisers, refuse_half, use_given
 from rlhf_fast.trainer.prompts import Collator
 from rlhf_fast.trainer.rewards import build_reward
 from rlhf_fast.trainer.roles import build_roles
 from rlhf_fast.trainer.sampling import Completion, complete, evaluate, send_to_wandb, show
+from rlhf_fast.trainer.surface import PolicyAndValue, Surface, old_arguments, refuse_overrides
 
 
-class PPOTrainer(Events):
+class PPOTrainer(Surface):
     """Trains `model` by PPO; which model plays which role is said in `rlhf_fast.trainer.roles`.
 
     reward_model: a classifier with one output, a function of (prompts, responses, **columns), or a reward source.
     train_dataset, eval_dataset: rows with `input_ids`, or with text or messages. eval_dataset may be a dict of them.
-    The models are changed in place. Everything that cannot be used raises `UsageError` here. Of several processes, each
+    What is trained is trained in the models given, which stay the script's own objects. Everything that cannot be used
+    raises `UsageError` here, methods that a subclass overrides in vain included. Of several processes, each
     of which makes the same trainer and calls the same methods, process 0 writes and prints. What differs from TRL, and
     why, is in docs/migration.md.
     """
 
+    @old_arguments
     def __init__(
         self,
         args: PPOConfig,
         processing_class: PreTrainedTokenizerBase,
         model: PreTrainedModel | PeftModel,
-        ref_model: PreTrainedModel | None,
+        ref_model: PreTrainedModel | PeftModel | None,
         reward_model: Any,
         train_dataset: Iterable[Any],
-        value_model: PreTrainedModel | None = None,
+        value_model: Any = None,
         data_collator: Collator | None = None,
         eval_dataset: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
         optimizers: Optimisers = (None, None),
         callbacks: list[Callback] | None = None,
         peft_config: object | None = None,
     ) -> None:
+        refuse_overrides(self, PPOTrainer)
         check_models(args, model, ref_model, reward_model, value_model)
+        refuse_half(*optimizers)
+        args.settle()
         refuse_unwritable("output_dir", Path(str(args.output_dir)))
         models = (model, ref_model, reward_model, value_model)
         prompts, self.held_out = read_datasets(
@@ -77,25 +83,37 @@ class PPOTrainer(Events):
         seed_everything(args.seed)
         roles = build_roles(args, model, ref_model, value_model, peft_config)
         reward = build_reward(reward_model, args, prompts.columns)
+        args.fit_epochs(len(prompts))
         args.total_episodes = args.total_episodes or max(1, int(args.num_train_epochs * len(prompts)))
         ppo = PPO(
             args, roles.policy, roles.reference, roles.critic, reward, processing_class, prompts,
             starts_as_reference=roles.starts_as_reference,
         )  # fmt: skip
         args.num_total_batches = ppo.iterations
-        use_given(ppo.optimiser, optimizers)
-        self.roles = Roles(roles.policy, roles.reference, roles.critic, None, roles.base)
-        self.processing_class = processing_class
-        self.model = self.policy_model = roles.policy.model.base
+        self.ppo, self.roles = ppo, Roles(roles.policy, roles.reference, roles.critic, None, roles.base)
+        self.hand_over(
+            args=args, processing_class=processing_class, policy_model=roles.policy_model, ref_model=ref_model,
+            model=PolicyAndValue(roles.policy_model, value_model, roles.critic), value_model=value_model,
+            reward_model=reward_model, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            data_collator=data_collator or DataCollatorWithPadding(processing_class),
+        )  # fmt: skip
+        self.optimizer, self.lr_scheduler = optimizers
+        self.create_optimizer_and_scheduler(ppo.iterations)
+        self._use_optimizer()
         super().__init__(args, ppo, processing_class, callbacks or [])
+        args.remember()
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> None:
         """All iterations that are left. `resume_from_checkpoint`: a checkpoint's path, or True for the newest."""
+        args, output = self.args, Path(str(self.args.output_dir))
+        self.refuse_replaced()
+        self._use_optimizer()
+        args.refuse_changes(at_start=True)
         if resume_from_checkpoint:
-            self.args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
-        output = Path(str(self.args.output_dir))
+            args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
+        args.remember()
         with hold(output):
-            self._train(self.args, output)
+            self._train(args, output)
 
     def _train(self, args: PPOConfig, output: Path) -> None:
         start = choose_start(args, self._inputs())
@@ -105,7 +123,8 @@ class PPOTrainer(Events):
         rollouts = RolloutLog(output, enabled=args.log_rollouts, special_tokens=ppo.reward.special_tokens)
         say_start("PPO", describe(ppo))
         parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
-        checkpoints = Checkpoints(args, start, ppo.iterations, parts, self._save, undo=ppo.undoes)
+        save = main_only(lambda folder: self.save_model(str(folder), _internal_call=True))
+        checkpoints = Checkpoints(args, start, ppo.iterations, parts, save, undo=ppo.undoes)
         held = partial(holdings, [ppo.reference.model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)
         ppo.rollouts, quiet, device = rollouts, bool(args.disable_tqdm), ppo.policy.model.device
         with (
@@ -172,9 +191,24 @@ class PPOTrainer(Events):
                 send_to_wandb(completions)
         return completions
 
-    def save_model(self, output_dir: str | None = None) -> None:
-        """The policy alone, with its tokenizer: a PEFT adapter, or the whole model where all of it was trained."""
-        self._save(Path(output_dir or str(self.args.output_dir)))
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The policy alone, with its tokenizer: a PEFT adapter, or the whole model where all of it was trained.
+
+        Process 0 writes. Checkpoints and the end of training call it too, with `_internal_call`.
+        """
+        if is_main():
+            self._save(output_dir)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:  # fmt: skip
+        """Write README.md, a short model card, into `output_dir`."""
+        if is_main():
+            folder = Path(str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            card = hub.model_card(model_name or folder.resolve().name, self.roles.base, dataset_name, tags)
+            (folder / "README.md").write_text(card, encoding="utf-8")
 
     def push_to_hub(
         self, commit_message: str = "End of training", blocking: bool = True, token: str | None = None,
@@ -196,7 +230,8 @@ class PPOTrainer(Events):
 
     def _iterate(self, iteration: int, tracker: Tracker, watch: CollapseWatch, checkpoints: Checkpoints) -> None:
         self.call("on_step_begin")
-        metrics = self.step()
+        self.args.refuse_changes()
+        metrics = self.take_step()
         watch.look(metrics)
         self.call("on_step_end")
         if self.control.should_log:
@@ -204,15 +239,32 @@ class PPOTrainer(Events):
         if self.control.should_evaluate:
             metrics |= self.evaluate()
         tracker.log(iteration, metrics)
-        checkpoints.after(iteration, metrics, due=self.control.should_save)
+        self._after: Callable[..., None] | None = partial(checkpoints.after, iteration, metrics)
         if self.control.should_save:
+            self._save_checkpoint(self.model, None)
+            self._end_iteration(save=False)
             self.call("on_save")
+        self._end_iteration(save=False)
         often = self.args.num_sample_generations
         if often and (iteration - 1) % max(1, self.ppo.iterations // often) == 0:
             self.generate_completions(sampling=True)
 
-    @main_only
-    def _save(self, folder: Path) -> None:
+    def _save_checkpoint(self, model: object, trial: object) -> None:
+        """The checkpoint of the iteration that was taken, where one is due; `model` and `trial` are transformers'."""
+        self._end_iteration(save=True)
+
+    def _end_iteration(self, *, save: bool) -> None:
+        """Once an iteration, with its checkpoint or without."""
+        after, self._after = self._after, None
+        if after is not None:
+            after(due=save)
+
+    def _use_optimizer(self) -> None:
+        use_given(self.ppo.optimiser, self.optimizer, self.lr_scheduler, self.args.steps_per_rate)
+
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
+        """What `save_model` does in process 0. `state_dict` is transformers'; the policy's own weights are written."""
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_policy(self.ppo, self.roles, self.processing_class, folder)
 

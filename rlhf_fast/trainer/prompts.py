@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.trainer.config import PPOConfig
 
+logger = logging.getLogger("rlhf_fast.notices")
+
 Collator = Callable[[list[dict[str, Any]]], Any]
 
 
@@ -22,8 +25,9 @@ def read_dataset(
 ) -> Prompts:  # fmt: skip
     """Prompts of at most `room` tokens with ids below `vocabulary`. Raises `UsageError` naming the row.
 
-    Rows with `input_ids` are taken as they are, without padding; a `collator` other than transformers' padding one is
-    asked for each row's ids first. Other rows are read as `rlhf_fast.data` reads them, and tokenised.
+    Rows with `input_ids` are taken as they are, without padding: what `attention_mask` masks, else pad tokens. A
+    `collator` other than transformers' padding one is asked for each row's ids first. Other rows are read as
+    `rlhf_fast.data` reads them, and tokenised.
     """
     rows = list(dataset)
     if not rows:
@@ -40,7 +44,10 @@ def read_dataset(
 
 
 def _of_ids(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, room: int | None, name: str) -> Prompts:
-    ids = [_unpadded(row, index, name) for index, row in enumerate(rows, 1)]
+    ids = _unpadded(rows, tokenizer, name)
+    for index, prompt in enumerate(ids, 1):
+        if not prompt:
+            raise UsageError(f"row {index} of {name} has no token; a response needs one to follow. Remove the row.")
     for index, prompt in enumerate(ids, 1):
         if room is not None and len(prompt) > room:
             raise UsageError(
@@ -52,14 +59,38 @@ def _of_ids(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, room
     return Prompts(ids, tokenizer.batch_decode(ids), columns)
 
 
-def _unpadded(row: dict[str, Any], index: int, name: str) -> list[int]:
-    """The row's token ids where its attention mask, if it has one, is 1."""
-    ids = list(map(int, row["input_ids"]))
-    mask = row.get("attention_mask")
-    kept = ids if mask is None else [token for token, seen in zip(ids, mask, strict=True) if seen]
-    if not kept:
-        raise UsageError(f"row {index} of {name} has no token; a response needs one to follow. Remove the row.")
+def _unpadded(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, name: str) -> list[list[int]]:
+    """Token ids where a row's attention mask is 1; without one, without pad tokens at the side where the tokenizer
+    pads, which a line says.
+
+    At the other side too, where the pad token means nothing else (as EOS or BOS it may belong to the prompt).
+    """
+    pad = tokenizer.pad_token_id
+    only_pads = pad not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    left, right = only_pads or tokenizer.padding_side == "left", only_pads or tokenizer.padding_side == "right"
+    kept, padded = [], 0
+    for row in rows:
+        ids, mask = list(map(int, row["input_ids"])), row.get("attention_mask")
+        if mask is not None:
+            kept.append([token for token, seen in zip(ids, mask, strict=True) if seen])
+            continue
+        kept.append(_stripped(ids, pad, left=left, right=right))
+        padded += len(kept[-1]) < len(ids)
+    if padded:
+        logger.warning(
+            "%d of the %d prompts of %s began or ended with the pad token %r (id %d), which was left out as padding; "
+            "give them their attention_mask to say what is text.", padded, len(rows), name, tokenizer.pad_token, pad,
+        )  # fmt: skip
     return kept
+
+
+def _stripped(ids: list[int], pad: int | None, *, left: bool, right: bool) -> list[int]:
+    start, end = 0, len(ids)
+    while left and start < end and ids[start] == pad:
+        start += 1
+    while right and start < end and ids[end - 1] == pad:
+        end -= 1
+    return ids[start:end]
 
 
 def _collated(collator: Collator, row: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,14 +14,16 @@ from rlhf_fast.rewards.chosen import patient, refuse_columns
 from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.trainer.classifier import open_classifier
+from rlhf_fast.trainer.classifier import ModuleCritic, has_score, open_scorer
 from rlhf_fast.trainer.config import PPOConfig
-from rlhf_fast.trainer.roles import place
+from rlhf_fast.trainer.given import choose_dtype, place
 
 
 def build_reward(reward_model: Any, args: PPOConfig, columns: Mapping[str, Sequence[Any]]) -> WeightedRewards:
-    """A classifier (on the sampled token ids, at the last one), a function of texts, or a reward source.
+    """A classifier or any module with `base_model_prefix` and `score` (on the sampled token ids, at the last one), a
+    function of texts, or a reward source.
 
     `columns` are the dataset's, which a function is called with and an endpoint is sent. Raises `UsageError` for
     anything else.
@@ -31,7 +34,7 @@ def build_reward(reward_model: Any, args: PPOConfig, columns: Mapping[str, Seque
         return reward_model
     source = _source(reward_model, args)
     refuse_columns([(source, 1.0)], columns)
-    if isinstance(reward_model, PreTrainedModel):
+    if isinstance(source, AdapterReward):
         args.require(args.reward_timeout is None, "reward_timeout", "nothing where the reward is a model")
         args.require(not special, "reward_special_tokens", "false where the reward is a model, which reads token ids")
         return WeightedRewards([(source, 1.0)])
@@ -40,14 +43,18 @@ def build_reward(reward_model: Any, args: PPOConfig, columns: Mapping[str, Seque
 
 
 def _source(reward_model: Any, args: PPOConfig) -> RewardSource:
-    if isinstance(reward_model, PreTrainedModel):
-        place(reward_model, args, reward_model.dtype)
-        classifier = open_classifier("reward_model", reward_model)
-        return AdapterReward("reward_model", classifier, args.max_tokens_per_micro_batch)
+    if isinstance(reward_model, (PreTrainedModel, PeftModel)):
+        dtype = choose_dtype("reward_model", reward_model, None, train=False)
+        place("reward_model", reward_model, args, dtype)
+    if isinstance(reward_model, (PreTrainedModel, PeftModel)) or has_score(reward_model):
+        tokens = args.max_tokens_per_micro_batch
+        scorer = open_scorer("reward_model", reward_model, choose_device(args.use_cpu), tokens)
+        return scorer if isinstance(scorer, ModuleCritic) else AdapterReward("reward_model", scorer, tokens)
     if isinstance(reward_model, nn.Module):
         raise UsageError(
-            f"reward_model is a {type(reward_model).__name__}; expected a model of transformers, a function of "
-            "(prompts, responses, **columns), or a reward source. Wrap it in a function."
+            f"reward_model is a {type(reward_model).__name__}; expected a model of transformers, a module with "
+            "base_model_prefix and score, a function of (prompts, responses, **columns), or a reward source. "
+            "Wrap it in a function."
         )
     if hasattr(reward_model, "score") and hasattr(reward_model, "name"):
         return cast("RewardSource", reward_model)

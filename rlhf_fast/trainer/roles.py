@@ -6,7 +6,7 @@ a PeftModel                 its adapter                 the base, or ref_adapter
 a model                     the model itself, float32   a frozen copy of it              adapter on the reference
 
 A `ref_model` takes the reference's place, unless its weights are those that the base gives anyway. A `value_model` is
-a critic of its own, trained whole.
+a critic of its own, trained whole. Of each, the parameters train that require a gradient.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_fast.model.check import check_architecture
@@ -26,9 +27,20 @@ from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.trainer.adapters import GivenAdapters, checked
-from rlhf_fast.trainer.classifier import open_classifier
+from rlhf_fast.trainer.adapters import Adapters, fresh_adapter, given_adapters, open_shared
+from rlhf_fast.trainer.classifier import ModuleCritic, open_scorer
 from rlhf_fast.trainer.config import PPOConfig
+from rlhf_fast.trainer.given import (
+    Given,
+    choose_dtype,
+    gigabytes,
+    lora_layers,
+    mirror,
+    place,
+    same_weights,
+    share,
+    whole,
+)
 
 logger = logging.getLogger("rlhf_fast.notices")
 
@@ -42,96 +54,99 @@ class GivenRoles:
     critic: ValueModel
     starts_as_reference: bool
     base: str  # where the policy's base came from
+    policy_model: Given  # the script's own object, or a PeftModel around it
 
 
 def build_roles(
-    args: PPOConfig, model: PreTrainedModel | PeftModel, ref_model: PreTrainedModel | None,
-    value_model: PreTrainedModel | None, peft_config: object | None,
-) -> GivenRoles:  # fmt: skip
-    """The roles; the models given are changed in place. Raises `UsageError` for what cannot be used together."""
+    args: PPOConfig, model: Given, ref_model: Given | None, value_model: Any, peft_config: object | None
+) -> GivenRoles:
+    """The roles, on mirrors of the models given. Raises `UsageError` for what cannot be used together."""
+    trains_base = not isinstance(model, PeftModel) and peft_config is None
+    place("model", model, args, choose_dtype("model", model, args.bf16, train=trains_base))
     given = _adapters(args, model, peft_config)
-    base: PreTrainedModel = given.model if given is not None else model  # type: ignore[assignment]
-    lora = None if peft_config is None else checked(peft_config)
-    trains_base = given is None and lora is None
-    dtype = choose_dtype(args, base, train=trains_base)
-    for each in (base, ref_model):
-        if each is not None:
-            place(each, args, dtype)
-    same = ref_model is None or same_weights(base, ref_model)
-    other = _other_reference(args, base, ref_model, same=same, trains_base=trains_base)
-    shared = SharedModel(base, train_base=trains_base)
+    base = mirror(model, trained=trains_base)
+    other = _other_reference(args, base, ref_model, trains_base=trains_base)
+    same = ref_model is None or _same(base, ref_model)
+    shared = share(base, trained=trains_base)
     check_architecture(shared)
     if given is not None:
-        given.load(shared)
-        lora = given.configs[given.trained]
-    elif lora is not None:
-        shared.add_adapter("policy", lora)
+        given.bind(shared)
     own = Policy(shared, "reference" if given is not None and given.reference else None)
-    reference = own if other is None else Policy(_opened_reference(other, shared), None)
+    reference = own if other is None else other
+    if reference is not own:
+        _check_reference(reference.model, shared)
+    lora = None if given is None else given.config
     critic = _critic(args, reference.model if trains_base else shared, lora, value_model)
     if args.activation_checkpointing:
         for each_model in {id(m): m for m in (shared, *critic.models)}.values():
             each_model.checkpoint_activations()
     policy = Policy(shared, None if trains_base else "policy")
-    return GivenRoles(policy, reference, critic, same and given is None, str(base.name_or_path))
+    if not any(parameter.requires_grad for _, parameter in policy.named_parameters()):
+        logger.warning("no parameter of the model requires a gradient: only the critic is trained.")
+    starts = same and not isinstance(model, PeftModel)
+    return GivenRoles(
+        policy, reference, critic, starts, str(base.name_or_path), model if given is None else given.model
+    )
 
 
-def _adapters(args: PPOConfig, model: PreTrainedModel | PeftModel, peft_config: object | None) -> GivenAdapters | None:
+def _adapters(args: PPOConfig, model: Given, peft_config: object | None) -> Adapters | None:
     if isinstance(model, PeftModel):
         if peft_config is not None:
             raise UsageError(
                 "the model is a PeftModel and peft_config is given too. Leave peft_config out to train the model's own "
                 "adapter, or pass its base (model.merge_and_unload())."
             )
-        return GivenAdapters(model, args)
+        return given_adapters(args, model)
     for name in ("model_adapter_name", "ref_adapter_name"):
         args.require(getattr(args, name) is None, name, "nothing unless the model is a PeftModel")
+    if peft_config is not None:
+        return fresh_adapter(model, peft_config)
+    if lora_layers(model):
+        raise UsageError(
+            "the model has LoRA layers and is no PeftModel: an earlier get_peft_model() or add_adapter() put them "
+            "there. Pass the PeftModel (of an earlier PPOTrainer: its policy_model), or peft_config for a new adapter."
+        )
     return None
 
 
 def _other_reference(
-    args: PPOConfig, base: PreTrainedModel, ref_model: PreTrainedModel | None, *, same: bool, trains_base: bool
-) -> PreTrainedModel | None:
-    """The model that is the reference beside `base`; None where the base without the trained adapter is."""
-    if trains_base:
-        return copy.deepcopy(base) if ref_model is None else ref_model
+    args: PPOConfig, base: PreTrainedModel, ref_model: Given | None, *, trains_base: bool
+) -> Policy | None:
+    """The reference beside `base`; None where the base without the trained adapter is."""
     if ref_model is None:
-        return None
-    if args.ref_adapter_name is not None:
-        raise UsageError("ref_model and ref_adapter_name are both set, and there is one reference; leave one of them.")
-    if same:
-        logger.warning(
-            "ref_model holds the weights of the policy's base and is not used: the base without its adapter gives the "
-            "same log-probs. ref_model=None saves its %.2f GB.", gigabytes(ref_model),
-        )  # fmt: skip
-        return None
-    logger.warning("ref_model is used: %.2f GB beside the base that the other roles share.", gigabytes(ref_model))
-    return ref_model
+        return Policy(SharedModel(copy.deepcopy(base)), None) if trains_base else None
+    place("ref_model", ref_model, args, base.dtype)
+    if not trains_base:
+        if args.ref_adapter_name is not None:
+            raise UsageError("ref_model and ref_adapter_name are both set, and there is one reference; leave one out.")
+        if _same(base, ref_model):
+            logger.warning(
+                "ref_model holds the weights of the policy's base and is not used: the base without its adapter gives "
+                "the same log-probs. ref_model=None saves its %.2f GB.", gigabytes(ref_model),
+            )  # fmt: skip
+            return None
+        size = gigabytes(ref_model)
+        logger.warning("ref_model is used: %.2f GB beside the base that the other roles share.", size)
+    return Policy(*open_shared("ref_model", ref_model, trained=False))
 
 
-def _opened_reference(model: PreTrainedModel, policy: SharedModel) -> SharedModel:
-    reference = SharedModel(model)
+def _same(base: PreTrainedModel, ref_model: Given) -> bool:
+    """Whether `ref_model` computes what `base` does, as far as weights tell."""
+    return not isinstance(ref_model, PeftModel) and same_weights(base, mirror(ref_model, trained=False))
+
+
+def _check_reference(reference: SharedModel, policy: SharedModel) -> None:
     check_architecture(reference)
     if reference.lm_head[0].shape != policy.lm_head[0].shape:
         raise UsageError(
             f"ref_model has a head of {tuple(reference.lm_head[0].shape)} and the policy one of "
             f"{tuple(policy.lm_head[0].shape)}; expected the same vocabulary and hidden size. Use one base for both."
         )
-    return reference
 
 
-def _critic(
-    args: PPOConfig, shared: SharedModel, lora: LoraConfig | None, value_model: PreTrainedModel | None
-) -> ValueModel:
-    if isinstance(value_model, PeftModel):
-        raise UsageError("value_model is a PeftModel; pass a plain classifier, or leave it out for an adapter critic.")
+def _critic(args: PPOConfig, shared: SharedModel, lora: LoraConfig | None, value_model: Any) -> ValueModel:
     if value_model is not None:
-        place(value_model, args, torch.float32)
-        logger.warning(
-            "value_model is trained whole: %.2f GB with gradient and Adam's moments. value_model=None trains an "
-            "adapter on the shared base instead.", 4 * gigabytes(value_model),
-        )  # fmt: skip
-        return open_classifier("value_model", value_model, train=True)
+        return _value_model(args, value_model)
     if args.critic == "policy_head":
         return PolicyHeadCritic(ScalarHead(shared.hidden_size, shared.device))
     if args.critic == "reference_mlp":
@@ -140,29 +155,32 @@ def _critic(
     return adapter_critic(shared, "critic")
 
 
-def choose_dtype(args: PPOConfig, model: PreTrainedModel, *, train: bool) -> torch.dtype:
-    """As `bf16` says, else as the model was loaded; float32 where its weights are trained themselves."""
-    asked = {None: model.dtype, True: torch.bfloat16, False: torch.float32}[args.bf16]
-    if train and asked != torch.float32:
-        logger.warning("all weights are trained, in float32: bfloat16 would round small updates away")
-        return torch.float32
-    if asked not in (torch.float32, torch.bfloat16):
-        raise UsageError(f"the model was loaded as {asked}; expected float32 or bfloat16. Load it with dtype=bfloat16.")
-    return asked
+def _trained_in_float32(model: nn.Module) -> None:
+    """Cast the parameters that are trained, in place: a smaller dtype would round small updates away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
-def place(model: PreTrainedModel, args: PPOConfig, dtype: torch.dtype) -> None:
-    """Move `model` to the device and dtype, in place. Raises `UsageError` for a quantised one."""
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise UsageError(f"{type(model).__name__} is quantised; plain weights are trained here. Load it unquantised.")
-    model.to(device=choose_device(args.use_cpu), dtype=dtype)  # type: ignore[call-arg]
-
-
-def same_weights(one: PreTrainedModel, other: PreTrainedModel) -> bool:
-    """Whether both hold the same parameters, of the same names and values."""
-    mine, theirs = dict(one.named_parameters()), dict(other.named_parameters())
-    return mine.keys() == theirs.keys() and all(torch.equal(p, theirs[name]) for name, p in mine.items())
-
-
-def gigabytes(model: PreTrainedModel) -> float:
-    return sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+def _value_model(args: PPOConfig, model: Any) -> ValueModel:
+    if isinstance(model, PeftModel):
+        kept = choose_dtype("value_model", model, args.bf16, train=False)
+        place("value_model", model, args, kept)
+        _trained_in_float32(whole(model))
+    elif isinstance(model, PreTrainedModel):
+        place("value_model", model, args, choose_dtype("value_model", model, None, train=True))
+    elif isinstance(model, nn.Module):
+        _trained_in_float32(model)
+    critic = open_scorer("value_model", model, choose_device(args.use_cpu), args.max_tokens_per_micro_batch, train=True)
+    if isinstance(critic, ModuleCritic):
+        args.require(
+            not args.bootstrap_truncated, "bootstrap_truncated", "false with a value_model that is not read packed"
+        )
+    size = sum(p.numel() * p.element_size() for _, p in critic.named_parameters() if p.requires_grad) / 1e9
+    if not size:
+        raise UsageError("no parameter of value_model requires a gradient, so no value would be learnt. Unfreeze some.")
+    logger.warning(
+        "value_model is a model of its own: %.2f GB of it are trained, with gradient and Adam's moments. "
+        "value_model=None trains an adapter on the shared base instead.", 4 * size,
+    )  # fmt: skip
+    return critic

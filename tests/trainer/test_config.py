@@ -7,11 +7,12 @@ import logging
 from dataclasses import fields
 
 import pytest
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from rlhf_fast import UsageError
 from rlhf_fast.runtime.identity import identity
 from rlhf_fast.trainer import ModelConfig, PPOConfig, ScriptArguments, get_peft_config, get_quantization_config
+from rlhf_fast.trainer.config import INERT
 from tests.trainer.cases import config
 from tests.trainer.trl_fields import DEFAULTS, OWN_FIELDS
 
@@ -56,12 +57,13 @@ def test_a_config_made_from_another_is_equal_to_it(tmp_path):
     ("options", "message"),
     [
         ({"stop_token": "eos", "stop_token_id": 3}, "both set"),
-        ({"batch_size": 5}, "batch_size=5 contradicts.*it is 8"),
         ({"num_mini_batches": 3}, "no multiple of num_mini_batches=3"),
         ({"ds3_gather_for_generation": False}, "DeepSpeed"),
         ({"fp16": True}, "use bf16 instead"),
-        ({"max_steps": 10}, "total_episodes"),
-        ({"eval_strategy": "epoch"}, "steps or no"),
+        ({"save_strategy": "best"}, "steps or no"),
+        ({"optim": "adafactor"}, "optim='adafactor' is not used: AdamW is, unless you pass optimizers"),
+        ({"optim": "sgd"}, "optim='sgd'"),
+        ({"fsdp": "full_shard"}, "fsdp"),
         ({"num_sample_generations": -1}, "num_sample_generations"),
         ({"deepspeed": "zero3.json"}, "deepspeed"),
     ],
@@ -77,6 +79,49 @@ def test_a_harmless_field_is_answered_with_one_line(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "remove_unused_columns=False has no effect here: columns beside the prompt go to reward functions."
     ]
+
+
+INERT_VALUES = {
+    "max_steps": 10, "data_seed": 3, "ddp_broadcast_buffers": True, "ddp_backend": "gloo",
+    "label_smoothing_factor": 0.1,
+    "eval_on_start": True, "hub_strategy": "end", "load_best_model_at_end": True, "greater_is_better": True,
+    "dataloader_prefetch_factor": 2, "neftune_noise_alpha": 5.0, "full_determinism": True, "tf32": True,
+    "include_for_metrics": ["loss"], "accelerator_config": {"split_batches": True}, "optim_args": "a=1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), INERT_VALUES.items())
+def test_a_field_without_effect_in_trl_too_is_answered_with_one_line(tmp_path, caplog, name, value):
+    beside = {"dataloader_num_workers": 1} if name == "dataloader_prefetch_factor" else {}
+    with caplog.at_level(logging.WARNING, "rlhf_fast.notices"):
+        made = config(tmp_path, **{name: value}, **beside)
+        lines = [r.getMessage() for r in caplog.records if r.name == "rlhf_fast.notices"]
+    assert lines[len(beside) :] == [f"{name}={value!r} has no effect, here as in TRL's PPO: {INERT[name]}."]
+    plain = config(tmp_path, **beside)
+    assert identity(made, {}) == identity(plain, {}) and made.metric_for_best_model is None
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused"])
+def test_every_adamw_is_adamw(tmp_path, caplog, name):
+    made = config(tmp_path, optim=name, warmup_steps=0)
+    assert identity(made, {}) == identity(config(tmp_path), {}) and not caplog.text
+
+
+def test_sizes_that_follow_from_others_are_overwritten_and_said(tmp_path, caplog):
+    made = config(tmp_path, batch_size=5, mini_batch_size=3, gradient_accumulation_steps=2, num_mini_batches=2)
+    assert (made.batch_size, made.mini_batch_size) == (16, 8)
+    assert "batch_size=5 has no effect, here as in TRL: it is 16" in caplog.text
+    assert "mini_batch_size=3 has no effect, here as in TRL: it is 8" in caplog.text
+
+
+def test_one_setting_at_a_time_nearly_all_of_trls_config_is_accepted(tmp_path):
+    """Refused is what TRL obeys and this engine does not."""
+    refused = {"fp16", "fsdp", "fsdp_config", "deepspeed", "optim_target_modules"}
+    inherited = {f.name for f in fields(TrainingArguments) if f.init}
+    assert inherited - PPOConfig.served - {f.name for f in fields(PPOConfig)} == set()
+    unserved = {name for name in inherited - PPOConfig.served if PPOConfig.__dataclass_fields__[name].init}
+    own = set(OWN_FIELDS)
+    assert unserved - own <= refused | {"parallelism_config"}
 
 
 def test_quantised_weights_are_refused():

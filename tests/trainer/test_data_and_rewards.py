@@ -28,6 +28,33 @@ def test_padding_is_left_out_by_the_attention_mask_though_pad_is_eos(tmp_path):
     assert ids_of(tmp_path, padded * 8) == [[2, 7]] * 8
 
 
+@pytest.mark.parametrize(
+    ("pad", "side", "padded", "expected"),
+    [
+        ("w3", "left", [9, 9, 5, 9, 7], [5, 9, 7]),  # inside a prompt it is text
+        ("w3", "left", [5, 7, 9, 9], [5, 7]),  # padded at the other side than the tokenizer would
+        ("w3", "right", [9, 5, 7, 9, 9], [5, 7]),
+        ("<|im_end|>", "left", [2, 2, 5, 7, 2], [5, 7, 2]),  # the EOS at the end belongs to the prompt
+        ("<|im_end|>", "right", [2, 5, 7, 2, 2], [2, 5, 7]),
+    ],
+)
+def test_padding_without_a_mask_is_left_out_by_the_pad_id_and_said(tmp_path, caplog, pad, side, padded, expected):
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side, tokenizer.pad_token = side, pad
+    data = [{"input_ids": padded}] * 7 + [{"input_ids": [5]}]
+    assert ids_of(tmp_path, data, processing_class=tokenizer) == [expected] * 7 + [[5]]
+    assert (
+        f"7 of the 8 prompts of train_dataset began or ended with the pad token {tokenizer.pad_token!r}" in caplog.text
+    )
+    with pytest.raises(UsageError, match="row 1 of train_dataset has no token"):
+        ids_of(tmp_path, [{"input_ids": [tokenizer.pad_token_id] * 3}], processing_class=tokenizer)
+
+
+def test_a_mask_says_what_is_text_though_it_begins_with_the_pad_token(tmp_path, caplog):
+    data = [{"input_ids": [2, 2, 7], "attention_mask": [0, 1, 1]}] * 8
+    assert ids_of(tmp_path, data) == [[2, 7]] * 8 and "as padding" not in caplog.text
+
+
 def test_text_and_chats_are_tokenised_and_other_columns_reach_a_reward_function(tmp_path):
     seen = {}
 
@@ -104,7 +131,7 @@ def bert():
     ("reward", "message"),
     [
         (bert(), "ClassifierReward"),
-        (policy(), "no linear layer `score`"),
+        (policy(), "no layer `score`"),
         (torch.nn.Linear(2, 1), "Wrap it in a function"),
         (3, "expected an AutoModelForSequenceClassification"),
         (lambda prompts: [0.0], "cannot be called"),

@@ -110,6 +110,15 @@ def test_another_ref_model_is_the_reference(tmp_path, peft_config):
     made.step()
 
 
+def test_a_peft_model_is_the_reference_with_its_active_adapter(tmp_path):
+    other = adapted()
+    expected = own_logprobs(other)
+    made = trainer(tmp_path, ref_model=other).ppo
+    close(logprobs(made.reference), expected)
+    assert not made.starts_as_reference
+    made.step()
+
+
 def test_a_value_model_is_trained_whole_with_its_own_head(tmp_path, caplog):
     value = classifier(seed=5)
     own = copy.deepcopy(value)
@@ -165,8 +174,8 @@ def _same_reference(tmp_path):
         (lambda path: trainer(path, options={"ref_adapter_name": "x"}), "ref_adapter_name='x'"),
         (lambda path: trainer(path, model=adapted(), peft_config=None, options={"model_adapter_name": "x"}),
          "it has default, other"),
-        (lambda path: trainer(path, model=policy().half()), "loaded as torch.float16"),
-        (lambda path: trainer(path, value_model=policy()), "no linear layer `score`"),
+        (lambda path: trainer(path, model=policy().double()), "loaded as torch.float64"),
+        (lambda path: trainer(path, value_model=policy()), "no layer `score`"),
         (lambda path: trainer(path, model=torch.nn.Linear(2, 2)), "expected a model of transformers"),
     ],
 )  # fmt: skip

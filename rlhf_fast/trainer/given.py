@@ -1,0 +1,131 @@
+"""The models of a script as it hands them over: moved, cast, and mirrored, so that they stay the script's own objects.
+
+A mirror has the modules of a model once more, and its tensors: what is trained through the mirror is trained in the
+model, and the model keeps its own attention, layers and flags, with which it generates, saves and merges.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.device import choose_device
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.trainer.config import PPOConfig
+
+logger = logging.getLogger("rlhf_fast.notices")
+
+Given = PreTrainedModel | PeftModel
+Factors = dict[str, tuple[nn.Parameter, nn.Parameter, float]]
+
+
+def whole(model: Given) -> PreTrainedModel:
+    """The model of transformers in `model`, with its adapter layers if it has some."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
+
+
+def choose_dtype(role: str, model: Given, bf16: bool | None, *, train: bool) -> torch.dtype:
+    """bfloat16 where `bf16` says so, else as the model was loaded; float32 for float16 and for weights that are trained
+    themselves, which a line says. Raises `UsageError` for other kinds of weights."""
+    loaded = whole(model).dtype
+    if loaded not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UsageError(f"{role} was loaded as {loaded}; expected float32, bfloat16 or float16. Load it so.")
+    asked = torch.bfloat16 if bf16 else loaded
+    if train:
+        if asked != torch.float32:
+            logger.warning(
+                "%s: all weights are trained, in float32, as which it is kept from now on: %s would round small "
+                "updates away.", role, str(asked).removeprefix("torch."),
+            )  # fmt: skip
+        return torch.float32
+    if asked == torch.float16:
+        logger.warning("%s was loaded as float16 and is kept as float32 from now on: nothing is scaled here.", role)
+        return torch.float32
+    return asked
+
+
+def place(role: str, model: Given, args: PPOConfig, dtype: torch.dtype) -> None:
+    """Move `model` to the device and its weights to `dtype`, in place; LoRA's to float32, buffers keep theirs.
+
+    Raises `UsageError` for a quantised one.
+    """
+    base = whole(model)
+    if getattr(base.config, "quantization_config", None) is not None:
+        raise UsageError(f"{role} is quantised ({type(base).__name__}); plain weights are trained here. Load it so.")
+    base.to(choose_device(args.use_cpu))  # type: ignore[arg-type]
+    factors = {id(p) for layer in lora_layers(base).values() for p in _factors_of(layer)}
+    for parameter in base.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if id(parameter) in factors else dtype)
+
+
+def mirror(model: Given, *, trained: bool) -> PreTrainedModel:
+    """The modules of `model` anew, without its adapters, on the same tensors.
+
+    trained: its parameters are those of `model`, with their `requires_grad`; else frozen views of them.
+    """
+    base = whole(model)
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in base.buffers()}
+    for parameter in base.parameters():
+        own = parameter if trained else nn.Parameter(parameter.detach(), requires_grad=False)
+        memo[id(parameter)] = own
+    made = copy.deepcopy(base, memo)
+    for name, module in list(made.named_modules()):
+        if isinstance(module, LoraLayer):
+            made.set_submodule(name, module.base_layer)
+        elif isinstance(module, ModulesToSaveWrapper):
+            made.set_submodule(name, module.modules_to_save[str(module.active_adapter)])
+    return made
+
+
+def share(base: PreTrainedModel, *, trained: bool) -> SharedModel:
+    """A mirror as a `SharedModel`; trained: of its parameters those that require a gradient now."""
+    flags = [parameter.requires_grad for parameter in base.parameters()]
+    shared = SharedModel(base, train_base=trained)
+    if trained:
+        for parameter, flag in zip(base.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+    return shared
+
+
+def lora_layers(base: nn.Module) -> dict[str, LoraLayer]:
+    return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+
+
+def factors(model: PeftModel, adapter: str) -> Factors:
+    """A (R, K), B (N, R) and scale of `adapter` by the name of the layer. Raises `UsageError` for what is no LoRA of a
+    linear layer, and for adapters that are merged into the weights now."""
+    found: Factors = {}
+    for name, layer in lora_layers(whole(model)).items():
+        if layer.merged:
+            raise UsageError("the PeftModel's adapters are merged into its base now; call unmerge_adapter() first.")
+        if adapter in layer.lora_A and isinstance(layer.base_layer, (nn.Linear, Conv1D)):
+            a, b = (next(part[adapter].parameters()) for part in (layer.lora_A, layer.lora_B))
+            found[name] = (a, b, float(layer.scaling[adapter]))
+        elif adapter in layer.lora_A or adapter in layer.lora_embedding_A:
+            raise UsageError(f"adapter {adapter!r} is on {name!r}, no linear layer; adapters go on linear layers here.")
+    return found
+
+
+def gigabytes(model: Given) -> float:
+    return sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether both hold the same parameters, of the same names and values."""
+    mine, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    return mine.keys() == theirs.keys() and all(torch.equal(p, theirs[name]) for name, p in mine.items())
+
+
+def _factors_of(layer: LoraLayer) -> list[nn.Parameter]:
+    return [*layer.lora_A.parameters(), *layer.lora_B.parameters()]
