@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.model.targets import default_targets, refuse_unserved, resolve_targets
+from rlhf_fast.model.targets import default_targets, find_places, refuse_unserved, resolve_targets
+from rlhf_fast.model.trunk import decoder_layers
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.trainer.config import PPOConfig
 from rlhf_fast.trainer.given import Given, factors, lora_layers, mirror, share, whole
@@ -64,7 +65,7 @@ def fresh_adapter(model: PreTrainedModel, peft_config: object) -> Adapters:
     base = mirror(model, trained=False)
     if config.target_modules is None:
         config.target_modules = default_targets(base.config.model_type)
-    resolve_targets(dict(base.named_modules()), base.get_output_embeddings(), config)
+    resolve_targets(dict(base.named_modules()), find_places(base, decoder_layers(base.get_decoder())), config)
     made = get_peft_model(model, config)
     return Adapters(made, "default", None, config)  # type: ignore[arg-type]
 
