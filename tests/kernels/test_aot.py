@@ -46,7 +46,7 @@ def python(*arguments):
 
 @pytest.mark.slow
 def test_every_form_of_every_kernel_passes_for_every_architecture():
-    out = python("-m", "benchmarks.aot")
+    out = python("-m", "benchmarks.aot", "--jobs", "2")
     assert out.returncode == 0, out.stdout[-3000:] + out.stderr[-3000:]
     assert "0 with a fault" in out.stdout
     kernels = {line.split()[0] for line in out.stdout.splitlines()}
