@@ -28,7 +28,7 @@ def script(output: Path) -> None:
     """Iterations of 8 responses, with an evaluation of 3 held-out prompts after each and completions printed."""
     options = {
         "per_device_train_batch_size": 8 // int(world_size()), "preset": "rlhf_fast", "num_mini_batches": 2,
-        "eval_strategy": "steps", "eval_steps": 1, "num_sample_generations": 3, "kl_estimator": "k3",
+        "eval_strategy": "steps", "eval_steps": 1, "num_sample_generations": 3,
     }  # fmt: skip
     run = trainer(output, options=options, eval_dataset=rows(3, 4, 2), callbacks=[Seen()])
     run.train()
