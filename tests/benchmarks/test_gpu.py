@@ -30,7 +30,7 @@ def test_a_dry_run_runs_every_section_but_the_stages(tmp_path):
     assert {row["section"] for row in rows if row.get("status") == "ok"} == set(sections)
     assert not [row for row in rows if "trace" in row] and "every section ran" in done.stdout
     (step,) = (row for row in rows if row.get("what", "").startswith("decode toy"))
-    assert step["ms_a_step"] > 0 and step["graph"] == "it runs on cpu"
+    assert step["prefill_ms"] > 0 and step["graph"] == "it runs on cpu"
 
 
 def run(monkeypatch, tmp_path, *, section: Section) -> tuple[int, list[dict]]:
