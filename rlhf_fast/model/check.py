@@ -67,10 +67,10 @@ def check_kind(model: PreTrainedModel) -> bool:
     with _refusing(model):
         shared = SharedModel(small)
         _check_small(shared)
-    if _serves_trunk(shared):
-        return True
-    _log_once(f"layers of {name} share more than hidden states: those below all adapters run once for every role.")
-    return False
+    fault = _trunk_fault(shared)
+    if fault is not None:
+        _log_once(f"layers of {name} share more than hidden states ({fault}): all of them run for every role.")
+    return fault is None
 
 
 @contextmanager
@@ -141,8 +141,8 @@ def _check_small(small: SharedModel) -> None:
     _compare(name, "logits of decoding with a key-value cache", decoded, alone, SMALL_TOLERANCE)
 
 
-def _serves_trunk(small: SharedModel) -> bool:
-    """Whether a forward that starts from the hidden states below the last layer is the whole forward."""
+def _trunk_fault(small: SharedModel) -> str | None:
+    """Why a forward that starts from the hidden states below the last layer is not the whole forward, or None."""
     small.remove_adapter(_ADAPTER)
     last = [len(small.decoder_layers) - 1]
     try:
@@ -150,11 +150,14 @@ def _serves_trunk(small: SharedModel) -> bool:
             small.add_adapter(_ADAPTER, LoraConfig(target_modules=small.linear_layers, layers_to_transform=last))
             tokens, cu = torch.arange(SPECIAL, SPECIAL + LONGEST, device=small.device), [0, 5, LONGEST]
             states, whole = small.trunk_states(tokens, cu), small.hidden(tokens, cu, _ADAPTER)
-            return (
-                states is not None and _error(small.hidden(tokens, cu, _ADAPTER, trunk=states), whole) < SMALL_TOLERANCE
-            )
-    except Exception:  # whatever a layer misses, the trunk is only not used: every role runs all layers
-        return False
+            if states is None:
+                return "it has no layers to leave out"
+            error = _error(small.hidden(tokens, cu, _ADAPTER, trunk=states), whole)
+            return None if error < SMALL_TOLERANCE else f"without the ones below, states differ by {error:.3g}"
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a layer misses: the trunk is only not used, and the line says why
+        return f"{type(error).__name__}: {error}"
 
 
 def _starts(threshold: int | None) -> tuple[tuple[int, ...], int]:
