@@ -85,7 +85,6 @@ def _main(arguments: list[str]) -> int:
         print(f"unknown verb {name!r}{f'; {hint}' if hint else ''}\n\n{USAGE}", file=sys.stderr)
         return 2
     from rlhf_fast.runtime.distributed import LostProcess, is_main, rank, world_size
-    from rlhf_fast.runtime.launch import stop
     from rlhf_fast.runtime.parse import parse_config
     from rlhf_fast.runtime.shown import printable
 
@@ -107,7 +106,6 @@ def _main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"{where}: interrupted", file=sys.stderr)
         return 130
-    stop()
     if is_main():
         with _printing():
             print(result)
@@ -136,7 +134,8 @@ def _set_up_output(main: bool) -> None:
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    from rlhf_fast.runtime.tracking import PlainHandler, notices, on_terminal
+    from rlhf_fast.runtime.shown import notices
+    from rlhf_fast.runtime.tracking import PlainHandler, on_terminal
 
     logging.basicConfig(level=logging.WARNING, handlers=[PlainHandler()])
     if main:

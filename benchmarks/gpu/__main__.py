@@ -27,7 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.gpu.sections import SECTIONS, Bench
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.sections import SECTIONS
 
 
 def main() -> int:

@@ -13,93 +13,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch.nn.functional import log_softmax
 
 import rlhf_kernels as kernels
+from benchmarks.gpu.bench import GIB, Bench
 from benchmarks.gpu.models import SHAPES, shared_model
+from benchmarks.gpu.ppo import Phases, build_ppo
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import Engine, generate
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.rollout.step import UNREAD
+from rlhf_fast.runtime import phases
 
 ROOT = Path(__file__).parent.parent.parent
-GIB = 2**30
-
-
-@dataclass
-class Bench:
-    """Where a section runs, and whom it tells. `dry`: at toy size."""
-
-    device: torch.device
-    dry: bool
-    report: Callable[[dict[str, Any]], None]
-
-    def tell(self, what: str, **numbers: Any) -> None:
-        self.report({"what": what} | numbers)
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, run: Callable[[], object], rounds: int = 3) -> float:
-        """The median over `rounds` calls, after one that is not counted."""
-        times = []
-        for _ in range(1 + (1 if self.dry else rounds)):
-            self.wait()
-            start = time.perf_counter()
-            run()
-            self.wait()
-            times.append(time.perf_counter() - start)
-        return median(times[1:])
-
-    def reset_peak(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-    def peak(self) -> float:
-        """GiB that tensors took at most since `reset_peak`."""
-        return torch.cuda.max_memory_allocated() / GIB if self.device.type == "cuda" else 0.0
-
-    def sizes(self, *names: str) -> tuple[str, ...]:
-        return ("toy",) if self.dry else names
-
-    def profile(self, what: str, run: Callable[[], object], steps: int = 1) -> None:
-        """What takes the time on the device and on the host in `steps` steps of `run`."""
-        from torch.profiler import ProfilerActivity, profile
-
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
-        run()
-        self.wait()
-        with profile(activities=activities) as found:
-            run()
-            self.wait()
-        events = found.key_averages()
-        on_host = torch.autograd.DeviceType.CPU
-        device = {e.key: (e.self_device_time_total / 1e3 / steps, e.count / steps)
-                  for e in events if e.device_type != on_host}  # fmt: skip
-        host = {e.key: (e.self_cpu_time_total / 1e3 / steps, e.count / steps)
-                for e in events if e.device_type == on_host}  # fmt: skip
-        self.tell(
-            what, device_ms_a_step=sum(ms for ms, _ in device.values()),
-            launches_a_step=sum(count for key, (_, count) in host.items() if key in LAUNCHES),
-            top=_largest("device", device, 14) + _largest("host", host, 10),
-        )  # fmt: skip
-
-
-LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
-
-
-def _largest(where: str, found: dict[str, tuple[float, float]], count: int) -> list[str]:
-    """The `count` events of the most milliseconds, as lines."""
-    order = sorted(found, key=lambda key: -found[key][0])[:count]
-    return [f"{where:<6} {found[key][0]:9.3f} ms {found[key][1]:8.1f}x {key[:100]}" for key in order]
 
 
 def machine(bench: Bench) -> None:
@@ -261,9 +192,6 @@ def _update(bench: Bench, name: str, shared: SharedModel, length: int, count: in
 
 def iteration(bench: Bench) -> None:
     """One PPO iteration with critic and reward model on the shared base: seconds and peak memory by phase."""
-    from benchmarks.gpu.ppo import Phases, build_ppo
-    from rlhf_fast.runtime import phases
-
     for name in bench.sizes("8B", "1B"):
         rows, prompt, new = (2, 5, 4) if bench.dry else (16, 512, 512)
         bench.reset_peak()

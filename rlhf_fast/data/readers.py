@@ -1,6 +1,6 @@
 """`read_demonstrations`, `read_comparisons`, `read_prompts`: rows from any source, bad ones never silently lost.
 
-What a reader of the rows would want to know before a run is said once for a data set, on the logger `NOTICES`: columns
+What a reader of the rows would want to know before a run is said once for a data set, on the logger `notices`: columns
 that are not read, rows that stand there twice, ties, answers that contradict each other.
 """
 
@@ -18,9 +18,9 @@ from rlhf_fast.data.schema import Comparison, Demonstration, PromptRow, prompt_k
 from rlhf_fast.data.sources import BadRow, Raw, describe, raw_rows
 from rlhf_fast.data.turns import has_context
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 
 logger = logging.getLogger(__name__)
-notices = logging.getLogger("rlhf_fast.notices")
 Row = TypeVar("Row", Demonstration, Comparison, PromptRow)
 OnBadRow = Literal["raise", "skip"]
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.encode import IGNORED, Encoded, prompt_text, shown_example
-from rlhf_fast.data.replies import NOTICES, begun_by_template
+from rlhf_fast.data.replies import begun_by_template
 from rlhf_fast.data.schema import Comparison, Demonstration, Prompt, PromptRow
 from rlhf_fast.runtime.records import read_record, write_record
+from rlhf_fast.runtime.shown import notices
 
 FILE = "rendering.json"
 
@@ -75,11 +76,11 @@ def compare(rendering: Rendering, source: str, *paths: str | None) -> None:
         if before is None:
             continue
         if (rendering.chat and not before.chat) or (rendering.text and not before.text):
-            NOTICES.warning("%s was trained on prompts %s; those of %s go in %s", path, before, source, rendering)
+            notices.warning("%s was trained on prompts %s; those of %s go in %s", path, before, source, rendering)
         elif rendering.chat and rendering.chat_template != before.chat_template:
-            NOTICES.warning("%s was trained through another chat template than that of the prompts of %s", path, source)
+            notices.warning("%s was trained through another chat template than that of the prompts of %s", path, source)
         if rendering.stop_token_id != before.stop_token_id:
-            NOTICES.warning("%s was trained on responses that end with %s; here %s", path, before.end, rendering.end)
+            notices.warning("%s was trained on responses that end with %s; here %s", path, before.end, rendering.end)
 
 
 def announce(
@@ -89,7 +90,7 @@ def announce(
     plain = "; the tokenizer's chat template is not used" if not rendering.chat and tokenizer.chat_template else ""
     learnt = ", what is learnt between « and »" if any(label != IGNORED for label in labels) else ""
     example = shown_example(tokenizer, ids, labels)
-    NOTICES.info("%s: %ss go to the model %s%s. The first%s:\n  %s", source, noun, rendering, plain, learnt, example)
+    notices.info("%s: %ss go to the model %s%s. The first%s:\n  %s", source, noun, rendering, plain, learnt, example)
 
 
 def announce_prompts(
@@ -101,7 +102,7 @@ def announce_prompts(
     plain = [row.prompt for row in rows if isinstance(row.prompt, str)]
     spaced = sum(prompt_text(tokenizer, prompt) != prompt for prompt in plain)
     if spaced:
-        NOTICES.info(
+        notices.info(
             "%s: %d of %d prompts end with spaces, which are left to the response: a word's token holds the space "
             "before it",
             source, spaced, len(rows),
@@ -109,7 +110,7 @@ def announce_prompts(
     chats = ((row.prompt, row.tools) for row in rows if not isinstance(row.prompt, str))
     begun = next((begun_by_template(tokenizer, messages, tools) for messages, tools in chats), "")
     if begun:
-        NOTICES.warning("the chat template begins each response with %r, which is no part of the response", begun)
+        notices.warning("the chat template begins each response with %r, which is no part of the response", begun)
     return rendering
 
 
@@ -121,7 +122,7 @@ def announce_demonstrations(
     announce(tokenizer, rendering, "demonstration", source, parts[0][0].input_ids, parts[0][0].labels)
     split = [len(sequences) for sequences in parts if len(sequences) > 1]
     if split:
-        NOTICES.info(
+        notices.info(
             "%s: the chat template rewrites earlier turns in %d of %d conversations; their turns are learnt as %d "
             "sequences, each after what generation would start from",
             source, len(split), len(rows), sum(split),
@@ -159,7 +160,7 @@ def _announce_trimmed(
         for reply, sequences in replies
     )
     if trimmed:
-        NOTICES.info("%s: the chat template trims the white space around %d replies", source, trimmed)
+        notices.info("%s: the chat template trims the white space around %d replies", source, trimmed)
 
 
 def _contents(row: Demonstration) -> list[str]:

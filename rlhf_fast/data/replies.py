@@ -8,7 +8,6 @@ refused. How a template treats roles and keys is looked at once for each shape o
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from functools import lru_cache
@@ -18,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_fast.data.schema import Message, Tools
 from rlhf_fast.model.template import render
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 
-NOTICES = logging.getLogger("rlhf_fast.notices")
 ANSWER: Message = {"role": "assistant", "content": "answer"}
 _READ = ("tool_calls", "reasoning_content")  # a template that does not show them loses what the row says
 _LINKS = ("tool_call_id", "name")
@@ -124,7 +123,7 @@ def _refuse_unread(tokenizer: PreTrainedTokenizerBase, messages: list[Message], 
             said = ("not shown", str(tokenizer.chat_template), key)
             if said not in _checked:
                 _checked.add(said)
-                NOTICES.warning("the chat template does not show `%s` of the %s's turns", key, message["role"])
+                notices.warning("the chat template does not show `%s` of the %s's turns", key, message["role"])
 
 
 def _renders(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> str | None:

@@ -29,7 +29,8 @@ from rlhf_fast.preferences.result import REWARD_FACTS
 from rlhf_fast.preferences.reward_model import run_reward
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.records import read_record
-from rlhf_fast.runtime.tracking import notices, read_metrics
+from rlhf_fast.runtime.shown import notices
+from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.ppo_run import run_ppo
 from rlhf_fast.train.sft import run_sft

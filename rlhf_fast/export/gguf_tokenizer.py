@@ -8,19 +8,18 @@ tokenizers bring text into Unicode's NFC first, and llama.cpp does not.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """`tokenizer.ggml.token_type`: special tokens are CONTROL, other added ones USER_DEFINED."""
 
 _ENDS = ("eos", "eot", "eom")
-_notices = logging.getLogger("rlhf_fast.notices")
 
 _WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -62,7 +61,7 @@ def ends_metadata(ids: tuple[int, ...], eos: int | None) -> dict[str, int]:
     end of a message), at which llama.cpp stops, too. Of more it knows some by their text; a line names the rest."""
     ordered = sorted(ids, key=lambda token: token != eos)
     if len(ordered) > len(_ENDS):
-        _notices.warning("GGUF has no place for the ends %s: llama.cpp may go on after them", ordered[len(_ENDS) :])
+        notices.warning("GGUF has no place for the ends %s: llama.cpp may go on after them", ordered[len(_ENDS) :])
     return {f"tokenizer.ggml.{name}_token_id": token for name, token in zip(_ENDS, ordered, strict=False)}
 
 

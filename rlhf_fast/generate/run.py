@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
+from rlhf_fast.runtime.shown import notices
 
 
 def run_generate(config: GenerateConfig) -> Path:
@@ -72,7 +72,7 @@ def read(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase) -> list[Pro
     if config.prompts:
         chat, texts = tokenizer.chat_template is not None, config.prompts[: config.max_prompts]
         if chat:
-            logging.getLogger("rlhf_fast.notices").info(
+            notices.info(
                 "each of the given prompts is a user's turn here; plain-text prompts of a data set stay plain text"
             )
         return [PromptRow([{"role": "user", "content": text}] if chat else text) for text in texts]

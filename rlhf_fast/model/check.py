@@ -7,7 +7,6 @@ and decoded token by token, what transformers gives for each sequence alone. Wha
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -25,11 +24,11 @@ from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.small_copy import LONGEST, SPECIAL, VOCABULARY, small_model, stated_thresholds
 from rlhf_fast.model.targets import fused_experts
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 
 LENGTHS = (5, LONGEST, 1, 12)  # of the sequences of the small model: before, past and around its thresholds
 TOLERANCE = {torch.float32: 1e-3}  # relative; others 0.05
 SMALL_TOLERANCE = 1e-4
-NOTICES = "rlhf_fast.notices"
 _ADAPTER = "check"
 _USE = "Use a decoder such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2 (docs/models.md has the list)."
 
@@ -262,4 +261,4 @@ def _tell(shared: SharedModel) -> None:
 
 @cache
 def _log_once(line: str) -> None:
-    logging.getLogger(NOTICES).warning(line)
+    notices.warning(line)

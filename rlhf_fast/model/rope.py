@@ -10,7 +10,6 @@ other angles than it is trained with, and the keys that are cached keep the old 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from rlhf_fast.model.lora import Routing
+from rlhf_fast.runtime.shown import notices
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 
@@ -41,7 +41,7 @@ def tell_of_rope(config: PreTrainedConfig) -> None:
 
 @cache
 def _log_once(model_type: str, threshold: int) -> None:
-    logging.getLogger("rlhf_fast.notices").warning(
+    notices.warning(
         "the rotary embedding of %s changes beyond %d tokens: a prompt with a sampled response has to fit in these. "
         "Longer texts can be trained on where nothing is sampled (SFT, comparisons).", model_type, threshold,
     )  # fmt: skip

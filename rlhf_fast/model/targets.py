@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 
 _SERVED = {
     "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_rslora",
@@ -110,9 +110,7 @@ def resolve_targets(modules: Mapping[str, nn.Module], places: Places, config: Lo
             f"Its linear layers are: {', '.join(linear_layers(modules, places))}."
         )
     if missing := _unmatched(config, inside):
-        logging.getLogger("rlhf_fast.notices").warning(
-            "target_modules names %s, which is no linear layer here: no adapter for it", ", ".join(missing)
-        )
+        notices.warning("target_modules names %s, which is no linear layer here: no adapter for it", ", ".join(missing))
     _exclude(config, [name for name in found if name in places.outside])
     return inside
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_fast.rollout.stop_strings import StopStrings
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 
 _MASK = (1 << 64) - 1
-_notices = logging.getLogger("rlhf_fast.notices")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def stop_ids(
     if tokenizer.eos_token_id in model_eos:
         return model_eos
     if model_eos:
-        _notices.info(
+        notices.info(
             "the model's config ends a text with the token %s and its tokenizer with %d (%s): responses end with the "
             "tokenizer's, here and in a model that is saved or exported",
             " or ".join(map(str, model_eos)), tokenizer.eos_token_id, tokenizer.eos_token,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -19,15 +20,18 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_POR
 
 
 def start(*, use_cpu: bool, timeout: float) -> None:
-    """Connect the processes, choose each its GPU, and silence all but process 0, which shows notices. Later calls do
-    nothing.
+    """Connect the processes until they end, choose each its GPU, and silence all but process 0, which shows notices.
+    Later calls do nothing.
 
     timeout: seconds that an exchange waits for a process. Raises `UsageError` for a start that is not whole and for too
     few GPUs, `LostProcess` where a process does not come.
     """
     _refuse_one_of_several()
     show_notices()
-    if dist.is_initialized() or world_size() == 1:
+    if world_size() == 1:
+        return
+    atexit.register(_disconnect)
+    if dist.is_initialized():
         return
     _check_environment()
     gpus = torch.cuda.is_available() and not use_cpu
@@ -49,8 +53,8 @@ def silence() -> None:
     disable_progress_bar()
 
 
-def stop() -> None:
-    """Disconnect the processes; NCCL wants that before they end."""
+def _disconnect() -> None:
+    """A process that ends connected may be aborted (gloo) or hold up the others (NCCL)."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,5 +1,5 @@
-"""What may be shown of texts from elsewhere, on a terminal, in a log or in a file: no secrets of an address, and no
-characters that command a terminal."""
+"""What is shown to a user: the logger of notices, and what may be shown of texts from elsewhere, on a terminal, in a
+log or in a file: no secrets of an address, and no characters that command a terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import re
 import unicodedata
 from typing import Any
 
+notices = logging.getLogger("rlhf_fast.notices")
+"""What a user should know of a run, once each and before its first step wherever that can be; at INFO or WARNING."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
 HIDDEN = "***"
 

@@ -29,12 +29,10 @@ from rich.text import Text
 from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.lines import Lines
 from rlhf_fast.runtime.memory import peak_bytes
-from rlhf_fast.runtime.shown import PrintableFormatter
+from rlhf_fast.runtime.shown import PrintableFormatter, notices
 
 METRICS_FILE = "metrics.jsonl"
 EVERY = 60  # seconds without a plain line after which a step gets one
-notices = logging.getLogger("rlhf_fast.notices")
-"""What a user should know of a run, once each and before its first step wherever that can be; at INFO."""
 
 
 class Tracker:

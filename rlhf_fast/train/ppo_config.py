@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from rlhf_fast.rollout.arena import ScoreAt
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 
-NOTICES = "rlhf_fast.notices"  # the logger of what only a reader who knows another library needs
 PRESETS: dict[str, dict[str, Any]] = {
     "rlhf_fast": {},
     "trl": {"score_at": "eos+1", "loss_mean": "micro"},
@@ -225,7 +224,7 @@ class PPORunConfig(StageConfig):
             "as a penalty in the reward it hardly holds the policy at the reference: its gradient is not that of the KL"
         )
         if self.preset == "trl" and self.kl_estimator == "k3":
-            logging.getLogger(NOTICES).warning("kl_estimator=k3 is TRL's formula, but %s; use k1.", weak)
+            notices.warning("kl_estimator=k3 is TRL's formula, but %s; use k1.", weak)
             return
         raise UsageError(
             f"kl_estimator={self.kl_estimator!r} cannot be used: {weak}. Expected k1; or k3 with preset=trl, which "

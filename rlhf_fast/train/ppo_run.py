@@ -36,8 +36,9 @@ from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
+from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.state import Stateful
-from rlhf_fast.runtime.tracking import Tracker, describe_memory, notices, say_start
+from rlhf_fast.runtime.tracking import Tracker, describe_memory, say_start
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.pages import write_ppo_page
 from rlhf_fast.train.ppo import PPO

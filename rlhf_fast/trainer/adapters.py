@@ -6,7 +6,6 @@ The adapters stay PEFT's: training changes the parameters of the `PeftModel` its
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import dataclass
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,10 +16,9 @@ from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.targets import default_targets, find_places, refuse_unserved, resolve_targets
 from rlhf_fast.model.trunk import decoder_layers
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 from rlhf_fast.trainer.config import PPOConfig
 from rlhf_fast.trainer.given import Given, factors, lora_layers, mirror, share, whole
-
-logger = logging.getLogger("rlhf_fast.notices")
 
 FOR_SCORES = ["classifier", "score"]  # what PEFT adds to modules_to_save of a classifier
 
@@ -33,7 +31,7 @@ def checked(peft_config: object) -> LoraConfig:
         )
     config = copy.deepcopy(peft_config)
     if config.lora_dropout:
-        logger.warning("lora_dropout=%s is set to 0: rollout and update see the same network", config.lora_dropout)
+        notices.warning("lora_dropout=%s is set to 0: rollout and update see the same network", config.lora_dropout)
         config.lora_dropout = 0.0
     return config
 

@@ -7,7 +7,6 @@ are no arguments here, so that the class stands beside a script's own dataclasse
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -18,9 +17,8 @@ from transformers.trainer_utils import SaveStrategy
 from rlhf_fast.runtime.config import SERVED, _settled
 from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 from rlhf_fast.train import ppo_config
-
-logger = logging.getLogger("rlhf_fast.notices")
 
 EVENTS = frozenset({
     "report_to", "run_name", "project", "trackio_space_id", "logging_steps", "logging_strategy", "logging_first_step",
@@ -267,7 +265,7 @@ class PPOConfig(ppo_config.PPORunConfig):
         }  # fmt: skip
         for name, value in sizes.items():
             if getattr(self, name) not in (None, value):
-                logger.warning(
+                notices.warning(
                     "%s=%s has no effect, here as in TRL: it is %d by per_device_train_batch_size, "
                     "gradient_accumulation_steps, num_mini_batches and the number of processes, which say it.",
                     name, getattr(self, name), value,
@@ -277,13 +275,13 @@ class PPOConfig(ppo_config.PPORunConfig):
     def _say_what_is_unneeded(self) -> None:
         for name, value in self._set_among(UNNEEDED):
             if value != {"use_reentrant": False}:
-                logger.warning("%s=%r has no effect here: %s.", name, value, UNNEEDED[name])
+                notices.warning("%s=%r has no effect here: %s.", name, value, UNNEEDED[name])
         for name, value in self._set_among(INERT):
             if name == "greater_is_better" and self.metric_for_best_model is not None:
                 continue
             if name == "tf32" and torch.cuda.is_available() and not self.use_cpu:
                 continue  # transformers switches it on for the whole process
-            logger.warning("%s=%r has no effect, here as in TRL's PPO: %s.", name, value, INERT[name])
+            notices.warning("%s=%r has no effect, here as in TRL's PPO: %s.", name, value, INERT[name])
             if name in ACTED_ON:
                 setattr(self, name, type(self).__dataclass_fields__[name].default)
         optim = getattr(self.optim, "value", self.optim)

@@ -7,7 +7,6 @@ model, and the model keeps its own attention, layers and flags, with which it ge
 from __future__ import annotations
 
 import copy
-import logging
 from typing import Any
 
 import torch
@@ -21,9 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 from rlhf_fast.trainer.config import PPOConfig
-
-logger = logging.getLogger("rlhf_fast.notices")
 
 Given = PreTrainedModel | PeftModel
 Factors = dict[str, tuple[nn.Parameter, nn.Parameter, float]]
@@ -43,13 +41,13 @@ def choose_dtype(role: str, model: Given, bf16: bool | None, *, train: bool) -> 
     asked = torch.bfloat16 if bf16 else loaded
     if train:
         if asked != torch.float32:
-            logger.warning(
+            notices.warning(
                 "%s: all weights are trained, in float32, as which it is kept from now on: %s would round small "
                 "updates away.", role, str(asked).removeprefix("torch."),
             )  # fmt: skip
         return torch.float32
     if asked == torch.float16:
-        logger.warning("%s was loaded as float16 and is kept as float32 from now on: nothing is scaled here.", role)
+        notices.warning("%s was loaded as float16 and is kept as float32 from now on: nothing is scaled here.", role)
         return torch.float32
     return asked
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,10 +10,9 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from rlhf_fast.data.columns import gather
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.trainer.config import PPOConfig
-
-logger = logging.getLogger("rlhf_fast.notices")
 
 Collator = Callable[[list[dict[str, Any]]], Any]
 
@@ -77,7 +75,7 @@ def _unpadded(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, na
         kept.append(_stripped(ids, pad, left=left, right=right))
         padded += len(kept[-1]) < len(ids)
     if padded:
-        logger.warning(
+        notices.warning(
             "%d of the %d prompts of %s began or ended with the pad token %r (id %d), which was left out as padding; "
             "give them their attention_mask to say what is text.", padded, len(rows), name, tokenizer.pad_token, pad,
         )  # fmt: skip

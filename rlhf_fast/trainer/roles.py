@@ -12,7 +12,6 @@ a critic of its own, trained whole. Of each, the parameters train that require a
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.shown import notices
 from rlhf_fast.trainer.adapters import Adapters, fresh_adapter, given_adapters, open_shared
 from rlhf_fast.trainer.classifier import ModuleCritic, open_scorer
 from rlhf_fast.trainer.config import PPOConfig
@@ -41,8 +41,6 @@ from rlhf_fast.trainer.given import (
     share,
     whole,
 )
-
-logger = logging.getLogger("rlhf_fast.notices")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def build_roles(
             each_model.checkpoint_activations()
     policy = Policy(shared, None if trains_base else "policy")
     if not any(parameter.requires_grad for _, parameter in policy.named_parameters()):
-        logger.warning("no parameter of the model requires a gradient: only the critic is trained.")
+        notices.warning("no parameter of the model requires a gradient: only the critic is trained.")
     starts = same and not isinstance(model, PeftModel)
     return GivenRoles(
         policy, reference, critic, starts, str(base.name_or_path), model if given is None else given.model
@@ -120,13 +118,13 @@ def _other_reference(
         if args.ref_adapter_name is not None:
             raise UsageError("ref_model and ref_adapter_name are both set, and there is one reference; leave one out.")
         if _same(base, ref_model):
-            logger.warning(
+            notices.warning(
                 "ref_model holds the weights of the policy's base and is not used: the base without its adapter gives "
                 "the same log-probs. ref_model=None saves its %.2f GB.", gigabytes(ref_model),
             )  # fmt: skip
             return None
         size = gigabytes(ref_model)
-        logger.warning("ref_model is used: %.2f GB beside the base that the other roles share.", size)
+        notices.warning("ref_model is used: %.2f GB beside the base that the other roles share.", size)
     return Policy(*open_shared("ref_model", ref_model, trained=False))
 
 
@@ -179,7 +177,7 @@ def _value_model(args: PPOConfig, model: Any) -> ValueModel:
     size = sum(p.numel() * p.element_size() for _, p in critic.named_parameters() if p.requires_grad) / 1e9
     if not size:
         raise UsageError("no parameter of value_model requires a gradient, so no value would be learnt. Unfreeze some.")
-    logger.warning(
+    notices.warning(
         "value_model is a model of its own: %.2f GB of it are trained, with gradient and Adam's moments. "
         "value_model=None trains an adapter on the shared base instead.", 4 * size,
     )  # fmt: skip

@@ -81,3 +81,19 @@ def test_a_torchrun_on_each_node_starts_the_processes_of_a_run(folder, tmp_path)
     run([[*TORCHRUN, *nodes, "--node-rank", rank] for rank in "01"], folder, tmp_path, rows=4)
     same_run(folder / "one" / "0" / "out", tmp_path / "0" / "out")
     assert not list((tmp_path / "1").iterdir())
+
+
+def test_processes_that_end_are_connected_no_more(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, os\n"
+        "import torch.distributed as dist\n"
+        "atexit.register(lambda: os._exit(3 if dist.is_initialized() else 0))  # the last of what an exit calls\n"
+        "from rlhf_fast.runtime.launch import start\n"
+        "start(use_cpu=True, timeout=60)\n"
+        "assert dist.is_initialized()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
