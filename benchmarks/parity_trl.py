@@ -42,7 +42,7 @@ from transformers import (
 
 from benchmarks import environments
 from benchmarks.vs_trl.sides import PACKAGES, TRL
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.trainer import PPOConfig, PPOTrainer
 
 COLUMNS = ("logprobs", "ref_logprobs", "kl", "values", "rewards", "returns", "advantages")
@@ -195,7 +195,7 @@ def _column(name: str, columns: dict[str, Tensor], rollout: Rollout) -> tuple[fl
     actions = name in ACTION_COLUMNS
     mask = ~columns["padding_mask" if actions else "padding_mask_p1"]
     theirs = columns[name][mask]
-    ours = rollout.columns[name][rollout.action_mask] if actions else rollout.columns[name]
+    ours = getattr(rollout, name)[rollout.action_mask] if actions else getattr(rollout, name)
     return float((ours - theirs).abs().max()), float(theirs.abs().max())
 
 

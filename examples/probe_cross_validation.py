@@ -22,8 +22,9 @@ from torch import Tensor
 from rlhf_fast.data.readers import read_comparisons
 from rlhf_fast.data.schema import prompt_key
 from rlhf_fast.data.split import folds_by_prompt
+from rlhf_fast.model.batches import cut_by_tokens
 from rlhf_fast.model.load import load_shared, load_tokenizer
-from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.preferences.comparisons import EncodedComparison, encode_comparisons
 from rlhf_fast.runtime.device import choose_device, choose_dtype

@@ -19,7 +19,7 @@ _EXPORTS = {
     "PPORunConfig": "rlhf_fast.train.ppo_config",
     "PPOTrainer": "rlhf_fast.trainer.ppo_trainer",
     "RewardConfig": "rlhf_fast.preferences.config",
-    "Rollout": "rlhf_fast.rollout.arena",
+    "Rollout": "rlhf_fast.rollout.rollout",
     "SFTConfig": "rlhf_fast.train.sft_config",
     "SharedModel": "rlhf_fast.model.shared",
     "UsageError": "rlhf_fast.runtime.errors",

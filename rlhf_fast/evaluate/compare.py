@@ -16,7 +16,8 @@ from rlhf_fast.data.schema import Prompt
 from rlhf_fast.evaluate.behaviour import Behaviour, behaviour
 from rlhf_fast.evaluate.prompts import HeldOut
 from rlhf_fast.evaluate.statistics import mean_difference, over_optimised, win_rate
-from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
+from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.trunk_cache import keep_trunk
 from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked, response_texts
@@ -101,7 +102,7 @@ def compare(
     batches = [_reward_batch(prompts, *part) for part in zip(texts, sampled, strict=True)]
     sequences = [sequence for batch in batches for sequence in batch.sequences]
     kl = None
-    with keep_trunk((first.model, second.model), sequences, max_tokens=max_tokens):
+    with keep_trunk((first.model, second.model), sequences, MicroBatches(max_tokens)):
         scores = [{r.name: _judged(checked(r, batch)) for r in rewards} for batch in batches]
         if sampling.temperature > 0:
             ratios = log_ratios(
@@ -124,14 +125,18 @@ def log_ratios(
     out = torch.empty(len(prompts))
     sequences = [prompt + response.tokens for prompt, response in zip(prompts, responses, strict=True)]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for group in cut_by_tokens([len(sequences[i]) for i in order], max_tokens):
-        rows = [order[i] for i in group]
+
+    def score(rows: list[int], weight: float) -> None:
         labels = [[IGNORED] * len(prompts[i]) + responses[i].tokens for i in rows]
         packed = Packed.from_sequences([sequences[i] for i in rows], labels, policy.model.device)
+        packed = packed.with_trunk(policy.model, [sequences[i] for i in rows])
         log_p = policy.logprobs(packed, temperature=temperature).logprobs
         log_r = reference.logprobs(packed, temperature=temperature).logprobs
         parts = (log_p - log_r).cpu().split([len(responses[i].tokens) for i in rows])
         out[rows] = torch.stack([part.sum() for part in parts])
+
+    cut = by_tokens([len(sequences[i]) for i in order], order)
+    MicroBatches(max_tokens).run(policy.model, cut, score, spare=NO_ROWS)
     return out
 
 

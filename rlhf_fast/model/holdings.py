@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.memory import bytes_of
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.out_of_memory import bytes_of
 
 
 def holdings(models: Iterable[SharedModel], optimiser: Optimiser) -> dict[str, int]:

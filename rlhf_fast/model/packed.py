@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlhf_fast.model.trunk import TrunkStates
 from rlhf_fast.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from rlhf_fast.model.shared import SharedModel
+
+SPARE = -1
+"""The number of a sequence of one token that is only run to keep in step with other processes."""
 
 
 @dataclass
@@ -20,7 +28,8 @@ class Packed:
     cu_seqlens: list[int]
     rows: Tensor
     labels: Tensor
-    trunk: TrunkStates | None = None  # of the same tokens, where they have been computed already
+    numbers: list[int] | None = None  # of the sequences among those whose trunk is kept (`TrunkCache`), if they are
+    trunk: TrunkStates | None = None  # of the same tokens, where they have been computed for these alone
     policy_hidden: Tensor | None = None  # (R, H) the policy's states at rows, for a critic that reads them
     ref_hidden: Tensor | None = None  # (R, H) the reference's
 
@@ -55,23 +64,18 @@ class Packed:
         starts = torch.tensor(self.cu_seqlens[1:], device=self.rows.device)
         return torch.searchsorted(starts, self.rows, right=True)
 
-    def trunk_of(self, model: object) -> TrunkStates | None:
-        """The trunk's states if they are those of `model`."""
-        return self.trunk if self.trunk is not None and self.trunk.model is model else None
+    def trunk_of(self, model: SharedModel) -> TrunkStates | None:
+        """The trunk's states that `model` gave for the same tokens, if there are any."""
+        if self.trunk is not None and self.trunk.model is model:
+            return self.trunk
+        cache = model.trunk_cache
+        return None if cache is None or self.numbers is None else cache.states(self.numbers)
+
+    def with_trunk(self, model: SharedModel, sequences: Sequence[Sequence[int]]) -> Packed:
+        """Itself, numbered where `model` keeps the trunk of these, its sequences."""
+        self.numbers = None if model.trunk_cache is None else model.trunk_cache.numbers(sequences)
+        return self
 
 
 def _int64(values: list[int], device: torch.device | str) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=device)
-
-
-def cut_by_tokens(lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """Indices 0..n-1, in order, cut into consecutive groups of at most `max_tokens` tokens (at least one sequence)."""
-    groups: list[list[int]] = []
-    used = 0
-    for index, length in enumerate(lengths):
-        if not groups or used + length > max_tokens:
-            groups.append([])
-            used = 0
-        groups[-1].append(index)
-        used += length
-    return groups

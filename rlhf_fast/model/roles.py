@@ -5,16 +5,16 @@ Each is a `SharedModel` and the name of the adapter that serves it, so that seve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
 from rlhf_fast.model.head import ScalarHead, ScoreHead
-from rlhf_fast.model.packed import Packed, cut_by_tokens
-from rlhf_fast.model.sharding import in_step
+from rlhf_fast.model.packed import SPARE, Packed
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.work import tell_head
 from rlhf_kernels import LogProbs, linear_logprobs
@@ -95,14 +95,20 @@ def adapter_critic(model: SharedModel, adapter: str) -> Critic:
 
 
 @torch.no_grad()
-def sequence_scores(critic: Critic, sequences: list[list[int]], max_tokens: int) -> Tensor:
-    """(B,) f32: the scalar at the last token of each sequence, in forwards of at most `max_tokens` tokens."""
+def sequence_scores(critic: Critic, sequences: Sequence[list[int]], micro_batches: MicroBatches | int) -> Tensor:
+    """(B,) f32 on the CPU: the scalar at the last token of each sequence. micro_batches: those of a run, or the most
+    tokens of a forward."""
+    cut = MicroBatches(micro_batches) if isinstance(micro_batches, int) else micro_batches
     out = torch.empty(len(sequences))
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    groups = [[order[i] for i in group] for group in cut_by_tokens([len(sequences[i]) for i in order], max_tokens)]
-    for rows, counts in in_step(critic.model, groups, []):
-        packed = Packed.from_sequences([sequences[i] for i in rows] or [[0]], device=critic.model.device)
+
+    def score(rows: list[int], weight: float) -> None:
+        chosen = [sequences[i] for i in rows]
+        packed = Packed.from_sequences(chosen or [[0]], device=critic.model.device)
+        packed = packed.with_trunk(critic.model, chosen) if chosen else replace(packed, numbers=[SPARE])
         values = critic.values(packed)
-        if counts:
+        if weight:
             out[rows] = values.cpu()
+
+    cut.run(critic.model, by_tokens([len(sequences[i]) for i in order], order), score, spare=NO_ROWS, may_stop=False)
     return out

@@ -192,11 +192,8 @@ class SharedModel:
     ) -> Tensor:
         """Last hidden states (T, H) of packed tokens (T,) int64; `route` is an adapter's name, None, or a `Route`.
 
-        `trunk` are the states that `trunk_states` gave for the same tokens: only the layers above them run. Default:
-        those of `trunk_cache`, where it holds these sequences (see `keep_trunk`).
+        `trunk` are the states that `trunk_states` gave for the same tokens: only the layers above them run.
         """
-        if trunk is None and self.trunk_cache is not None:
-            trunk = self.trunk_cache.states(tokens, cu_seqlens)
         sequences = PackedSequences(cu_seqlens)
         start = None
         if trunk is not None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from rlhf_fast.model.packed import cut_by_tokens
-from rlhf_fast.model.sharding import in_step
+from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
+from rlhf_fast.model.packed import SPARE
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.trunk import TrunkStates
 from rlhf_fast.runtime.phases import phase
@@ -21,30 +20,41 @@ class TrunkCache:
 
     They serve every role whose adapter starts at that layer or above. The trunk is frozen, so what starts from the
     states is the same computation as what starts from the tokens. Empty where every layer is adapted or trained.
+    A forward asks by the numbers of its sequences among `sequences` (`Packed.numbers`).
     """
 
-    def __init__(self, model: SharedModel, sequences: Iterable[Sequence[int]], *, max_tokens: int) -> None:
+    def __init__(self, model: SharedModel, sequences: Iterable[Sequence[int]], micro_batches: MicroBatches) -> None:
         self.model, self.depth = model, model.trunk_depth
-        self.hidden: dict[tuple[int, ...], Tensor] = {}
-        different = sorted(set(map(tuple, sequences)), key=lambda sequence: (len(sequence), sequence))
-        groups = cut_by_tokens([len(sequence) for sequence in different], max_tokens) if self.depth else []
-        for group, counts in in_step(model, groups, []):
+        rows = list(map(tuple, sequences)) if self.depth else []
+        different = sorted(set(rows), key=lambda sequence: (len(sequence), sequence))
+        place = {sequence: i for i, sequence in enumerate(different)}
+        self.place = [place[sequence] for sequence in rows]  # number -> which of the different ones
+        self.number_of = {sequence: number for number, sequence in enumerate(rows)}
+
+        def states(group: list[int], weight: float) -> list[Tensor]:
             chosen = [different[i] for i in group] or [(0,)]
             tokens = torch.tensor([token for sequence in chosen for token in sequence], device=model.device)
             lengths = [len(sequence) for sequence in chosen]
-            offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-            states = model.trunk_states(tokens, offsets)
-            if states is not None and counts:
-                self.hidden |= zip(chosen, states.hidden.split(lengths), strict=True)
+            found = model.trunk_states(tokens, [0, *torch.tensor(lengths).cumsum(0).tolist()])
+            assert found is not None  # the depth is not 0
+            return list(found.hidden.split(lengths))
 
-    def states(self, tokens: Tensor, cu_seqlens: Sequence[int]) -> TrunkStates | None:
-        """The states of packed tokens (T,); None if one of their sequences is not here."""
-        if not self.hidden:
+        parts = micro_batches.run(model, by_tokens([*map(len, different)]), states, spare=NO_ROWS) if self.depth else []
+        self.hidden = [own for part in parts for own in part]
+
+    def states(self, numbers: Sequence[int]) -> TrunkStates | None:
+        """The states of these sequences side by side, any for `SPARE`; None without a trunk."""
+        if not self.depth:
             return None
-        ids = tokens.tolist()
-        parts = [self.hidden.get(tuple(ids[start:end])) for start, end in pairwise(cu_seqlens)]
-        found = [part for part in parts if part is not None]
-        return TrunkStates(self.model, self.depth, torch.cat(found)) if found and len(found) == len(parts) else None
+        spare = torch.zeros(1, self.model.hidden_size, dtype=self.model.dtype, device=self.model.device)
+        parts = [spare if number == SPARE else self.hidden[self.place[number]] for number in numbers]
+        return TrunkStates(self.model, self.depth, torch.cat(parts))
+
+    def numbers(self, sequences: Iterable[Sequence[int]]) -> list[int] | None:
+        """The numbers of `sequences`; None if one of them is not here."""
+        found = [self.number_of.get(tuple(sequence)) for sequence in sequences]
+        known = [number for number in found if number is not None]
+        return known if len(known) == len(found) else None
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -57,11 +67,13 @@ class TrunkCache:
 
 
 @contextmanager
-def keep_trunk(models: Iterable[SharedModel], sequences: Sequence[Sequence[int]], *, max_tokens: int) -> Iterator[None]:
-    """Within it, each of `models` serves a `TrunkCache` of these sequences; max_tokens: tokens in one forward."""
+def keep_trunk(
+    models: Iterable[SharedModel], sequences: Sequence[Sequence[int]], micro_batches: MicroBatches
+) -> Iterator[None]:
+    """Within it, each of `models` serves a `TrunkCache` of these sequences."""
     different = {id(model): model for model in models}.values()
     with phase("trunk"):
-        caches = [TrunkCache(model, sequences, max_tokens=max_tokens) for model in different]
+        caches = [TrunkCache(model, sequences, micro_batches) for model in different]
     with ExitStack() as stack:
         for cache in caches:
             stack.enter_context(cache.serving())

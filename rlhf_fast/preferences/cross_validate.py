@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rlhf_fast.data.schema import prompt_key
 from rlhf_fast.data.split import folds_by_prompt
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import Critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.trunk_cache import TrunkCache
@@ -103,7 +104,7 @@ def cross_validate(
         seed_everything(config.seed)
         critic = add_reward_adapter(shared, config, sft=start, name=ADAPTER)
         try:
-            cache = cache or TrunkCache(shared, cut.sequences(), max_tokens=config.max_tokens_per_micro_batch)
+            cache = cache or TrunkCache(shared, cut.sequences(), MicroBatches(config.max_tokens_per_micro_batch))
             with cache.serving():
                 judged = _judge(critic, cut, fold, config)
         finally:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from torch import Tensor
+
 from rlhf_fast.data.schema import prompt_key
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Critic, sequence_scores
-from rlhf_fast.model.sharding import in_step
 from rlhf_fast.preferences.calibration import Calibration, calibration
 from rlhf_fast.preferences.comparisons import EncodedComparison
 from rlhf_fast.preferences.config import RewardConfig
@@ -23,11 +25,10 @@ from rlhf_fast.preferences.metrics import (
     rule_accuracy,
     strict_pairs,
 )
-from rlhf_fast.runtime.budget import Budget, Passes
 from rlhf_fast.runtime.distributed import gather, share, total
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.interrupt import give_way
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.passes import Passes
 from rlhf_fast.runtime.statistics import Interval
 
 
@@ -71,8 +72,8 @@ class RewardTraining:
             prompts.setdefault(prompt_key(comparison.row.prompt), []).append(index)
         self.passes = Passes(len(self.comparisons), c.batch_size, c.seed, groups=list(prompts.values()))
         self.steps = self.passes.steps(c.num_train_epochs)
-        self.budget = Budget.of(c)
         self.optimiser = Optimiser.build(c, self.critic.named_parameters(), self.steps)
+        self.micro_batches = MicroBatches.of(c, undo=self.optimiser.clear)
 
     def batch(self, step: int) -> list[EncodedComparison]:
         """Passes over all comparisons, each in an order of its own in which those of one prompt follow one another: a
@@ -83,15 +84,14 @@ class RewardTraining:
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step on batch `index`: its loss, pair accuracy, mean margin, gradient norm, learning rate."""
         self.optimiser.refuse_stuck()
-        work = partial(self.accumulate, self.batch(index))
-        part, pairs = self.budget.run(work, undo=self.optimiser.clear)
+        part, pairs = self.accumulate(self.batch(index))
         right = pair_accuracy(pairs).value * len(pairs) if pairs else 0.0
         loss, count, right, margins = total(part, len(pairs), right, sum(pair.margin for pair in pairs))
         metrics = {"loss": loss}
         if count:
             metrics |= {"accuracy": right / count, "margin": margins / count}
         metrics |= {"grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
-        return metrics | self.budget.metrics()
+        return metrics | self.micro_batches.metrics()
 
     def accumulate(self, batch: Sequence[EncodedComparison]) -> tuple[float, list[Pair]]:
         """Add the gradient of the batch's mean loss; returns the loss and the strict pairs with their margins.
@@ -101,32 +101,33 @@ class RewardTraining:
         A micro-batch holds whole comparisons of at most max_tokens_per_micro_batch tokens (one that has more goes
         alone), a sequence that comes again counted and computed once. The result does not depend on the cut.
         """
-        loss, pairs = 0.0, []
-        groups = cut_comparisons(share(batch), self.budget.tokens)
-        for group, counts in in_step(self.critic.model, groups, list(batch[:1])):
-            part, found = self._micro_batch(group, len(batch), counts=counts)
-            give_way()
-            if counts:
-                loss += part
-                pairs += found
-        return loss, pairs
+        own = share(batch)
 
-    def _micro_batch(
-        self, comparisons: list[EncodedComparison], denominator: int, *, counts: bool
-    ) -> tuple[float, list[Pair]]:
+        def backward(comparisons: list[EncodedComparison], weight: float) -> tuple[float, list[Pair]]:
+            loss, pairs = self.loss(comparisons, denominator=len(batch))
+            (loss * weight).backward()
+            return float(loss.detach()), pairs
+
+        parts = self.micro_batches.run(
+            self.critic.model, partial(cut_comparisons, own), backward, spare=list(batch[:1])
+        )
+        return sum(loss for loss, _ in parts), [pair for _, pairs in parts for pair in pairs]
+
+    def loss(self, comparisons: list[EncodedComparison], *, denominator: int) -> tuple[Tensor, list[Pair]]:
+        """The summed ranking loss of the comparisons over `denominator`, and their strict pairs with their margins."""
         rankings = Rankings()
         for c in comparisons:
             rankings.add(c.row.ranks, c.row.probability)
         sequences = [tuple(sequence) for c in comparisons for sequence in c.sequences]
         place = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
         packed = Packed.from_sequences([list(sequence) for sequence in place], device=self.critic.model.device)
+        packed = packed.with_trunk(self.critic.model, list(place))
         scores = self.critic.values(packed).cpu()  # of each different one: the loss is a few numbers, cheapest there
         scores = scores[[place[sequence] for sequence in sequences]]  # (M,)
         loss = plackett_luce_loss(
             scores, rankings, centering_coefficient=self.config.center_rewards_coefficient, denominator=denominator
         )
-        (loss * counts).backward()
-        return float(loss.detach()), pairs_of(comparisons, scores.tolist())
+        return loss, pairs_of(comparisons, scores.tolist())
 
 
 def cut_comparisons(batch: Sequence[EncodedComparison], max_tokens: int) -> list[list[EncodedComparison]]:

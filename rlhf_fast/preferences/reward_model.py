@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,20 +31,17 @@ from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_histor
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rollout.cache_size import refuse_unfitting
 from rlhf_fast.rollout.sampling import stop_ids
-from rlhf_fast.runtime.budget import MORE_STEPS, too_few
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
-from rlhf_fast.runtime.distributed import is_main, main_only
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
+from rlhf_fast.runtime.loop import Run, finish, train
 from rlhf_fast.runtime.output import alone
+from rlhf_fast.runtime.passes import MORE_STEPS
 from rlhf_fast.runtime.records import write_record
-from rlhf_fast.runtime.resume import Start, choose_start
-from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.tracking import Tracker, activity, describe_memory, read_metrics, say_start
+from rlhf_fast.runtime.resume import choose_start
+from rlhf_fast.runtime.tracking import activity, describe_memory, read_metrics
 
 ADAPTER = "reward"
-SHOWN = {"loss": "loss", "accuracy": "accuracy"}
 logger = logging.getLogger(__name__)
 
 
@@ -83,45 +80,26 @@ def run_reward(config: RewardConfig) -> RewardResult:
     if config.activation_checkpointing:
         shared.checkpoint_activations()
     base, rendering = resolve_source(config.model_name_or_path).base, _rendering(config, tokenizer, split)
-    save = main_only(partial(_save, shared, tokenizer, base, rendering))
-    stop = stop_ids(tokenizer, model_eos=shared.eos_ids)
     training = RewardTraining(config, critic, split.train)
     run_facts = describe(training, split)
-    say_start("reward model", run_facts, too_few(training.steps, MORE_STEPS))
-    checkpoints = train(training, start, save)
+    run = Run(
+        name="reward model", config=config, steps=training.steps, optimiser=training.optimiser, device=device,
+        step=lambda step: training.step(step - 1), save=partial(_save, shared, tokenizer, base, rendering),
+        facts=run_facts, more=MORE_STEPS, shown={"loss": "loss", "accuracy": "accuracy"},
+        held=partial(holdings, [shared], training.optimiser),
+    )  # fmt: skip
+    checkpoints = train(run, start)
+    checkpoints.save_results()  # before anything else can fail
     checkpoints.save_results()  # before anything else can fail
     budget = config.max_tokens_per_micro_batch
     with activity("scoring held-out responses, then samples of the start model", quiet=bool(config.disable_tqdm)):
         evaluation = evaluate(critic, split.heldout, max_tokens=budget) if split.heldout else None
+        stop = stop_ids(tokenizer, model_eos=shared.eos_ids)
         scale = normalise(critic, Policy(shared, sft), prompts, stop, config) if prompts else None
-    if scale:
-        checkpoints.save_results()  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, read_history(output))
-    if is_main():
-        with checkpoints.disk_errors(f"write the results to {str(output)!r}"):
-            _write(output, config, split, result, run_facts | {"Memory": describe_memory(device)})
-    checkpoints.finish()
+    memory = {"Memory": describe_memory(device)}
+    finish(checkpoints, partial(_write, output, config, split, result, run_facts | memory))  # the head has changed
     return result
-
-
-def train(training: RewardTraining, start: Start, save: Callable[[Path], None]) -> Checkpoints:
-    """Take the steps that are left from `start`, with progress, metrics and checkpoints."""
-    c = training.config
-    checkpoints = Checkpoints(c, start, training.steps, {"optimiser": training.optimiser}, save)
-    output, quiet = checkpoints.output, bool(c.disable_tqdm)
-    device = training.critic.model.device
-    with (
-        Tracker(
-            output, "reward model", training.steps, SHOWN, done=checkpoints.done, quiet=quiet, device=device
-        ) as tracker,
-        guard(checkpoints, partial(holdings, [training.critic.model], training.optimiser)),
-    ):
-        for step in checkpoints.remaining():
-            metrics = training.step(step - 1)
-            tracker.log(step, metrics)
-            checkpoints.after(step, metrics)
-        training.optimiser.refuse_stuck()
-    return checkpoints
 
 
 def describe(training: RewardTraining, split: Split) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import Critic, sequence_scores
 from rlhf_fast.rewards.source import RewardBatch
 
@@ -16,7 +17,7 @@ class AdapterReward:
 
     name: str
     model: Critic
-    max_tokens: int = 2048
+    micro_batches: MicroBatches | int = 2048
 
     def score(self, batch: RewardBatch) -> Tensor:
-        return sequence_scores(self.model, batch.sequences, self.max_tokens)
+        return sequence_scores(self.model, batch.sequences, self.micro_batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rollout.rollout import Rollout
 
 KL_AT_START = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # nats, mean per token
 ROUNDING = 1e-5  # nats: how far below 0 a sum over the vocabulary may round
@@ -19,10 +19,10 @@ class InvariantError(RuntimeError):
 def check_scored(rollout: Rollout, *, first: bool, exact: bool, dtype: torch.dtype) -> None:
     """Log-probs <= 0 and an `exact` KL >= 0 everywhere; before the first update the policy is the reference: KL 0."""
     for name in ("logprobs", "ref_logprobs"):
-        highest = float(rollout.columns[name].max())
+        highest = float(getattr(rollout, name).max())
         if not highest <= 0:
             raise InvariantError(f"{name} reach {highest}; a log-prob is at most 0.")
-    kl = rollout.columns["kl"][rollout.action_mask]
+    kl = rollout.kl[rollout.action_mask]
     if exact and not float(kl.min()) >= -ROUNDING:
         raise InvariantError(f"the exact KL of a token is {float(kl.min())}; a KL is at least 0.")
     mean = float(kl.mean())

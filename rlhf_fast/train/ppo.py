@@ -11,28 +11,29 @@ Of several processes each collects, scores and updates with its share of a rollo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.model.batches import MicroBatches, cut_by_tokens
 from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.roles import Critic, Policy, sequence_scores
-from rlhf_fast.model.sharding import in_step
 from rlhf_fast.model.trunk_cache import keep_trunk
-from rlhf_fast.rewards.weighted import WeightedRewards
-from rlhf_fast.rollout.arena import Rollout
-from rlhf_fast.rollout.gather import gather_rollout
+from rlhf_fast.rewards.weighted import Scores, WeightedRewards
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
-from rlhf_fast.rollout.scoring import micro_batches, score_rollout
+from rlhf_fast.rollout.scoring import score_rollout
 from rlhf_fast.rollout.stop_strings import stop_strings
-from rlhf_fast.runtime.budget import Budget, round_up
-from rlhf_fast.runtime.distributed import gather, share, total
-from rlhf_fast.runtime.interrupt import give_way
+from rlhf_fast.runtime.distributed import share, total
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.passes import round_up
 from rlhf_fast.runtime.phases import phase
 from rlhf_fast.runtime.state import State
 from rlhf_fast.train import invariants, ppo_metrics
@@ -42,6 +43,14 @@ from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.responses import judge, respond
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
+
+
+class Part(NamedTuple):
+    """Sequences whose losses are added up, with what their sums over actions and over slots are divided by."""
+
+    sequences: list[int]
+    actions: float
+    slots: float
 
 
 @dataclass
@@ -57,10 +66,10 @@ class PPO:
     prompts: Prompts
     iteration: int = 0
     starts_as_reference: bool = True  # before the first update; checked then
-    rollouts: RolloutLog | None = None
+    rollouts: RolloutLog = field(default_factory=lambda: RolloutLog(Path(), enabled=False))
     controller: FixedKL | AdaptiveKL = field(init=False)
     optimiser: Optimiser = field(init=False)
-    budget: Budget = field(init=False)
+    micro_batches: MicroBatches = field(init=False)
 
     def __post_init__(self) -> None:
         c = self.config
@@ -70,13 +79,13 @@ class PPO:
         trained = chain(self.policy.named_parameters(), self.critic.named_parameters())
         steps = self.iterations * c.num_ppo_epochs * c.num_mini_batches
         self.optimiser = Optimiser.build(c, trained, steps, steps_per_rate=c.steps_per_rate)
-        self.budget = Budget.of(c)
+        self.micro_batches = MicroBatches.of(c, undo=self.optimiser.clear)
         stop = stop_ids(self.tokenizer, c.stop_token, c.stop_token_id, model_eos=self.policy.model.eos_ids)
         strings = stop_strings(self.tokenizer, c.stop)
         self.sampling = Sampling(c.response_length, stop, c.logit_temperature, stop_strings=strings)
 
     @property
-    def undoes(self) -> bool:
+    def can_undo(self) -> bool:
         """Whether a run keeps a copy of what is trained, to give up an update: of adapters it is small."""
         return not any(model.train_base for model in (self.policy.model, *self.critic.models))
 
@@ -86,24 +95,22 @@ class PPO:
             rollout = self.collect()
         return self.learn(rollout)
 
-    def learn(self, rollout: Rollout, scores: Tensor | None = None) -> dict[str, float]:
-        """The iteration after the rollout, with `scores` (B,) instead of the reward's if given. Returns the metrics."""
+    def learn(self, rollout: Rollout, given: Scores | None = None) -> dict[str, float]:
+        """The iteration after the rollout, with the scores `given` instead of the reward's. Returns the metrics."""
         self.optimiser.refuse_stuck()
         models = (self.policy.model, *self.critic.models)
-        with keep_trunk(models, rollout.sequences(), max_tokens=self.budget.tokens):  # layers no role adapts run once
+        with keep_trunk(models, rollout.sequences(), self.micro_batches):  # layers no role adapts run once
             with phase("scoring"):
-                scores = gather(self.score(rollout, scores))
-                rollout = gather_rollout(rollout)
-                self.shape(rollout, scores)
+                scores = self.score(rollout, given).gather()
+                rollout = rollout.gather()
+                self.shape(rollout, scores.total)
                 self.estimate(rollout)
-            parts = {name: gather(values) for name, values in self.reward.parts.items()}
-            if self.rollouts is not None:
-                self.rollouts.record(self.iteration + 1, rollout, scores, parts, self.tokenizer)
+            self.rollouts.record(self.iteration + 1, rollout, scores, self.tokenizer)
             with phase("update"):
                 updates = self.update(rollout)
-        metrics = ppo_metrics.summarise(rollout, scores, parts, updates, self.controller.coef)
+        metrics = ppo_metrics.summarise(rollout, scores, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
-        metrics |= self.budget.metrics()
+        metrics |= self.micro_batches.metrics()
         self.iteration += 1
         self.controller.update(metrics["objective/kl"], len(rollout))
         return metrics | {"episode": float(self.iteration * self.config.batch_size)}
@@ -121,23 +128,27 @@ class PPO:
         rows = list(share(self.prompts.batch(self.iteration, c.batch_size, c.seed)))
         numbers = share(range(self.iteration * c.batch_size, (self.iteration + 1) * c.batch_size))
         seeds = [(c.seed << 32) + number for number in numbers]
-        return respond(self.policy, self.prompts, rows, seeds, self.sampling, c, max_tokens=self.budget.tokens)
+        return respond(self.policy, self.prompts, rows, seeds, self.sampling, c, max_tokens=self.micro_batches.tokens)
 
-    def score(self, rollout: Rollout, scores: Tensor | None = None) -> Tensor:
-        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read; return the scores (B,)
-        f32, missing-EOS penalty included.
-
-        `scores` are the reward's, or those given instead.
-        """
+    def score(self, rollout: Rollout, given: Scores | None = None) -> Scores:
+        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read. Returns the reward's
+        scores, or those given, less the missing-EOS penalty."""
         c = self.config
-        self.budget.run(partial(self.score_tokens, rollout), undo=self.optimiser.clear)
+        score_rollout(
+            rollout, self.policy, self.reference, self.critic, self.micro_batches,
+            temperature=c.logit_temperature, kl_estimator=c.kl_estimator,
+        )  # fmt: skip
+        if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
+            assert isinstance(self.critic, Critic)  # the config refuses the others
+            after = sequence_scores(self.critic, rollout.sequences(), self.micro_batches)
+            rollout.bootstrap = after.to(rollout.tokens.device) * rollout.truncated
         invariants.check_scored(
             rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
             dtype=self.policy.model.dtype,
         )  # fmt: skip
-        if scores is None:
-            scores = judge(self.reward, self.tokenizer, rollout, self.prompts)
-        return scores.to(rollout.tokens.device) - (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
+        scores = judge(self.reward, self.tokenizer, rollout, self.prompts) if given is None else given
+        penalty = (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
+        return scores._replace(total=scores.total.to(rollout.tokens.device) - penalty)
 
     def unended(self, rollout: Rollout) -> Tensor:
         """(B,) bool: responses cut off by the budget; where nothing ends a response, those without an EOS in them."""
@@ -146,59 +157,37 @@ class PPO:
         eos = self.tokenizer.eos_token_id
         return torch.tensor([eos not in response for response in rollout.responses()], device=rollout.tokens.device)
 
-    def score_tokens(self, rollout: Rollout) -> None:
-        """Fill what the models give: all but the reward's scores."""
-        c = self.config
-        score_rollout(
-            rollout, self.policy, self.reference, self.critic,
-            temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=self.budget.tokens,
-        )  # fmt: skip
-        if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
-            assert isinstance(self.critic, Critic)  # the config refuses the others
-            after = sequence_scores(self.critic, rollout.sequences(), self.budget.tokens)
-            rollout.bootstrap = after.to(rollout.tokens.device) * rollout.truncated
-
     def shape(self, rollout: Rollout, scores: Tensor) -> None:
-        """Fill `rewards`."""
-        rewards = rollout.columns["rewards"] = torch.zeros_like(rollout.columns["kl"])
+        """Fill `rewards` from `kl` and the scores (B,)."""
+        c = self.config
         shape_rewards_(
-            rewards,
-            rollout.columns["kl"],
-            scores,
-            rollout.score_index,
-            rollout.cu_responses,
+            rollout.rewards, rollout.kl, scores, rollout.score_index, rollout.cu_responses,
             kl_coef=self.controller.coef,
-        )
-        if self.config.whiten_rewards:
-            whiten_(rewards, shift_mean=False, ddof=self.config.whiten_ddof)
+        )  # fmt: skip
+        if c.whiten_rewards:
+            whiten_(rollout.rewards, shift_mean=False, ddof=c.whiten_ddof)
 
     def estimate(self, rollout: Rollout) -> None:
-        """Fill `advantages` (whitened over the action slots) and `returns`."""
-        c, columns = self.config, rollout.columns
-        columns["advantages"] = columns["rewards"].clone()
-        columns["returns"] = gae_(
-            columns["advantages"],
-            columns["values"],
-            rollout.cu_responses,
-            gamma=c.gamma,
-            lam=c.lam,
-            bootstrap=rollout.bootstrap,
-        )
-        whiten_(columns["advantages"], mask=rollout.action_mask, ddof=c.whiten_ddof)
+        """Fill `advantages` (whitened over the action slots) and `returns` from `rewards` and `values`."""
+        c = self.config
+        rollout.advantages.copy_(rollout.rewards)
+        rollout.returns = gae_(
+            rollout.advantages, rollout.values, rollout.cu_responses,
+            gamma=c.gamma, lam=c.lam, bootstrap=rollout.bootstrap,
+        )  # fmt: skip
+        whiten_(rollout.advantages, mask=rollout.action_mask, ddof=c.whiten_ddof)
 
     def update(self, rollout: Rollout) -> list[dict[str, float]]:
         """`num_ppo_epochs` passes in `num_mini_batches` optimiser steps each; returns the metrics of every step."""
         c = self.config
-        old = rollout.sampled_logprobs if c.old_logprobs == "sampled" else rollout.columns["logprobs"]
+        old = rollout.sampled_logprobs if c.old_logprobs == "sampled" else rollout.logprobs
         assert old is not None
-        own = set(share(range(len(rollout))))
         shuffle = torch.Generator().manual_seed(c.seed + self.iteration)
         steps: list[dict[str, float]] = []
         for _ in range(c.num_ppo_epochs):
-            order = torch.randperm(len(rollout), generator=shuffle)
-            for minibatch in order.tensor_split(c.num_mini_batches):
-                losses = self.accumulate(rollout, [b for b in minibatch.tolist() if b in own], old)
-                step = ppo_metrics.add_up(losses)
+            for minibatch in torch.randperm(len(rollout), generator=shuffle).tensor_split(c.num_mini_batches):
+                losses = self.accumulate(rollout, [b for b in minibatch.tolist() if b in rollout.own], old)
+                step = ppo_metrics.add_up(losses)  # of all processes
                 if not steps and c.old_logprobs == "recomputed":
                     invariants.check_first_ratio(step["ratio_mean"], step["clipfrac"], self.policy.model.dtype)
                 steps.append(step | {"grad_norm": self.optimiser.step(step["loss"])})
@@ -207,52 +196,59 @@ class PPO:
         return steps
 
     def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
-        """Backward of this process's `sequences` of a minibatch (perhaps none), micro-batch by micro-batch; the losses
-        of all processes add up to the minibatch's."""
-        parts = self._parts(rollout, sequences)
+        """Forward, loss and backward of this process's `sequences` of a minibatch (perhaps none), micro-batch by
+        micro-batch; returns their losses."""
 
-        def work() -> list[PPOLoss]:
-            shared = in_step(self.policy.model, parts, ([], 1.0, 1.0))
-            return [loss for part, _ in shared for loss in self._accumulate(rollout, old, *part)]
+        def backward(part: Part, weight: float) -> PPOLoss:
+            loss = self.loss(rollout, part, old)
+            (loss.loss * weight).backward()
+            return loss._replace(loss=loss.loss.detach())
 
-        return self.budget.run(work, undo=self.optimiser.clear)
+        cut = partial(micro_batches, rollout, list(self.parts(rollout, sequences)))
+        spare = Part(list(rollout.own[:1]), 1.0, 1.0)
+        return self.micro_batches.run(self.policy.model, cut, backward, spare=spare, may_stop=self.can_undo)
 
-    def _parts(self, rollout: Rollout, sequences: list[int]) -> list[tuple[list[int], float, float]]:
-        """Sequences whose means are added up, with what their sums over actions and over slots are divided by."""
+    def loss(self, rollout: Rollout, part: Part, old: Tensor) -> PPOLoss:
+        """The clipped losses of policy and critic on the sequences of `part`; those of all parts of a minibatch, in all
+        processes, add up to its mean."""
+        c = self.config
+        packed, slots = rollout.select(part.sequences)
+        mask = packed.labels != -100
+        hidden = self.policy.hidden(packed)
+        scored = self.policy.read(
+            hidden, packed.labels,
+            temperature=c.logit_temperature, entropy=True, entropy_gradient=c.entropy_coef != 0,
+        )  # fmt: skip
+        invariants.check_entropy(scored.entropy)
+        values = self.critic.values(replace(packed, policy_hidden=hidden))
+        return ppo_loss(
+            scored.logprobs, old[slots], rollout.advantages[slots],
+            values, rollout.values[slots], rollout.returns[slots],
+            mask=mask, value_mask=torch.ones_like(mask), denominator=max(1.0, part.actions),
+            value_denominator=part.slots, cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef,
+            entropy=scored.entropy, entropy_coef=c.entropy_coef, dual_clip=c.dual_clip,
+            log_ratio_clamp=c.log_ratio_clamp,
+        )  # fmt: skip
+
+    def parts(self, rollout: Rollout, sequences: list[int]) -> Iterator[Part]:
+        """This process's `sequences` of a minibatch (perhaps none), with what `loss_mean` divides their sums by: the
+        tokens of the whole minibatch, or those of a group of per_device_train_batch_size times the number of groups."""
         if self.config.loss_mean == "token":
-            actions, slots = total(*rollout.counts(sequences))
-            return [(sequences, actions, slots)]
+            yield Part(sequences, *total(*rollout.counts(sequences)))
+            return
         size = self.config.per_device_train_batch_size
         groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
         (number,) = total(len(groups))
-        counts = [rollout.counts(group) for group in groups]
-        return [(g, max(1, n) * number, max(1, m) * number) for g, (n, m) in zip(groups, counts, strict=True)]
+        for group in groups:
+            actions, slots = rollout.counts(group)
+            yield Part(group, max(1, actions) * number, max(1, slots) * number)
 
-    def _accumulate(
-        self, rollout: Rollout, old: Tensor, sequences: list[int], actions: float, slots: float
-    ) -> list[PPOLoss]:
-        """Backward of sums over `sequences`, divided by the numbers of actions and slots of all that they belong to."""
-        c, columns = self.config, rollout.columns
-        losses = []
-        for packed, index, counts in micro_batches(rollout, sequences, self.budget.tokens, self.policy.model):
-            mask = packed.labels != -100
-            hidden = self.policy.hidden(packed)
-            scored = self.policy.read(
-                hidden, packed.labels,
-                temperature=c.logit_temperature, entropy=True, entropy_gradient=c.entropy_coef != 0,
-            )  # fmt: skip
-            invariants.check_entropy(scored.entropy)
-            values = self.critic.values(replace(packed, policy_hidden=hidden))
-            loss = ppo_loss(
-                scored.logprobs, old[index], columns["advantages"][index],
-                values, columns["values"][index], columns["returns"][index],
-                mask=mask, value_mask=torch.ones_like(mask), denominator=max(1.0, actions), value_denominator=slots,
-                cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef, entropy=scored.entropy,
-                entropy_coef=c.entropy_coef, dual_clip=c.dual_clip, log_ratio_clamp=c.log_ratio_clamp,
-            )  # fmt: skip
-            (loss.loss * counts).backward()
-            if self.undoes:
-                give_way()
-            if counts:
-                losses.append(loss._replace(loss=loss.loss.detach()))
-        return losses
+
+def micro_batches(rollout: Rollout, parts: list[Part], max_tokens: int) -> list[Part]:
+    """`parts` in order, each cut into pieces of at most `max_tokens` tokens."""
+    lengths = rollout.lengths
+    return [
+        part._replace(sequences=[part.sequences[i] for i in group])
+        for part in parts
+        for group in cut_by_tokens([lengths[b] for b in part.sequences], max_tokens)
+    ]

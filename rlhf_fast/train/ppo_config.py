@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from rlhf_fast.rollout.arena import ScoreAt
+from rlhf_fast.rollout.rollout import ScoreAt
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices

@@ -7,28 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rewards.weighted import Scores
 from rlhf_fast.rollout.diversity import distinct_n, repetition
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.distributed import total
 from rlhf_kernels import PPOLoss
 
 
-def summarise(
-    rollout: Rollout, scores: Tensor, parts: dict[str, Tensor], updates: list[dict[str, float]], kl_coef: float
-) -> dict[str, float]:
+def summarise(rollout: Rollout, scores: Scores, updates: list[dict[str, float]], kl_coef: float) -> dict[str, float]:
     """Means over responses of the rollout's columns, means over optimiser steps of the update's metrics."""
-    columns, mask = rollout.columns, rollout.action_mask
-    kl = per_response(columns["kl"], rollout)
+    mask = rollout.action_mask
+    kl = per_response(rollout.kl, rollout)
     responses = rollout.responses()
     non_score = -kl_coef * kl
     out: dict[str, Any] = {
         "objective/kl": kl.mean(),
-        "objective/entropy": per_response(-columns["logprobs"] * mask, rollout).mean(),
+        "objective/entropy": per_response(-rollout.logprobs * mask, rollout).mean(),
         "objective/non_score_reward": non_score.mean(),
-        "objective/rlhf_reward": (non_score + scores).mean(),
-        "objective/scores": scores.mean(),
+        "objective/rlhf_reward": (non_score + scores.total).mean(),
+        "objective/scores": scores.total.mean(),
         "objective/kl_coef": kl_coef,
-        "val/explained_variance": explained_variance(columns["values"], columns["returns"]),
+        "val/explained_variance": explained_variance(rollout.values, rollout.returns),
         "val/num_eos_tokens": rollout.finished.sum(),
         "rollout/truncated_fraction": rollout.truncated.float().mean(),
         "rollout/response_length": sum(map(len, responses)) / len(responses),
@@ -36,8 +35,8 @@ def summarise(
         "rollout/repetition": repetition(responses),
     }
     if rollout.sampled_logprobs is not None:
-        out["rollout/logprob_mismatch"] = (rollout.sampled_logprobs - columns["logprobs"])[mask].abs().mean()
-    out |= {f"reward/{name}": values.nanmean() for name, values in parts.items()}
+        out["rollout/logprob_mismatch"] = (rollout.sampled_logprobs - rollout.logprobs)[mask].abs().mean()
+    out |= {f"reward/{name}": values.nanmean() for name, values in scores.parts.items()}
     names = {
         "policy/approxkl_avg": "approx_kl", "policy/clipfrac_avg": "clipfrac", "policy/entropy_avg": "entropy",
         "loss/policy_avg": "policy_loss", "loss/value_avg": "value_loss", "val/clipfrac_avg": "value_clipfrac",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,18 +26,15 @@ from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.rollout.cache_size import refuse_unfitting
 from rlhf_fast.rollout.sampling import end_with
-from rlhf_fast.runtime.budget import too_few
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
-from rlhf_fast.runtime.distributed import is_main, main_only
+from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
+from rlhf_fast.runtime.loop import Hooks, Run, finish, train
 from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.resume import choose_start
-from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.shown import notices
-from rlhf_fast.runtime.state import Stateful
-from rlhf_fast.runtime.tracking import Tracker, describe_memory, say_start
+from rlhf_fast.runtime.tracking import describe_memory
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.pages import write_ppo_page
 from rlhf_fast.train.ppo import PPO
@@ -48,7 +44,6 @@ from rlhf_fast.train.roles import Roles, build_roles, is_adapter
 from rlhf_fast.train.rollout_log import RolloutLog
 
 MORE_ITERATIONS = "more total_episodes, or a smaller per_device_train_batch_size,"
-SHOWN = {"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"}
 
 
 @alone
@@ -79,32 +74,33 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     sources = WeightedRewards([*_model_reward(roles, config), *asked], special_tokens=special)
     rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=special)
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
-    watch = watch_of(ppo)
-    save = main_only(partial(save_policy, ppo, roles, tokenizer))
-    parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
-    checkpoints = Checkpoints(config, start, ppo.iterations, parts, save, undo=ppo.undoes)
-    model, quiet = roles.reference.model, bool(config.disable_tqdm)
-    facts = describe(ppo, left_out)
-    say_start("PPO", facts, too_few(ppo.iterations, MORE_ITERATIONS))
-    with (
-        profiled(output, model.dtype, model.device) if config.profile and is_main() else nullcontext(),
-        Tracker(
-            output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet, device=model.device
-        ) as tracker,
-        rollouts,
-        guard(checkpoints, partial(holdings, [model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)),
-    ):
-        for iteration in checkpoints.remaining():
-            metrics = ppo.step()
-            tracker.log(iteration, metrics)
-            watch.look(metrics)
-            checkpoints.after(iteration, metrics)
-        ppo.optimiser.refuse_stuck()
-    checkpoints.save_results()
-    if is_main():
-        write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
-    checkpoints.finish()
+    model, facts = roles.reference.model, describe(ppo, left_out)
+    run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer))
+    run.more = MORE_ITERATIONS
+    if config.profile and is_main():
+        run.inside = [profiled(output, model.dtype, model.device), *run.inside]
+    finish(train(run, start), lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)}))
     return output
+
+
+def run_of(ppo: PPO, facts: dict[str, str], save: Callable[[Path], None], hooks: Hooks | None = None) -> Run:
+    """What the loop has to know of PPO. save: writes the policy into a folder; facts: what the run is, in words."""
+    ends = ppo.sampling.stop_ids or ppo.sampling.stop_strings
+    watch = CollapseWatch(ppo.config.response_length if ends else None)
+
+    def step(iteration: int) -> dict[str, float]:
+        metrics = ppo.step()
+        watch.look(metrics)
+        return metrics
+
+    models = [ppo.reference.model, ppo.policy.model, *ppo.critic.models]
+    return Run(
+        name="PPO", config=ppo.config, steps=ppo.iterations, step=step, save=save, optimiser=ppo.optimiser,
+        device=ppo.policy.model.device, facts=facts, more="", held=partial(holdings, models, ppo.optimiser),
+        shown={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
+        parts={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
+        inside=[ppo.rollouts], hooks=hooks or Hooks(),
+    )  # fmt: skip
 
 
 def _outside_rewards(config: PPORunConfig, given: Sequence[GivenReward]) -> list[tuple[RewardSource, float]]:
@@ -148,12 +144,6 @@ def describe(ppo: PPO, left_out: int = 0) -> dict[str, str]:
         "Critic": f"a critic of {critic:,} trainable parameters",
         "Computed": describe_device(model.dtype, model.device),
     }
-
-
-def watch_of(ppo: PPO) -> CollapseWatch:
-    """What warns of the run's responses."""
-    ends = ppo.sampling.stop_ids or ppo.sampling.stop_strings
-    return CollapseWatch(ppo.config.response_length if ends else None)
 
 
 def save_policy(ppo: PPO, roles: Roles, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rewards.source import RewardBatch, response_texts
-from rlhf_fast.rewards.weighted import WeightedRewards
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rewards.weighted import Scores, WeightedRewards
 from rlhf_fast.rollout.engine import generate
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
@@ -32,8 +31,8 @@ def respond(
     )  # fmt: skip
 
 
-def judge(reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, prompts: Prompts) -> Tensor:
-    """(B,) f32: what the reward gives the responses to rows of `prompts`."""
+def judge(reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, prompts: Prompts) -> Scores:
+    """What the reward gives the responses to rows of `prompts`."""
     rows = rollout.prompt_rows.tolist()
     ids, finished = rollout.responses(), rollout.finished.tolist()
     texts = response_texts(tokenizer, ids, finished, special_tokens=reward.special_tokens)
@@ -42,4 +41,4 @@ def judge(reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: 
     texts_of_prompts = [prompts.texts[row] for row in rows]
     tools = [prompts.tools[row] for row in rows]
     batch = RewardBatch(texts_of_prompts, texts, rollout.sequences(), columns, conversations, ids, finished, tools)
-    return reward.score(batch).to(rollout.tokens.device)
+    return reward.score(batch)

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.rewards.source import response_texts
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.lines import Lines
 from rlhf_fast.runtime.state import State
@@ -47,10 +47,7 @@ class RolloutLog:
         if self.lines is not None:
             self.lines.close()
 
-    def record(
-        self, iteration: int, rollout: Rollout, scores: Tensor, parts: dict[str, Tensor],
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:  # fmt: skip
+    def record(self, iteration: int, rollout: Rollout, scores: Scores, tokenizer: PreTrainedTokenizerBase) -> None:
         """A line for each response (`rollout_rows`). Raises `NotWritten` if the disk refuses."""
         if self.lines is None:
             return
@@ -60,7 +57,7 @@ class RolloutLog:
             tokenizer, rollout.responses(), rollout.finished.tolist(), special_tokens=self.special_tokens
         )
         rows = rollout_rows(
-            rollout, scores, parts, iteration=iteration, prompts=tokenizer.batch_decode(ids), responses=responses
+            rollout, scores, iteration=iteration, prompts=tokenizer.batch_decode(ids), responses=responses
         )
         self.write(rows)
 
@@ -86,18 +83,17 @@ class RolloutLog:
 
 
 def rollout_rows(
-    rollout: Rollout, scores: Tensor, parts: dict[str, Tensor], *,
-    iteration: int, prompts: list[str], responses: list[str],
-) -> list[dict[str, Any]]:  # fmt: skip
+    rollout: Rollout, scores: Scores, *, iteration: int, prompts: list[str], responses: list[str]
+) -> list[dict[str, Any]]:
     """A row for each of B responses. iteration: from 1, as in the metrics; prompts, responses: their texts (B).
 
     score: what PPO maximises beside the KL, penalties included; scores: each reward's own, unweighted; kl: the sum over
     the response in nats; length: tokens of the response. A number that is not finite is None.
     """
-    kl, lengths = per_response(rollout.columns["kl"], rollout).tolist(), map(len, rollout.responses())
-    own = {name: values.tolist() for name, values in parts.items()}
+    kl, lengths = per_response(rollout.kl, rollout).tolist(), map(len, rollout.responses())
+    own = {name: values.tolist() for name, values in scores.parts.items()}
     columns = zip(
-        rollout.prompt_rows.tolist(), rollout.seeds.tolist(), prompts, responses, scores.tolist(), kl, lengths,
+        rollout.prompt_rows.tolist(), rollout.seeds.tolist(), prompts, responses, scores.total.tolist(), kl, lengths,
         rollout.finished.tolist(), strict=True,
     )  # fmt: skip
     names = ("prompt_row", "seed", "prompt", "response", "score", "kl", "length", "finished")

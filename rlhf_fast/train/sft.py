@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.encode import IGNORED, Encoded, encode_demonstration
@@ -17,25 +15,23 @@ from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.data.rendering import Rendering, announce_demonstrations, compare
 from rlhf_fast.model.adapter_files import save_adapter
+from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, describe_trained, train_only
-from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.model.sharding import in_step
 from rlhf_fast.rollout.sampling import end_with, stop_ids
-from rlhf_fast.runtime.budget import MORE_STEPS, Budget, Passes, too_few
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
-from rlhf_fast.runtime.distributed import is_main, main_only, share, total
+from rlhf_fast.runtime.distributed import share, total
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
-from rlhf_fast.runtime.interrupt import give_way
+from rlhf_fast.runtime.loop import Hooks, Run, finish, train
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import alone
+from rlhf_fast.runtime.passes import MORE_STEPS, Passes
 from rlhf_fast.runtime.resume import choose_start
-from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.tracking import Tracker, describe_memory, say_start
+from rlhf_fast.runtime.tracking import describe_memory
 from rlhf_fast.train.pages import write_sft_page
 from rlhf_fast.train.sft_config import SFTConfig
 
@@ -53,8 +49,8 @@ class SFT:
         c = self.config
         self.passes = Passes(len(self.rows), c.batch_size, c.seed)
         self.steps = self.passes.steps(c.num_train_epochs)
-        self.budget = Budget.of(c)
         self.optimiser = Optimiser.build(c, self.policy.named_parameters(), self.steps)
+        self.micro_batches = MicroBatches.of(c, undo=self.optimiser.clear)
 
     def batch(self, step: int) -> list[Encoded]:
         """Passes over all rows, each in an order of its own."""
@@ -63,41 +59,45 @@ class SFT:
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step: the mean negative log-prob over all response tokens of the batch."""
         self.optimiser.refuse_stuck()
-        part = self.budget.run(partial(self.accumulate, self.batch(index)), undo=self.optimiser.clear)
-        (loss,) = total(part)
+        loss = self.loss(self.batch(index))
         metrics = {"loss": loss, "grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
-        return metrics | self.budget.metrics()
-
-    def accumulate(self, rows: list[Encoded]) -> float:
-        """Add the gradient of the mean loss over the response tokens of `rows`; returns the loss.
-
-        Of several processes each takes its share of the rows; their gradients and losses add up.
-        """
-        loss = 0.0
-        for part in self.loss_parts(rows):
-            part.backward()
-            give_way()
-            loss += float(part.detach())
-        return loss
+        return metrics | self.micro_batches.metrics()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """`eval_loss`, the same mean over the held-out demonstrations, where there are any."""
-        if not self.heldout:
-            return {}
-        (loss,) = total(sum(map(float, self.loss_parts(self.heldout))))
-        return {"eval_loss": loss}
+        return {"eval_loss": self.loss(self.heldout)} if self.heldout else {}
 
-    def loss_parts(self, rows: list[Encoded]) -> Iterator[Tensor]:
-        """Losses of this process's micro-batches; all of them add up to the mean over all response tokens of `rows`."""
+    def loss(self, rows: list[Encoded]) -> float:
+        """The mean loss over the response tokens of `rows`, whose gradient is added where gradients are on.
+
+        Of several processes each takes its share of the rows; their gradients and losses add up.
+        """
         tokens = max(1, sum(label != IGNORED for row in rows for label in row.labels[1:]))
-        own, model = list(share(rows)), self.policy.model
-        groups = cut_by_tokens([len(row.input_ids) for row in own], self.budget.tokens)
-        for group, counts in in_step(model, [[own[i] for i in group] for group in groups], rows[:1]):
+        own = list(share(rows))
+
+        def backward(numbers: list[int], weight: float) -> float:
+            part = [own[i] for i in numbers] or rows[:1]
             packed = Packed.from_sequences(
-                [row.input_ids for row in group], [row.labels for row in group], model.device
+                [row.input_ids for row in part], [row.labels for row in part], self.policy.model.device
             )
-            yield -self.policy.logprobs(packed).logprobs.sum() / tokens * counts
+            loss = -self.policy.logprobs(packed).logprobs.sum() / tokens * weight
+            if loss.requires_grad:
+                loss.backward()
+            return float(loss.detach())
+
+        cut = by_tokens([len(row.input_ids) for row in own])
+        return total(sum(self.micro_batches.run(self.policy.model, cut, backward, spare=NO_ROWS)))[0]
+
+
+class Evaluating(Hooks):
+    """The held-out loss before the first step of all."""
+
+    def __init__(self, sft: SFT) -> None:
+        self.sft = sft
+
+    def begin(self, done: int) -> dict[str, float]:
+        return {} if done else self.sft.evaluate()
 
 
 @alone
@@ -121,32 +121,23 @@ def run_sft(config: SFTConfig) -> Path:
     policy = _policy(config)
     if config.activation_checkpointing:
         policy.model.checkpoint_activations()
-    run = SFT(config, policy, rows, heldout)
+    sft = SFT(config, policy, rows, heldout)
     stop, base = stop_ids(tokenizer, model_eos=policy.model.eos_ids), resolve_source(config.model_name_or_path).base
     rendering = rendering.after(Rendering.read(config.model_name_or_path))
-    save = main_only(partial(_save, policy, tokenizer, base, stop, rendering))
-    checkpoints = Checkpoints(config, start, run.steps, {"optimiser": run.optimiser}, save)
-    facts, device = describe(run, count, left_out), policy.model.device
-    say_start("SFT", facts, too_few(run.steps, MORE_STEPS))
-    shown, quiet = {"loss": "loss", "eval_loss": "held out"}, bool(config.disable_tqdm)
-    held = partial(holdings, [policy.model], run.optimiser)
-    with (
-        Tracker(output, "SFT", run.steps, shown, done=checkpoints.done, quiet=quiet, device=device) as tracker,
-        guard(checkpoints, held),
-    ):
-        if heldout and not checkpoints.done:
-            tracker.log(0, run.evaluate())
-        for step in checkpoints.remaining():
-            metrics = run.step(step - 1) | (run.evaluate() if step == run.steps else {})
-            tracker.log(step, metrics)
-            checkpoints.after(step, metrics)
-        run.optimiser.refuse_stuck()
-    checkpoints.save_results()
-    if is_main():
-        write_sft_page(
-            output, facts | {"Memory": describe_memory(device)}, tokenizer, heldout or rows, held_out=bool(heldout)
-        )
-    checkpoints.finish()
+    facts, device = describe(sft, count, left_out), policy.model.device
+    run = Run(
+        name="SFT", config=config, steps=sft.steps, optimiser=sft.optimiser, device=device,
+        step=lambda step: sft.step(step - 1) | (sft.evaluate() if step == sft.steps else {}),
+        save=partial(_save, policy, tokenizer, base, stop, rendering),
+        facts=facts, more=MORE_STEPS, shown={"loss": "loss", "eval_loss": "held out"},
+        held=partial(holdings, [policy.model], sft.optimiser), hooks=Evaluating(sft),
+    )  # fmt: skip
+
+    def report() -> None:
+        memory = {"Memory": describe_memory(device)}
+        write_sft_page(output, facts | memory, tokenizer, heldout or rows, held_out=bool(heldout))
+
+    finish(train(run, start), report)
     return output
 
 

@@ -18,9 +18,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_fast.model.batches import cut_by_tokens
 from rlhf_fast.model.check import check_kind, own_attention
 from rlhf_fast.model.head import ScoreHead
-from rlhf_fast.model.packed import Packed, cut_by_tokens
+from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.source import RewardBatch

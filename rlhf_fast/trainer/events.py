@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +64,9 @@ class Events:
         self.began, self.episodes_before = time.perf_counter(), self.state.episode
         self.call("on_train_begin")
 
-    def take_step(self) -> dict[str, float]:
+    def take_step(self, step: Callable[[], dict[str, float]]) -> dict[str, float]:
         """One iteration of the engine, counted. Adds episodes a second (`eps`) to its metrics."""
-        metrics = self.ppo.step()
+        metrics = step()
         self._count(self.state.global_step + 1)
         seconds = time.perf_counter() - self.began
         return metrics | {"eps": (self.state.episode - self.episodes_before) / seconds}

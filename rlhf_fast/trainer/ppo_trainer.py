@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,19 @@ import torch
 from peft import PeftModel
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_fast.model.holdings import holdings
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.device import seed_everything
-from rlhf_fast.runtime.distributed import is_main, main_only
+from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.durable import write_into
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint
+from rlhf_fast.runtime.loop import Hooks, finish, train
 from rlhf_fast.runtime.output import hold, refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
-from rlhf_fast.runtime.saving import RESULTS, Checkpoints
-from rlhf_fast.runtime.state import Stateful
-from rlhf_fast.runtime.tracking import Tracker, say_start
-from rlhf_fast.train.collapse import CollapseWatch
+from rlhf_fast.runtime.saving import RESULTS
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_run import SHOWN, describe, save_policy, watch_of
+from rlhf_fast.train.ppo_run import describe, run_of, save_policy
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.responses import judge
 from rlhf_fast.train.roles import Roles
@@ -119,29 +115,13 @@ class PPOTrainer(Surface):
         start = choose_start(args, self._inputs())
         if start.finished:
             return
-        ppo, watch = self.ppo, watch_of(self.ppo)
-        rollouts = RolloutLog(output, enabled=args.log_rollouts, special_tokens=ppo.reward.special_tokens)
-        say_start("PPO", describe(ppo))
-        parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
-        save = main_only(lambda folder: self.save_model(str(folder), _internal_call=True))
-        checkpoints = Checkpoints(args, start, ppo.iterations, parts, save, undo=ppo.undoes)
-        held = partial(holdings, [ppo.reference.model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)
-        ppo.rollouts, quiet, device = rollouts, bool(args.disable_tqdm), ppo.policy.model.device
-        with (
-            Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet, device=device) as tracker,
-            rollouts,
-            guard(checkpoints, held),
-        ):
-            self.begin(checkpoints.done)
-            for iteration in checkpoints.remaining():
-                self._iterate(iteration, tracker, watch, checkpoints)
-                if self.control.should_training_stop:
-                    break
-            ppo.optimiser.refuse_stuck()
-            self.call("on_train_end")
+        ppo = self.ppo
+        ppo.rollouts = RolloutLog(output, enabled=args.log_rollouts, special_tokens=ppo.reward.special_tokens)
+        run = run_of(ppo, describe(ppo), lambda folder: self.save_model(str(folder), _internal_call=True), _Calls(self))
+        run.step = self._iterate(run.step)
+        checkpoints = train(run, start)
         if args.save_strategy != "no":
-            checkpoints.save_results()
-            checkpoints.finish()
+            finish(checkpoints)
 
     def update(self, rollout: Rollout, scores: Iterable[float] | None = None) -> dict[str, float]:
         """One iteration on a rollout from elsewhere (`Rollout.from_responses`); returns its metrics.
@@ -159,8 +139,7 @@ class PPOTrainer(Surface):
         given = torch.tensor(list(scores), dtype=torch.float32)
         if given.shape != (len(rollout),):
             raise UsageError(f"got {len(given)} scores for {len(rollout)} responses; expected one for each.")
-        self.ppo.reward.parts = {}
-        return self.ppo.learn(rollout, given)
+        return self.ppo.learn(rollout, Scores(given, {}))
 
     def evaluate(self) -> dict[str, float]:
         """Mean score and KL on held-out prompts, as `eval_objective/scores`, ...; `on_log` and `on_evaluate` follow."""
@@ -228,25 +207,30 @@ class PPOTrainer(Surface):
             revision=revision, dataset_name=dataset_name, tags=tags,
         )  # fmt: skip
 
-    def _iterate(self, iteration: int, tracker: Tracker, watch: CollapseWatch, checkpoints: Checkpoints) -> None:
-        self.call("on_step_begin")
-        self.args.refuse_changes()
-        metrics = self.take_step()
-        watch.look(metrics)
-        self.call("on_step_end")
-        if self.control.should_log:
-            self.log(metrics)
-        if self.control.should_evaluate:
-            metrics |= self.evaluate()
-        tracker.log(iteration, metrics)
-        self._after: Callable[..., None] | None = partial(checkpoints.after, iteration, metrics)
+    def _iterate(self, step: Callable[[int], dict[str, float]]) -> Callable[[int], dict[str, float]]:
+        """`step` with the callbacks, the log and the evaluation that go with it."""
+
+        def iterate(iteration: int) -> dict[str, float]:
+            self.call("on_step_begin")
+            self.args.refuse_changes()
+            metrics = self.take_step(lambda: step(iteration))
+            self.call("on_step_end")
+            if self.control.should_log:
+                self.log(metrics)
+            return metrics | (self.evaluate() if self.control.should_evaluate else {})
+
+        return iterate
+
+    def _after_step(self, checkpoint: Callable[..., None]) -> None:
+        """The checkpoint, where one is due, and completions to look at."""
+        self._checkpoint: Callable[..., None] | None = checkpoint
         if self.control.should_save:
             self._save_checkpoint(self.model, None)
             self._end_iteration(save=False)
             self.call("on_save")
         self._end_iteration(save=False)
-        often = self.args.num_sample_generations
-        if often and (iteration - 1) % max(1, self.ppo.iterations // often) == 0:
+        often, done = self.args.num_sample_generations, self.state.global_step - 1
+        if often and done % max(1, self.ppo.iterations // often) == 0:
             self.generate_completions(sampling=True)
 
     def _save_checkpoint(self, model: object, trial: object) -> None:
@@ -255,9 +239,9 @@ class PPOTrainer(Surface):
 
     def _end_iteration(self, *, save: bool) -> None:
         """Once an iteration, with its checkpoint or without."""
-        after, self._after = self._after, None
-        if after is not None:
-            after(due=save)
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is not None:
+            checkpoint(due=save)
 
     def _use_optimizer(self) -> None:
         use_given(self.ppo.optimiser, self.optimizer, self.lr_scheduler, self.args.steps_per_rate)
@@ -276,3 +260,23 @@ class PPOTrainer(Surface):
             "base": self.roles.base,
             "rewards": [[source.name, weight] for source, weight in self.ppo.reward.sources],
         }
+
+
+class _Calls(Hooks):
+    """The trainer's callbacks and methods around the steps of the loop."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer = trainer
+
+    def begin(self, done: int) -> dict[str, float]:
+        self.trainer.begin(done)
+        return {}
+
+    def after(self, checkpoint: Callable[..., None]) -> None:
+        self.trainer._after_step(checkpoint)
+
+    def stops(self) -> bool:
+        return self.trainer.control.should_training_stop
+
+    def end(self) -> None:
+        self.trainer.call("on_train_end")

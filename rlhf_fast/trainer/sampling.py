@@ -34,15 +34,15 @@ def evaluate(ppo: PPO, prompts: Prompts) -> dict[str, float]:
 
     The seeds are the same each time, so that two evaluations differ by the policy alone.
     """
-    c, rows = ppo.config, list(range(len(prompts)))
+    c, rows, budget = ppo.config, list(range(len(prompts))), ppo.micro_batches.tokens
     seeds = list(share(_seeds(ppo, len(rows))))
-    rollout = respond(ppo.policy, prompts, list(share(rows)), seeds, ppo.sampling, c, max_tokens=ppo.budget.tokens)
+    rollout = respond(ppo.policy, prompts, list(share(rows)), seeds, ppo.sampling, c, max_tokens=budget)
     score_rollout(
-        rollout, ppo.policy, ppo.reference, ppo.critic,
-        temperature=c.logit_temperature, kl_estimator=c.kl_estimator, max_tokens=ppo.budget.tokens,
+        rollout, ppo.policy, ppo.reference, ppo.critic, ppo.micro_batches,
+        temperature=c.logit_temperature, kl_estimator=c.kl_estimator,
     )  # fmt: skip
-    kl, lengths = per_response(rollout.columns["kl"], rollout), map(len, rollout.responses())
-    sums = total(float(judge(ppo.reward, ppo.tokenizer, rollout, prompts).sum()), float(kl.sum()), sum(lengths))
+    kl, lengths = per_response(rollout.kl, rollout), map(len, rollout.responses())
+    sums = total(float(judge(ppo.reward, ppo.tokenizer, rollout, prompts).total.sum()), float(kl.sum()), sum(lengths))
     names = ("objective/scores", "objective/kl", "rollout/response_length")
     return {name: value / len(rows) for name, value in zip(names, sums, strict=True)}
 
@@ -52,9 +52,9 @@ def complete(ppo: PPO, prompts: Prompts, count: int | None) -> list[Completion]:
     rows = list(range(len(prompts)))[:count]
     sampling = replace(ppo.sampling, temperature=NEARLY_GREEDY)
     seeds = _seeds(ppo, len(rows))
-    rollout = respond(ppo.policy, prompts, rows, seeds, sampling, ppo.config, max_tokens=ppo.budget.tokens)
+    rollout = respond(ppo.policy, prompts, rows, seeds, sampling, ppo.config, max_tokens=ppo.micro_batches.tokens)
     texts = ppo.tokenizer.batch_decode(rollout.responses())
-    scores = judge(ppo.reward, ppo.tokenizer, rollout, prompts).tolist()
+    scores = judge(ppo.reward, ppo.tokenizer, rollout, prompts).total.tolist()
     return [Completion(prompts.texts[row], text, score) for row, text, score in zip(rows, texts, scores, strict=True)]
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_fast.rollout.arena import Rollout
-from rlhf_fast.rollout.gather import gather_rollout
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.distributed import from_main, gather, rank, share, sum_gradients, tensors_from_main, total
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.launch import start
@@ -50,12 +49,12 @@ def rollouts() -> None:
     """Of two sequences each, beside the rollout of all four."""
     start(use_cpu=True, timeout=60)
     whole, own = _rollout(0, 4), _rollout(2 * rank(), 2 * rank() + 2)
-    got = gather_rollout(own)
+    got = own.gather()
     for name in ("tokens", "cu_seqlens", "prompt_lengths", "cu_responses", "slot_rows", "labels", "score_index",
                  "finished", "truncated", "prompt_rows", "seeds", "sampled_logprobs", "bootstrap"):  # fmt: skip
         one, other = getattr(got, name), getattr(whole, name)
         assert one.dtype == other.dtype and torch.equal(one, other), name
-    assert torch.equal(got.columns["kl"], whole.columns["kl"])
+    assert torch.equal(got.kl, whole.kl)
     slots = slice(0, whole.cu_responses[2]) if rank() == 0 else slice(whole.cu_responses[2], None)
     assert torch.equal(got.ref_hidden[slots], own.ref_hidden) and got.ref_hidden.sum() == own.ref_hidden.sum()
     mine = [2 * rank(), 2 * rank() + 1]
@@ -119,7 +118,7 @@ def _rollout(first: int, last: int) -> Rollout:
         prompt_rows=list(range(first, last)), seeds=[100 + i for i in range(first, last)],
         logprobs=[[-float(token) for token in response] for response in RESPONSES[own]],
     )  # fmt: skip
-    rollout.columns["kl"] = rollout.labels.float() * 2
+    rollout.kl = rollout.labels.float() * 2
     rollout.bootstrap = torch.arange(first, last, dtype=torch.float32)
     rollout.ref_hidden = rollout.labels.float()[:, None].repeat(1, 2).abs() + 1
     return rollout

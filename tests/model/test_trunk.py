@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
@@ -95,7 +96,7 @@ def test_kept_states_serve_all_roles_in_any_order_and_only_the_sequences_they_be
     expected = [Policy(shared, name).hidden(p) for name in ("a", "b", None) for p in (packed, again, other)]
     calls: list[int] = []
     shared.decoder_layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
-    with keep_trunk([shared, shared], sequences, max_tokens=8):
+    with keep_trunk([shared, shared], sequences, MicroBatches(8)):
         assert len(calls) == 2  # 3 + 5 tokens, then 7
         found = [Policy(shared, name).hidden(p) for name in ("a", "b", None) for p in (packed, again, other)]
     assert len(calls) == 2 + 3  # `other` holds a sequence that was not kept
@@ -107,7 +108,7 @@ def test_kept_states_serve_all_roles_in_any_order_and_only_the_sequences_they_be
 def test_an_adapter_added_below_the_kept_states_is_refused_rather_than_skipped():
     shared = with_adapters()
     sequences = tokens(4)
-    with keep_trunk([shared], sequences, max_tokens=8):
+    with keep_trunk([shared], sequences, MicroBatches(8)):
         shared.add_adapter("c", LoraConfig(r=2, target_modules="all-linear"))
         with pytest.raises(ValueError, match="below them"):
             Policy(shared, "c").hidden(Packed.from_sequences(sequences))

@@ -10,6 +10,7 @@ import torch
 
 from rlhf_fast.data.readers import read_comparisons
 from rlhf_fast.data.schema import Comparison, prompt_key
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import Critic, sequence_scores
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.trunk_cache import TrunkCache
@@ -124,7 +125,7 @@ def test_states_below_the_first_adapted_layer_are_computed_once_and_change_no_nu
 
 def cache_of(critic: Critic, comparisons: list[EncodedComparison]) -> TrunkCache:
     sequences = [sequence for c in comparisons for sequence in c.sequences]
-    cache = TrunkCache(critic.model, sequences, max_tokens=30)
+    cache = TrunkCache(critic.model, sequences, MicroBatches(30))
     assert cache.depth == 1 and len(cache.hidden) == len(set(map(tuple, sequences)))
     return cache
 

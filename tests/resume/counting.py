@@ -6,7 +6,7 @@ import torch
 
 from rlhf_fast.runtime.checkpoint import list_checkpoints
 from rlhf_fast.runtime.config import StageConfig
-from rlhf_fast.runtime.guard import guard
+from rlhf_fast.runtime.loop import guard
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.state import State

@@ -27,8 +27,8 @@ PLACES: dict[str, tuple[type, str, int]] = {
     "rollout": (Engine, "_decode", 8),
     "update": (Optimiser, "step", 15),
     "first update": (Optimiser, "step", 7),
-    "sft micro-batch": (SFT, "loss_parts", 3),
-    "reward micro-batch": (RewardTraining, "_micro_batch", 4),
+    "sft micro-batch": (SFT, "loss", 3),
+    "reward micro-batch": (RewardTraining, "loss", 4),
 }
 """Where the signal is sent: before the n-th call of a method."""
 

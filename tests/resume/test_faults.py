@@ -13,17 +13,19 @@ import pytest
 import torch
 
 from rlhf_fast import UsageError
+from rlhf_fast.model.batches import MicroBatches
+from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.preferences.fit import RewardTraining
 from rlhf_fast.runtime import checkpoint
-from rlhf_fast.runtime.budget import Budget
 from rlhf_fast.runtime.checkpoint import list_checkpoints, verify
 from rlhf_fast.runtime.errors import NotWritten, StepFailed
 from rlhf_fast.runtime.lines import Lines
+from rlhf_fast.runtime.memory import explain, is_out_of_memory
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.out_of_memory import explain, is_out_of_memory
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.sft import SFT
+from tests.model_cases import tiny_model
 from tests.resume.cases import STAGES, outcome, prepare, run
 from tests.resume.counting import Counter, count, names
 
@@ -287,7 +289,7 @@ def fail_at(monkeypatch, owner, name: str, call: int) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "owner", "name", "call", "step"),
-    [("sft", SFT, "loss_parts", 5, 3), ("reward", RewardTraining, "_micro_batch", 4, 3),
+    [("sft", SFT, "loss", 5, 3), ("reward", RewardTraining, "loss", 4, 3),
      ("ppo", PPO, "accumulate", 15, 3)],
 )  # fmt: skip
 def test_a_run_out_of_memory_says_what_was_held_and_what_helps(
@@ -310,35 +312,36 @@ def test_a_whole_model_whose_update_was_given_up_is_not_saved_half_updated(folde
     run the third does, after two optimiser steps."""
     for call, step in ((13, 3), (15, 2)):
         with monkeypatch.context() as patch:
-            fail_at(patch, PPO, "_accumulate", call)
+            fail_at(patch, PPO, "accumulate", call)
             with pytest.raises(UsageError, match=rf"out of memory: .*checkpoint-{step} is whole: go on"):
                 run("ppo", folder, tmp_path / str(call), use_peft=False, sft_model_path=f"{folder}/base")
 
 
-def too_large_above(monkeypatch, owner, name: str, tokens: int) -> None:
-    """A micro-batch of more tokens than that does not fit, and fails once its first gradients are there."""
-    original = getattr(owner, name)
+def too_large_above(monkeypatch, name: str, tokens: int) -> None:
+    """Of what the function `name` runs, micro-batches of more tokens than that do not fit: they fail once their
+    gradients are there."""
+    original = MicroBatches._once
 
-    def method(self, *arguments, **options):
-        out = original(self, *arguments, **options)
-        if self.budget.tokens > tokens:
+    def once(self, model, cut, work, *rest):
+        out = original(self, model, cut, work, *rest)
+        if work.__qualname__.startswith(name) and self.tokens > tokens:
             out_of_memory()
         return out
 
-    monkeypatch.setattr(owner, name, method)
+    monkeypatch.setattr(MicroBatches, "_once", once)
 
 
 @pytest.mark.parametrize(
-    ("stage", "owner", "name"),
-    [("sft", SFT, "accumulate"), ("reward", RewardTraining, "accumulate"), ("ppo", PPO, "_accumulate"),
-     ("ppo", PPO, "score_tokens")],
+    ("stage", "name"),
+    [("sft", "SFT.loss"), ("reward", "RewardTraining.accumulate"), ("ppo", "PPO.accumulate"),
+     ("ppo", "score_rollout")],
 )  # fmt: skip
 def test_a_micro_batch_that_does_not_fit_is_halved_and_the_run_ends_as_one_with_the_half(
-    folder, tmp_path, monkeypatch, caplog, stage, owner, name
+    folder, tmp_path, monkeypatch, caplog, stage, name
 ):
     options = {"auto_find_batch_size": True, "save_strategy": "no"}
     with monkeypatch.context() as patch:
-        too_large_above(patch, owner, name, 25)
+        too_large_above(patch, name, 25)
         run(stage, folder, tmp_path / "halved", max_tokens_per_micro_batch=96, **options)
     run(stage, folder, tmp_path / "half", max_tokens_per_micro_batch=24, **options)
     said = [record.message for record in caplog.records if "half from now on" in record.message]
@@ -350,15 +353,21 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_run_ends_as_one_with_
 
 
 def test_only_what_ran_out_of_memory_is_run_again():
-    budget, undone = Budget(64, may_halve=True), []
+    undone, cuts, model = [], [], SharedModel(tiny_model())
+    cut = MicroBatches(64, may_halve=True, undo=lambda: undone.append(1))
+
+    def run(micro_batches, work):
+        return micro_batches.run(model, lambda tokens: cuts.append(tokens) or [1, 2], work, spare=0)
+
+    assert run(cut, lambda part, weight: part * weight) == [1.0, 2.0]
     with pytest.raises(RuntimeError, match="shapes differ"):
-        budget.run(lambda: (_ for _ in ()).throw(RuntimeError("shapes differ")), undo=lambda: undone.append(1))
+        run(cut, lambda part, weight: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="allocate memory"):
-        Budget(64, may_halve=False).run(out_of_memory, undo=lambda: undone.append(1))
-    assert undone == [] and budget.tokens == 64
+        run(MicroBatches(64), lambda part, weight: out_of_memory())
+    assert undone == [] and cut.tokens == 64 and cuts == [64] * 3
     with pytest.raises(RuntimeError, match="allocate memory"):
-        budget.run(out_of_memory, undo=lambda: undone.append(1))
-    assert budget.tokens == 1 and len(undone) == 6
+        run(cut, lambda part, weight: out_of_memory())
+    assert cut.tokens == 1 and len(undone) == 6 and cuts[3:] == [64, 32, 16, 8, 4, 2, 1]
 
 
 def test_what_counts_as_out_of_memory():

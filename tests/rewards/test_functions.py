@@ -136,11 +136,11 @@ def test_token_ids_that_are_not_there_are_no_empty_list():
 def test_none_leaves_a_response_out_of_the_sum_and_of_the_mean_of_that_reward():
     maths = FunctionReward("maths", lambda responses, **columns: [None, 3.0])
     style = FunctionReward("style", lambda responses, **columns: [1.0, None])
-    reward = WeightedRewards([(maths, 2.0), (style, 5.0)])
-    assert reward.score(BATCH).tolist() == [5.0, 6.0]
-    assert math.isnan(reward.parts["maths"][0]) and reward.parts["maths"][1] == 3.0
+    scores = WeightedRewards([(maths, 2.0), (style, 5.0)]).score(BATCH)
+    assert scores.total.tolist() == [5.0, 6.0]
+    assert math.isnan(scores.parts["maths"][0]) and scores.parts["maths"][1] == 3.0
     asked = WeightedRewards([(PatientReward(maths, 5.0, 0), 2.0), (PatientReward(style, None, 0), 5.0)])
-    assert asked.score(BATCH).tolist() == [5.0, 6.0]
+    assert asked.score(BATCH).total.tolist() == [5.0, 6.0]
 
 
 def test_a_response_that_every_reward_leaves_out_ends_the_run():

@@ -30,7 +30,7 @@ def test_a_function_gets_prompts_responses_and_columns_in_order():
 
 def test_a_function_may_give_a_tensor_that_needs_gradients_and_a_score_of_zero_counts():
     reward = FunctionReward("f", lambda prompts, responses, **columns: torch.zeros(2, requires_grad=True))
-    score = WeightedRewards([(reward, 1.0)]).score(BATCH)
+    score = WeightedRewards([(reward, 1.0)]).score(BATCH).total
     assert score.tolist() == [0.0, 0.0] and not score.requires_grad
 
 

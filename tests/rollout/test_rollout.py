@@ -9,8 +9,8 @@ import torch
 
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.engine import Engine, generate
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling, choose, uniform
 from rlhf_fast.rollout.scoring import k1, k2, k3
 from rlhf_fast.runtime.errors import UsageError

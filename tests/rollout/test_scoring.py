@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.critics import PolicyHeadCritic
 from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.engine import generate
+from rlhf_fast.rollout.rollout import COLUMNS, Rollout
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.rollout.scoring import k1, k2, k3, score_rollout
 from tests.model_cases import tiny_model, tokens
@@ -66,9 +67,9 @@ def test_two_models_are_each_scored_with_their_own_weights(config, estimator):
     policy, reference = (Policy(SharedModel(model), None) for model in models)
     rollout = Rollout.from_responses(prompts, responses, finished=[True, True], budget=5, score_at="eos+1")
     score_rollout(
-        rollout, policy, reference, critic_of(policy), temperature=TEMPERATURE, kl_estimator=estimator, max_tokens=8
+        rollout, policy, reference, critic_of(policy), MicroBatches(8), temperature=TEMPERATURE, kl_estimator=estimator
     )
-    got = torch.stack([rollout.columns[name] for name in ("logprobs", "ref_logprobs", "kl")])
+    got = torch.stack([getattr(rollout, name) for name in ("logprobs", "ref_logprobs", "kl")])
     torch.testing.assert_close(got[:, rollout.action_mask], torch.cat(wanted, 1).float(), atol=1e-4, rtol=1e-4)
     assert (got[:, ~rollout.action_mask] == 0).all()
 
@@ -76,14 +77,14 @@ def test_two_models_are_each_scored_with_their_own_weights(config, estimator):
 def test_one_temperature_serves_sampling_scoring_and_update(tmp_path):
     ppo = run(tmp_path, temperature=0.5)
     rollout = estimated(ppo)
-    torch.testing.assert_close(rollout.sampled_logprobs, rollout.columns["logprobs"], atol=1e-5, rtol=1e-5)
-    losses = ppo.accumulate(rollout, list(range(16)), rollout.columns["logprobs"])
+    torch.testing.assert_close(rollout.sampled_logprobs, rollout.logprobs, atol=1e-5, rtol=1e-5)
+    losses = ppo.accumulate(rollout, list(range(16)), rollout.logprobs)
     assert float(losses[0].ratio_mean) == pytest.approx(1, abs=1e-6)
     other = run(tmp_path, temperature=1.0)
     score_rollout(
-        rollout, other.policy, other.reference, other.critic, temperature=1.0, kl_estimator="k1", max_tokens=2048
+        rollout, other.policy, other.reference, other.critic, MicroBatches(2048), temperature=1.0, kl_estimator="k1"
     )
-    assert (rollout.columns["logprobs"] - rollout.sampled_logprobs).abs().max() > 0.1
+    assert (rollout.logprobs - rollout.sampled_logprobs).abs().max() > 0.1
 
 
 def test_dropout_of_the_model_is_off_in_rollout_scoring_and_update(tmp_path):
@@ -93,7 +94,7 @@ def test_dropout_of_the_model_is_off_in_rollout_scoring_and_update(tmp_path):
     model.train()
     ppo = run(tmp_path, model=model)
     rollout = estimated(ppo)
-    torch.testing.assert_close(rollout.sampled_logprobs, rollout.columns["logprobs"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rollout.sampled_logprobs, rollout.logprobs, atol=1e-5, rtol=1e-5)
     ppo.update(rollout)  # checks that the first ratio is 1
     assert not model.training
 
@@ -104,7 +105,7 @@ def test_log_probs_and_kl_of_a_bf16_model_are_float32():
     prompts = tokens(3, 4)
     responses = generate(policy, prompts, Sampling(5, ()), seeds=[0, 1])
     rollout = Rollout.from_responses(prompts, [r.tokens for r in responses], finished=[False] * 2, budget=5)
-    score_rollout(rollout, policy, policy, critic_of(policy), temperature=1.0, kl_estimator="exact", max_tokens=100)
-    assert {column.dtype for column in rollout.columns.values()} == {torch.float32}
-    coarse = rollout.columns["logprobs"].to(torch.bfloat16).float()
-    assert (coarse != rollout.columns["logprobs"]).any()  # more digits than bf16 has
+    score_rollout(rollout, policy, policy, critic_of(policy), MicroBatches(100), temperature=1.0, kl_estimator="exact")
+    assert {getattr(rollout, name).dtype for name in COLUMNS} == {torch.float32}
+    coarse = rollout.logprobs.to(torch.bfloat16).float()
+    assert (coarse != rollout.logprobs).any()  # more digits than bf16 has

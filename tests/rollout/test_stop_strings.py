@@ -99,4 +99,4 @@ def test_ppo_counts_a_response_that_a_string_ends_as_finished(tmp_path):
     finished = ["5" in text for text in texts]
     assert any(finished) and not all(finished) and rollout.finished.tolist() == finished
     assert all("5" in text.split()[-1] and "5" not in " ".join(text.split()[:-1]) for text in texts if "5" in text)
-    assert ppo.score(rollout).tolist() == [0.0 if done else -1.5 for done in finished]
+    assert ppo.score(rollout).total.tolist() == [0.0 if done else -1.5 for done in finished]

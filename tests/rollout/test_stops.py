@@ -7,8 +7,8 @@ import torch
 
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.rollout.engine import generate
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.runtime.errors import UsageError
 from tests.model_cases import tiny_model, tokens
@@ -71,7 +71,7 @@ def test_the_missing_eos_penalty_follows_the_stop_tokens_of_the_run(tmp_path, st
     finished = [end in (response if stop == "none" else response[-1:]) for response in rollout.responses()]
     assert any(finished) and not all(finished)
     assert rollout.finished.tolist() == [done and stop != "none" for done in finished]
-    assert ppo.score(rollout).tolist() == [0.0 if done else -1.5 for done in finished]
+    assert ppo.score(rollout).total.tolist() == [0.0 if done else -1.5 for done in finished]
 
 
 def test_an_empty_response_has_no_slot_and_its_score_no_position():

@@ -12,7 +12,7 @@ from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.weighted import WeightedRewards
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
@@ -60,6 +60,6 @@ def run(
 def estimated(ppo: PPO) -> Rollout:
     """A rollout with every column filled, as `update` takes it."""
     rollout = ppo.collect()
-    ppo.shape(rollout, ppo.score(rollout))
+    ppo.shape(rollout, ppo.score(rollout).total)
     ppo.estimate(rollout)
     return rollout

@@ -27,10 +27,10 @@ def ppo_with(tmp_path, critic: str, **options):
 
 def explained_variance(ppo, rollout) -> float:
     """Of the returns of a rollout by the critic as it is now."""
-    rollout.columns.pop("values")
-    kept = rollout.columns["returns"].clone()
+    rollout.values.zero_()
+    kept = rollout.returns.clone()
     ppo.score(rollout)
-    return float(1 - (kept - rollout.columns["values"]).var() / kept.var())
+    return float(1 - (kept - rollout.values).var() / kept.var())
 
 
 @pytest.mark.parametrize("critic", CRITICS)
@@ -48,8 +48,8 @@ def test_values_at_scoring_are_those_of_the_first_update(tmp_path, critic):
     ppo = ppo_with(tmp_path, critic)
     ppo.step()
     rollout = estimated(ppo)
-    (loss,) = ppo.accumulate(rollout, list(range(16)), rollout.columns["logprobs"])
-    error = rollout.columns["values"] - rollout.columns["returns"]
+    (loss,) = ppo.accumulate(rollout, list(range(16)), rollout.logprobs)
+    error = rollout.values - rollout.returns
     assert float(loss.value_loss) == pytest.approx(float(0.5 * error.square().mean()), rel=1e-4)
     assert float(loss.value_loss) > 0
 
@@ -74,8 +74,8 @@ def test_only_the_policy_head_sends_the_value_loss_into_the_policy(tmp_path):
         ppo = ppo_with(tmp_path, critic, vf_coef=1.0)
         ppo.step()  # so that no head is zero
         rollout = estimated(ppo)
-        rollout.columns["advantages"].zero_()  # no policy loss
-        ppo.accumulate(rollout, list(range(16)), rollout.columns["logprobs"])
+        rollout.advantages.zero_()  # no policy loss
+        ppo.accumulate(rollout, list(range(16)), rollout.logprobs)
         reached = any(p.grad is not None and p.grad.abs().max() > 0 for _, p in ppo.policy.named_parameters())
         assert reached == (critic == "policy_head"), critic
         assert all(p.grad is not None for _, p in ppo.critic.named_parameters())

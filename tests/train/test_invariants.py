@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.invariants import InvariantError, check_entropy, check_first_ratio, check_scored
 from tests.train.cases import estimated, run
@@ -17,7 +17,7 @@ from tests.train.cases import estimated, run
 def scored(logprobs=(-1.0, -2.0), ref_logprobs=(-1.0, -2.0), kl=(0.0, 0.0)) -> Rollout:
     rollout = Rollout.from_responses([[5]], [[6, 7]], finished=[True], budget=2)
     for name, values in (("logprobs", logprobs), ("ref_logprobs", ref_logprobs), ("kl", kl)):
-        rollout.columns[name] = torch.tensor(values)
+        setattr(rollout, name, torch.tensor(values))
     return rollout
 
 
@@ -95,7 +95,7 @@ def test_the_first_minibatch_sees_the_network_that_was_scored(ratio, clipfrac, d
 def test_a_policy_that_changed_between_scoring_and_update_is_noticed(tmp_path):
     ppo = run(tmp_path)
     rollout = estimated(ppo)
-    rollout.columns["logprobs"] -= 1e-3
+    rollout.logprobs -= 1e-3
     with pytest.raises(InvariantError, match="do not see"):
         ppo.update(rollout)
 
@@ -103,24 +103,24 @@ def test_a_policy_that_changed_between_scoring_and_update_is_noticed(tmp_path):
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "exact"])
 def test_the_kl_is_exactly_zero_before_the_first_update_under_every_estimator(tmp_path, estimator):
     rollout = estimated(run(tmp_path, kl_estimator=estimator, kl_coef=0.0))
-    assert rollout.columns["kl"].abs().max() == 0
+    assert rollout.kl.abs().max() == 0
 
 
 def test_a_loss_that_is_not_finite_is_skipped_and_counted_and_three_in_a_row_stop_the_run(tmp_path):
     ppo = run(tmp_path, num_ppo_epochs=2)
     rollout = estimated(ppo)
     before = [parameter.clone() for parameter in ppo.optimiser.parameters]
-    good = rollout.columns["advantages"].clone()
-    rollout.columns["advantages"][0] = math.nan
+    good = rollout.advantages.clone()
+    rollout.advantages[0] = math.nan
     ppo.update(rollout)
     assert ppo.optimiser.skipped == 2
     assert all(torch.equal(a, b) for a, b in zip(before, ppo.optimiser.parameters, strict=True))
-    rollout.columns["advantages"] = good
+    rollout.advantages = good
     ppo.update(rollout)
     assert (ppo.optimiser.skipped, ppo.optimiser.skipped_in_a_row) == (2, 0)
     ppo.iteration = 1
     rollout = estimated(ppo)
-    rollout.columns["advantages"][0] = math.inf
+    rollout.advantages[0] = math.inf
     ppo.update(rollout)
     ppo.update(rollout)
     with pytest.raises(UsageError, match=r"4 optimiser steps in a row.*lower learning_rate"):

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlhf_fast import UsageError
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.trainer import PPOConfig
@@ -39,7 +39,7 @@ def objective(ppo: PPO, score: torch.Tensor) -> tuple[float, float]:
     ids = RESPONSES.tolist()
     rollout = Rollout.from_responses([PROMPT] * len(ids), ids, finished=[False] * len(ids), budget=2)
     ppo.score_tokens(rollout)
-    own, ref = (rollout.columns[name].double().view(-1, 2).sum(1) for name in ("logprobs", "ref_logprobs"))
+    own, ref = (getattr(rollout, name).double().view(-1, 2).sum(1) for name in ("logprobs", "ref_logprobs"))
     p = own.exp()
     assert p.sum().item() == pytest.approx(1, abs=1e-4)
     kl = (p * (own - ref)).sum()

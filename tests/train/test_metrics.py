@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo_metrics import explained_variance, summarise
-from rlhf_fast.train.ppo_run import watch_of
+from rlhf_fast.train.ppo_run import run_of
 from tests.train.cases import run
 
 UPDATE = {
@@ -30,13 +31,14 @@ def filled() -> Rollout:
         "logprobs": [-1.0, -2.2, 0.0, -0.5, -0.5, -1.0], "kl": [0.1, 0.3, 0.0, 0.2, 0.2, 0.2],
         "values": [1.0, 0.0, 2.0, 1.0, 1.0, 1.0], "returns": [1.0, 1.0, 3.0, 0.0, 1.0, 0.0],
     }  # fmt: skip
-    rollout.columns = {name: torch.tensor(values) for name, values in columns.items()}
+    for name, values in columns.items():
+        setattr(rollout, name, torch.tensor(values))
     return rollout
 
 
 def test_every_metric_of_an_iteration_by_hand():
-    scores, parts = torch.tensor([2.0, -1.0]), {"helpful": torch.tensor([4.0, 0.0])}
-    got = summarise(filled(), scores, parts, [UPDATE, UPDATE | {"approx_kl": 0.3, "grad_norm": 4.0}], kl_coef=0.5)
+    scores = Scores(torch.tensor([2.0, -1.0]), {"helpful": torch.tensor([4.0, 0.0])})
+    got = summarise(filled(), scores, [UPDATE, UPDATE | {"approx_kl": 0.3, "grad_norm": 4.0}], kl_coef=0.5)
     residual = torch.tensor([0.0, 1.0, 1.0, -1.0, 0.0, -1.0])  # returns - values; mean 0
     spread = torch.tensor([1.0, 1.0, 3.0, 0.0, 1.0, 0.0])  # mean 1
     wanted = {
@@ -123,4 +125,4 @@ def test_what_a_run_said_of_cut_responses_is_not_said_again_after_a_resume(caplo
     ("options", "budget"), [({}, 6), ({"stop_token": "none"}, None), ({"stop_token": "none", "stop": ["7"]}, 6)]
 )
 def test_responses_that_nothing_ends_are_not_said_to_be_cut(tmp_path, options, budget):
-    assert watch_of(run(tmp_path, **options)).budget == budget
+    assert run_of(run(tmp_path, **options), {}, lambda folder: None).parts["collapse"].budget == budget

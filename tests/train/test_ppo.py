@@ -34,7 +34,7 @@ def test_the_gradient_does_not_depend_on_how_a_minibatch_is_cut(tmp_path, score_
         ppo = run(tmp_path, max_tokens_per_micro_batch=budget, score_at=score_at)
         rollout = estimated(ppo)
         assert (rollout.labels == -100).any() == (score_at == "eos+1")
-        losses = ppo.accumulate(rollout, list(range(16)), rollout.columns["logprobs"])
+        losses = ppo.accumulate(rollout, list(range(16)), rollout.logprobs)
         results.append([p.grad for p in ppo.optimiser.parameters if p.grad is not None])
         assert (len(losses) == 1) == (budget == 10_000)
     for one, many in zip(*results, strict=True):
@@ -45,14 +45,14 @@ def test_the_columns_of_a_rollout_follow_the_definitions(tmp_path):
     ppo = run(tmp_path, kl_coef=0.3, missing_eos_penalty=1.0, gamma=0.9, lam=0.8)
     ppo.step()  # so that policy and reference differ
     rollout = ppo.collect()
-    scores = ppo.score(rollout)
+    scores = ppo.score(rollout).total
     raw = torch.tensor(likes_even([], ppo.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)))
     torch.testing.assert_close(scores, raw - rollout.truncated.float())
     ppo.shape(rollout, scores)
-    rewards = rollout.columns["rewards"].clone()
+    rewards = rollout.rewards.clone()
     ppo.estimate(rollout)
-    values, cu = rollout.columns["values"].tolist(), rollout.cu_responses.tolist()
-    kl = (rollout.columns["logprobs"] - rollout.columns["ref_logprobs"]).tolist()
+    values, cu = rollout.values.tolist(), rollout.cu_responses.tolist()
+    kl = (rollout.logprobs - rollout.ref_logprobs).tolist()
     advantages, returns = [], []
     for b in range(len(rollout)):
         following, own = 0.0, []
@@ -65,9 +65,9 @@ def test_the_columns_of_a_rollout_follow_the_definitions(tmp_path):
         advantages += own
         returns += [a + v for a, v in zip(own, values[cu[b] : cu[b + 1]], strict=True)]
     plain = torch.tensor(advantages)
-    torch.testing.assert_close(rollout.columns["returns"], torch.tensor(returns), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rollout.returns, torch.tensor(returns), atol=1e-5, rtol=1e-5)
     whitened = (plain - plain.mean()) / (plain.var() + 1e-8).sqrt()
-    torch.testing.assert_close(rollout.columns["advantages"], whitened, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rollout.advantages, whitened, atol=1e-4, rtol=1e-4)
 
 
 def test_a_policy_that_does_not_start_as_the_reference_stops_the_run(tmp_path):
@@ -97,8 +97,9 @@ def test_rule_rewards_by_hand():
     assert ForbiddenPhrases(["guarantee", "fund"]).score(batch).tolist() == [-1.0, 0.0]
     assert LengthWithin(5, 8).score(batch).tolist() == pytest.approx([-0.2, 0.0])
     weighted = WeightedRewards([(ForbiddenPhrases(["refund"]), 2.0), (LengthWithin(1, 4), 1.0)])
-    assert weighted.score(batch).tolist() == pytest.approx([-2.0, -0.25])
-    assert weighted.parts["forbidden_phrases"].tolist() == [-1.0, 0.0]
+    scores = weighted.score(batch)
+    assert scores.total.tolist() == pytest.approx([-2.0, -0.25])
+    assert scores.parts["forbidden_phrases"].tolist() == [-1.0, 0.0]
 
 
 def test_the_adaptive_controller_moves_by_the_clipped_error():

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from rlhf_fast.rollout.arena import Rollout
+from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.state import State
 from rlhf_fast.train.rollout_log import ROLLOUTS_FILE, RolloutLog, rollout_rows
 from tests.train.cases import run
@@ -21,9 +22,10 @@ def test_a_row_by_hand():
     rollout = Rollout.from_responses(
         [[1, 2], [3]], [[4, 5, 2], [6]], finished=[True, False], budget=3, prompt_rows=[7, 0], seeds=[11, 12]
     )
-    rollout.columns["kl"] = torch.tensor([0.5, 0.25, -0.125, float("inf")])
-    scores, parts = torch.tensor([2.5, -1.0]), {"a": torch.tensor([1.25, 0.0]), "b": torch.tensor([0.5, 1.0])}
-    one, two = rollout_rows(rollout, scores, parts, iteration=3, prompts=["p", "q"], responses=["r", "s"])
+    rollout.kl = torch.tensor([0.5, 0.25, -0.125, float("inf")])
+    parts = {"a": torch.tensor([1.25, 0.0]), "b": torch.tensor([0.5, 1.0])}
+    scores = Scores(torch.tensor([2.5, -1.0]), parts)
+    one, two = rollout_rows(rollout, scores, iteration=3, prompts=["p", "q"], responses=["r", "s"])
     assert one == {
         "iteration": 3, "prompt_row": 7, "seed": 11, "prompt": "p", "response": "r", "score": 2.5, "kl": 0.625,
         "length": 3, "finished": True, "scores": {"a": 1.25, "b": 0.5},

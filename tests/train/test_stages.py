@@ -91,8 +91,8 @@ def test_a_mistyped_field_and_a_missing_model_are_named(folder, capsys):
 def test_sft_learns_every_row_of_a_pass_once(folder, monkeypatch, caplog, rows, size, sizes):
     lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)[:rows]
     (folder / "rows.jsonl").write_text("".join(lines))
-    batches, accumulate = [], SFT.accumulate
-    monkeypatch.setattr(SFT, "accumulate", lambda run, rows: (batches.append(rows), accumulate(run, rows))[1])
+    batches, loss = [], SFT.loss
+    monkeypatch.setattr(SFT, "loss", lambda run, rows: (batches.append(rows), loss(run, rows))[1])
     with caplog.at_level(logging.INFO, "rlhf_fast.notices"):
         assert sft(folder, "--per_device_train_batch_size", str(size)) == 0
     assert [len(batch) for batch in batches] == sizes and len(read_metrics(folder / "sft")) == len(sizes)

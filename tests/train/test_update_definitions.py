@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from rlhf_fast.rollout.rollout import COLUMNS
 from rlhf_fast.train import ppo_metrics
 from tests.train.cases import estimated, run
 
@@ -18,7 +19,7 @@ def expected(ppo, rollout, micro: list[list[int]], *, token_mean: bool) -> dict[
 
     token_mean: over all of them; else the mean of the groups' means.
     """
-    cu, c = rollout.cu_responses.tolist(), {k: v.double().tolist() for k, v in rollout.columns.items()}
+    cu, c = rollout.cu_responses.tolist(), {k: getattr(rollout, k).double().tolist() for k in COLUMNS}
     groups = []
     for sequences in micro:
         sums = dict.fromkeys(("policy_loss", "value_loss", "entropy", "clipfrac", "approx_kl", "ratio_mean"), 0.0)
@@ -75,7 +76,7 @@ def test_loss_and_metrics_of_a_minibatch_follow_the_definitions(tmp_path, score_
     rollout = estimated(ppo)
     assert (rollout.labels == -100).any() == (score_at == "eos+1")
     ppo.update(rollout)  # so that ratio, values and clip fractions are not trivial
-    losses = ppo.accumulate(rollout, list(range(16)), rollout.columns["logprobs"])
+    losses = ppo.accumulate(rollout, list(range(16)), rollout.logprobs)
     got = ppo_metrics.add_up(losses)
     assert len(losses) > 4  # micro-batches are cut by tokens as well, which changes nothing
     micro = [list(range(start, start + 4)) for start in range(0, 16, 4)]
@@ -91,7 +92,7 @@ def test_the_gradient_is_that_of_sequences_in_any_order(tmp_path):
     gradients = []
     for order in (list(range(16)), list(reversed(range(16)))):
         ppo.optimiser.adamw.zero_grad()
-        ppo.accumulate(rollout, order, rollout.columns["logprobs"])
+        ppo.accumulate(rollout, order, rollout.logprobs)
         gradients.append([p.grad.clone() for p in ppo.optimiser.parameters if p.grad is not None])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
@@ -121,6 +122,4 @@ def test_the_bootstrap_is_the_value_of_the_state_after_the_last_token_of_truncat
     beyond = torch.where(rollout.truncated, after, 0.0)
     assert beyond.abs().max() > 1e-3
     # A_last + V_last = r_last + gamma V_beyond
-    torch.testing.assert_close(
-        rollout.columns["returns"][last], rollout.columns["rewards"][last] + 0.9 * beyond, atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(rollout.returns[last], rollout.rewards[last] + 0.9 * beyond, atol=1e-5, rtol=1e-4)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl
 from transformers.trainer_callback import TrainerState
 
 from rlhf_fast import Rollout, UsageError
+from rlhf_fast.rewards.weighted import Scores
 from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.responses import judge
 from rlhf_fast.trainer import hub
@@ -237,7 +238,7 @@ def test_a_response_without_eos_is_penalised_where_nothing_ends_one(tmp_path):
         tokens(3, 4), [[7, 2, 9], [7, 8, 9]], finished=[False, False], budget=3, score_at="eos+1"
     )
     assert made.ppo.sampling.stop_ids == ()
-    assert made.ppo.score(rollout, torch.tensor([1.0, 1.0])).tolist() == [1.0, -1.0]
+    assert made.ppo.score(rollout, Scores(torch.tensor([1.0, 1.0]), {})).total.tolist() == [1.0, -1.0]
 
 
 def test_an_optimizer_of_the_scripts_own_takes_the_steps(tmp_path):

@@ -95,7 +95,7 @@ def test_columns_and_weights_of_an_update_are_those_computed_by_hand(tmp_path):
     rollout = Rollout.from_responses(PROMPTS, RESPONSES, finished=FINISHED, budget=BUDGET, score_at=made.args.score_at)
     made.update(rollout, scores=SCORES)
     for name, column in expected.items():
-        ours = rollout.columns[name][rollout.action_mask] if name == "advantages" else rollout.columns[name]
+        ours = getattr(rollout, name)[rollout.action_mask] if name == "advantages" else getattr(rollout, name)
         torch.testing.assert_close(ours.double(), column, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     moved = max(float((p - b).abs().max()) for p, b in zip(trained, before, strict=True))
     assert moved > 1e-2

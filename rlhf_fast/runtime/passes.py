@@ -1,23 +1,15 @@
-"""How the rows of a run are divided: passes into steps, and the tokens of a forward and backward at once.
+"""How passes over the rows of a run are divided into steps.
 
 The rows of a step follow from `seed` and its number alone, so a resumed run needs no state of them.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 
-from rlhf_fast.runtime.config import StageConfig
-from rlhf_fast.runtime.out_of_memory import is_out_of_memory
-
-T = TypeVar("T")
-logger = logging.getLogger(__name__)
 FEW = 10
 """Fewer steps than these are said to be few."""
 MORE_STEPS = "more num_train_epochs, or a smaller per_device_train_batch_size,"
@@ -80,35 +72,3 @@ def too_few(steps: int, more: str) -> str:
 def round_up(number: float) -> int:
     """The next whole number; what floating-point rounding put a hair above one counts as that one."""
     return math.ceil(number - 1e-9 * max(1.0, abs(number)))
-
-
-@dataclass
-class Budget:
-    """`tokens` of a micro-batch. `may_halve`: halve them, for the rest of the run, where they do not fit."""
-
-    tokens: int
-    may_halve: bool
-
-    @classmethod
-    def of(cls, config: StageConfig) -> Budget:
-        return cls(config.max_tokens_per_micro_batch, config.auto_find_batch_size)
-
-    def run(self, work: Callable[[], T], undo: Callable[[], None]) -> T:
-        """What `work`, which reads `tokens`, returns. Where it runs out of memory and may halve them, `undo` takes back
-        what it left, and it runs again."""
-        while True:
-            try:
-                return work()
-            except (MemoryError, RuntimeError) as error:
-                if not (is_out_of_memory(error) and self.may_halve and self.tokens > 1):
-                    raise
-                reason = str(error).split("\n")[0] or type(error).__name__
-            undo()  # out here, where the error no longer keeps the activations alive
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            logger.warning("out of memory with %d tokens a micro-batch: half from now on (%s)", self.tokens, reason)
-            self.tokens //= 2
-
-    def metrics(self) -> dict[str, float]:
-        """The tokens, where they may change."""
-        return {"max_tokens_per_micro_batch": float(self.tokens)} if self.may_halve else {}

@@ -14,14 +14,20 @@ import torch
 from torch import Tensor
 
 from rlhf_fast.model.packed import Packed
+from rlhf_fast.runtime.distributed import gather, rank, world_size
 from rlhf_fast.runtime.errors import UsageError
 
 ScoreAt = Literal["eos", "eos+1"]
+ALL = range(-1, -1)
+COLUMNS = ("logprobs", "ref_logprobs", "kl", "values", "rewards", "advantages", "returns")
 
 
 @dataclass
 class Rollout:
-    """B sequences with N tokens and T slots in all. Columns are written in place by scoring, shaping and GAE."""
+    """B sequences with N tokens and T slots in all.
+
+    The columns are allocated here, all 0, and filled in place: by scoring, shaping and estimating.
+    """
 
     tokens: Tensor  # (N,) int64
     cu_seqlens: Tensor  # (B+1,) int32, offsets into tokens
@@ -36,8 +42,22 @@ class Rollout:
     seeds: Tensor  # (B,) int64, sampling seed
     sampled_logprobs: Tensor | None = None  # (T,) f32, as the engine sampled; 0 in an eos+1 slot
     bootstrap: Tensor | None = None  # (B,) f32, value after a truncated response and 0 after others, where GAE reads it
-    columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (T,) f32
     ref_hidden: Tensor | None = None  # (T, H) the reference's states, where the critic reads them
+    own: range = ALL  # the sequences of this process, where others came by `gather`
+
+    # columns, each (T,) f32
+    logprobs: Tensor = field(init=False)  # scoring: of the policy before the update; 0 in an eos+1 slot
+    ref_logprobs: Tensor = field(init=False)  # of the reference; 0 in an eos+1 slot
+    kl: Tensor = field(init=False)  # the estimate of the KL between them; 0 in an eos+1 slot
+    values: Tensor = field(init=False)  # the critic's
+    rewards: Tensor = field(init=False)  # shaping: -kl_coef * kl, plus the score at its slot
+    advantages: Tensor = field(init=False)  # estimating: whitened
+    returns: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.own = range(len(self)) if self.own is ALL else self.own
+        for name in COLUMNS:
+            setattr(self, name, torch.zeros(self.labels.shape, device=self.labels.device))
 
     @classmethod
     def from_responses(
@@ -131,7 +151,9 @@ class Rollout:
         return [tokens[cu[b] : cu[b + 1]] for b in range(len(self))]
 
     def select(self, sequences: list[int]) -> tuple[Packed, Tensor]:
-        """The given sequences packed, and the (R,) int64 indices of their slots in the columns, in the same order."""
+        """The given sequences packed, and the (R,) int64 indices of their slots in the columns, in the same order.
+
+        Their numbers among this process's own tell which trunk states are theirs."""
         cu, slots = self.cu_seqlens.tolist(), self.cu_responses.tolist()
         device = self.tokens.device
         offsets, pieces, rows, index = [0], [], [], []
@@ -143,5 +165,49 @@ class Rollout:
             offsets.append(offsets[-1] + cu[b + 1] - cu[b])
         slot_index = torch.cat(index)
         ref_hidden = None if self.ref_hidden is None else self.ref_hidden[slot_index]
-        packed = Packed(torch.cat(pieces), offsets, torch.cat(rows), self.labels[slot_index], ref_hidden=ref_hidden)
+        packed = Packed(
+            torch.cat(pieces), offsets, torch.cat(rows), self.labels[slot_index], ref_hidden=ref_hidden,
+            numbers=[b - self.own.start for b in sequences] if set(sequences) <= set(self.own) else None,
+        )  # fmt: skip
         return packed, slot_index
+
+    def gather(self) -> Rollout:
+        """The rollout of all processes, in the order of their ranks, from the part that each has sampled and scored;
+        itself in a single process.
+
+        `ref_hidden` is not exchanged: its rows are 0 but for the slots of this process, the only ones that it reads.
+        """
+        if world_size() == 1:
+            return self
+        counts = gather(torch.tensor([[len(self), len(self.tokens), len(self.labels)]]))  # (processes, 3)
+        sequences, tokens, slots = counts[: rank()].sum(0).tolist()  # of the processes before
+        ref_hidden = None
+        if self.ref_hidden is not None:
+            ref_hidden = self.ref_hidden.new_zeros(int(counts[:, 2].sum()), self.ref_hidden.shape[1])
+            ref_hidden[slots : slots + len(self.labels)] = self.ref_hidden
+        whole = Rollout(
+            tokens=gather(self.tokens),
+            cu_seqlens=_gather_offsets(self.cu_seqlens),
+            prompt_lengths=gather(self.prompt_lengths),
+            cu_responses=_gather_offsets(self.cu_responses),
+            slot_rows=gather(self.slot_rows + tokens),
+            labels=gather(self.labels),
+            score_index=gather(torch.where(self.score_index < 0, self.score_index, self.score_index + slots)),
+            finished=gather(self.finished),
+            truncated=gather(self.truncated),
+            prompt_rows=gather(self.prompt_rows),
+            seeds=gather(self.seeds),
+            sampled_logprobs=None if self.sampled_logprobs is None else gather(self.sampled_logprobs),
+            bootstrap=None if self.bootstrap is None else gather(self.bootstrap),
+            ref_hidden=ref_hidden,
+            own=range(sequences, sequences + len(self)),
+        )
+        for name in COLUMNS:
+            setattr(whole, name, gather(getattr(self, name)))
+        return whole
+
+
+def _gather_offsets(own: Tensor) -> Tensor:
+    """Of the lengths of all processes, from the offsets (B+1,) of this one."""
+    lengths = gather(own.diff())
+    return torch.cat([own.new_zeros(1), lengths.cumsum(0)]).to(own.dtype)

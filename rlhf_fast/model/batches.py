@@ -1,0 +1,108 @@
+"""Micro-batches: the one way in which work on many sequences is cut into forwards that fit, and run.
+
+Scoring, every stage's loss and the trunk hand over how to cut (`by_tokens`) and what to do with a part. What is not
+theirs to know is here: parts are halved where memory is short, processes that divide the layers of a model run as many
+passes as each other, and a run that was asked to stop does so between two parts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from rlhf_fast.model.sharding import in_step
+from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.interrupt import give_way
+from rlhf_fast.runtime.memory import is_out_of_memory
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+NO_ROWS: list[int] = []
+"""The spare part of work that is cut by sequences' numbers, where something else stands in for none."""
+
+
+@dataclass
+class MicroBatches:
+    """Parts of at most `tokens` tokens. may_halve: halve `tokens`, for the rest of the run, where a part does not fit.
+
+    undo: takes back what the parts before have left (their gradients), as all are run again then.
+    """
+
+    tokens: int
+    may_halve: bool = False
+    undo: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(cls, config: StageConfig, undo: Callable[[], None]) -> MicroBatches:
+        return cls(config.max_tokens_per_micro_batch, config.auto_find_batch_size, undo)
+
+    def run(
+        self,
+        model: SharedModel,
+        cut: Callable[[int], Sequence[Part]],
+        work: Callable[[Part, float], Result],
+        *,
+        spare: Part,
+        may_stop: bool = True,
+    ) -> list[Result]:
+        """What `work(part, 1.0)` gives for each part of `cut(tokens)`, in order.
+
+        Where processes divide the layers of `model`, those with fewer parts run `work(spare, 0.0)` until all have run
+        as many passes: its loss is to be multiplied by that weight, and what it gives is left out.
+        may_stop: raise `Abandoned` after a part if the run was asked to stop.
+        """
+        while True:
+            try:
+                return self._once(model, cut, work, spare, may_stop)
+            except (MemoryError, RuntimeError) as error:
+                if not (is_out_of_memory(error) and self.may_halve and self.tokens > 1):
+                    raise
+                reason = str(error).split("\n")[0] or type(error).__name__
+            self.undo()  # out here, where the error no longer keeps the activations alive
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            logger.warning("out of memory with %d tokens a micro-batch: half from now on (%s)", self.tokens, reason)
+            self.tokens //= 2
+
+    def metrics(self) -> dict[str, float]:
+        """The tokens, where they may change."""
+        return {"max_tokens_per_micro_batch": float(self.tokens)} if self.may_halve else {}
+
+    def _once(
+        self, model: SharedModel, cut: Callable[[int], Sequence[Part]], work: Callable[[Part, float], Result],
+        spare: Part, may_stop: bool,
+    ) -> list[Result]:  # fmt: skip
+        results = []
+        for part, counts in in_step(model, cut(self.tokens), spare):
+            result = work(part, float(counts))
+            if counts:
+                results.append(result)
+            if may_stop:
+                give_way()
+        return results
+
+
+def by_tokens(lengths: Sequence[int], numbers: Sequence[int] | None = None) -> Callable[[int], list[list[int]]]:
+    """A cut of sequences with these `lengths`: their `numbers` (default: 0, 1, ...), in order, in groups of at most so
+    many tokens; a longer sequence goes alone."""
+    names = range(len(lengths)) if numbers is None else numbers
+    return lambda max_tokens: [[names[i] for i in group] for group in cut_by_tokens(lengths, max_tokens)]
+
+
+def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices 0..n-1, in order, cut into consecutive groups of at most `max_tokens` tokens (at least one sequence)."""
+    groups: list[list[int]] = []
+    used = 0
+    for index, length in enumerate(lengths):
+        if not groups or used + length > max_tokens:
+            groups.append([])
+            used = 0
+        groups[-1].append(index)
+        used += length
+    return groups
