@@ -258,7 +258,7 @@ def take(case: str, run: Callable[[], Record | None]) -> Record:
 
 def command(case: str, verb: str, options: dict[str, Any], status: int = 0) -> None:
     """`rlhf-fast VERB --field value ...`, with its output in `case`; a field that is None is left out. Raises
-    RuntimeError with what it printed last where it ends with another status."""
+    RuntimeError with the last line that it printed where it ends with another status."""
     where = {"output_file": f"{case}/responses.jsonl"} if verb == "generate" else {"output_dir": case}
     arguments = [verb]
     for field, value in (options | where).items():
@@ -267,7 +267,7 @@ def command(case: str, verb: str, options: dict[str, Any], status: int = 0) -> N
     with redirect_stderr(io.StringIO()) as shown:
         got = command_line(arguments)
     if got != status:
-        raise RuntimeError(f"status {got}: {shown.getvalue().strip()[-2000:]}")
+        raise RuntimeError(f"status {got}: {(shown.getvalue().splitlines() or ['nothing was said'])[-1]}")
 
 
 def outcome(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -315,7 +315,8 @@ def differences(before: dict[str, Record], after: dict[str, Record]) -> list[str
         if old is None or new is None:
             lines.append(f"{case}: only {'before' if new is None else 'after'}")
             continue
-        for name in old | new:  # as JSON, where 1 is not 1.0, 0.0 not -0.0, and NaN is NaN
+        failure = [name for name in old | new if name == "failed"]  # says all there is to say of a case
+        for name in failure or old | new:  # as JSON, where 1 is not 1.0, 0.0 not -0.0, and NaN is NaN
             values = [json.dumps(record[name]) if name in record else "absent" for record in (old, new)]
             if values[0] != values[1]:
                 lines.append(f"{case}: {name}: {values[0]} before, {values[1]} after")

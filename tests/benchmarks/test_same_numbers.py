@@ -37,6 +37,11 @@ def test_what_one_record_lacks_is_a_difference():
     ]  # fmt: skip
 
 
+def test_of_a_case_that_failed_the_failure_is_the_only_line():
+    before, after = {"sft": {"loss": 0.5, "lr": 0.5}}, {"sft": {"failed": "RuntimeError: status 2: refused"}}
+    assert differences(before, after) == ['sft: failed: absent before, "RuntimeError: status 2: refused" after']
+
+
 def test_a_record_holds_numbers_but_times_and_digests_of_tensors(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 2.5, "loss": 0.5}\n{"step": 2, "loss": null}\n')
     (tmp_path / "run.json").write_text('{"anything": 1}')
