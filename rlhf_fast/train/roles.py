@@ -1,4 +1,7 @@
-"""How PPO's roles start from the stages before (one shared base wherever that is possible).
+"""PPO's roles: how they start from the stages before, on one shared base wherever that is possible.
+
+`build_roles` opens the folders that a config names; models that a script hands over come from
+`rlhf_fast.trainer.roles`. Either way `assign_roles` chooses the critic and puts the roles together.
 
 stage before        policy                      reference               critic (critic=adapter)
 LoRA SFT            copy of the SFT adapter     frozen SFT adapter      copy of the reward adapter and head, else fresh
@@ -9,6 +12,7 @@ full fine-tuning    full copy, trained          frozen shared base      adapters
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +30,37 @@ from rlhf_fast.train.ppo_config import PPORunConfig
 
 @dataclass
 class Roles:
-    """reward is None where the reward does not live on the shared base."""
+    """reward is None where the reward does not live on the shared base. base: where the policy's base came from.
+    starts_as_reference: before the first update policy and reference are the same network."""
 
     policy: Policy
     reference: Policy
     critic: ValueModel
-    reward: Critic | None
-    base: str  # path of the shared base
+    base: str
+    reward: Critic | None = None
+    starts_as_reference: bool = True
+
+
+def assign_roles(
+    config: PPORunConfig, base: str, policy: Policy, reference: Policy, critic: ValueModel | None, *,
+    add_critic: Callable[[SharedModel], None], reward: Critic | None = None, starts_as_reference: bool = True,
+) -> Roles:  # fmt: skip
+    """The roles with the critic given, or else the one that the config asks for, on the frozen base of the policy.
+
+    add_critic: adds adapter "critic" with its head to that base, for `critic="adapter"`.
+    """
+    home = reference.model if policy.adapter is None else policy.model
+    if critic is None and config.critic == "policy_head":
+        critic = PolicyHeadCritic(ScalarHead(home.hidden_size, home.device))
+    elif critic is None and config.critic == "reference_mlp":
+        critic = ReferenceCritic(home.hidden_size, home.device)
+    elif critic is None:
+        add_critic(home)
+        critic = adapter_critic(home, "critic")
+    if config.activation_checkpointing:
+        for model in {id(m): m for m in (policy.model, *critic.models)}.values():
+            model.checkpoint_activations()
+    return Roles(policy, reference, critic, base, reward, starts_as_reference)
 
 
 def build_roles(config: PPORunConfig) -> Roles:
@@ -53,11 +81,11 @@ def build_roles(config: PPORunConfig) -> Roles:
         )
     reward = _reward(shared, config)
     policy = _policy(shared, sft, config)
-    critic = _critic(shared, config, copy_reward=reward is not None)
-    if config.activation_checkpointing:
-        for model in {id(m): m for m in (shared, policy.model)}.values():
-            model.checkpoint_activations()
-    return Roles(policy, Policy(shared, sft), critic, reward, source.base)
+
+    def add_critic(shared: SharedModel) -> None:
+        _add_critic(shared, config, copy_reward=reward is not None)
+
+    return assign_roles(config, source.base, policy, Policy(shared, sft), None, add_critic=add_critic, reward=reward)
 
 
 def _policy(shared: SharedModel, sft: str | None, config: PPORunConfig) -> Policy:
@@ -67,20 +95,15 @@ def _policy(shared: SharedModel, sft: str | None, config: PPORunConfig) -> Polic
     return Policy(shared, "policy")
 
 
-def _critic(shared: SharedModel, config: PPORunConfig, *, copy_reward: bool) -> ValueModel:
+def _add_critic(shared: SharedModel, config: PPORunConfig, *, copy_reward: bool) -> None:
     """The LoRA choices shape a fresh adapter; beside a policy's own they need not fit a copied one."""
-    if config.critic == "policy_head":
-        return PolicyHeadCritic(ScalarHead(shared.hidden_size, shared.device))
-    if config.critic == "reference_mlp":
-        return ReferenceCritic(shared.hidden_size, shared.device)
     if not copy_reward:
         add_trained(shared, config, "critic", copy_of=None, head=True)
-        return adapter_critic(shared, "critic")
+        return
     if not config.use_peft:
         check_shape(shared, config, "reward")
     shared.copy_adapter("reward", "critic")
     train_only(shared, "critic", config.lora_layers)
-    return adapter_critic(shared, "critic")
 
 
 def _reward(shared: SharedModel, config: PPORunConfig) -> Critic | None:

@@ -26,7 +26,6 @@ from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_run import describe, run_of, save_policy
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.responses import judge
-from rlhf_fast.train.roles import Roles
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.config import PPOConfig
@@ -35,7 +34,7 @@ from rlhf_fast.trainer.inputs import check_models, read_datasets
 from rlhf_fast.trainer.optimisers import Optimisers, refuse_half, use_given
 from rlhf_fast.trainer.prompts import Collator
 from rlhf_fast.trainer.rewards import build_reward
-from rlhf_fast.trainer.roles import build_roles
+from rlhf_fast.trainer.roles import use_models
 from rlhf_fast.trainer.sampling import Completion, complete, evaluate, send_to_wandb, show
 from rlhf_fast.trainer.surface import PolicyAndValue, Surface, old_arguments, refuse_overrides
 
@@ -77,7 +76,7 @@ class PPOTrainer(Surface):
             args, processing_class, models, train_dataset, eval_dataset, data_collator
         )
         seed_everything(args.seed)
-        roles = build_roles(args, model, ref_model, value_model, peft_config)
+        roles, policy_model = use_models(args, model, ref_model, value_model, peft_config)
         reward = build_reward(reward_model, args, prompts.columns)
         args.fit_epochs(len(prompts))
         args.total_episodes = args.total_episodes or max(1, int(args.num_train_epochs * len(prompts)))
@@ -86,10 +85,10 @@ class PPOTrainer(Surface):
             starts_as_reference=roles.starts_as_reference,
         )  # fmt: skip
         args.num_total_batches = ppo.iterations
-        self.ppo, self.roles = ppo, Roles(roles.policy, roles.reference, roles.critic, None, roles.base)
+        self.ppo, self.roles = ppo, roles
         self.hand_over(
-            args=args, processing_class=processing_class, policy_model=roles.policy_model, ref_model=ref_model,
-            model=PolicyAndValue(roles.policy_model, value_model, roles.critic), value_model=value_model,
+            args=args, processing_class=processing_class, policy_model=policy_model, ref_model=ref_model,
+            model=PolicyAndValue(policy_model, value_model, roles.critic), value_model=value_model,
             reward_model=reward_model, train_dataset=train_dataset, eval_dataset=eval_dataset,
             data_collator=data_collator or DataCollatorWithPadding(processing_class),
         )  # fmt: skip

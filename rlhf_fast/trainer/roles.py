@@ -12,7 +12,6 @@ a critic of its own, trained whole. Of each, the parameters train that require a
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig, PeftModel
@@ -20,13 +19,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_fast.model.check import check_architecture
-from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic, ValueModel
-from rlhf_fast.model.head import ScalarHead
-from rlhf_fast.model.roles import Policy, adapter_critic
+from rlhf_fast.model.critics import ValueModel
+from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
+from rlhf_fast.train.roles import Roles, assign_roles
 from rlhf_fast.trainer.adapters import Adapters, fresh_adapter, given_adapters, open_shared
 from rlhf_fast.trainer.classifier import ModuleCritic, open_scorer
 from rlhf_fast.trainer.config import PPOConfig
@@ -42,23 +41,15 @@ from rlhf_fast.trainer.given import (
     whole,
 )
 
-
-@dataclass(frozen=True)
-class GivenRoles:
-    """starts_as_reference: before the first update policy and reference are the same network."""
-
-    policy: Policy
-    reference: Policy
-    critic: ValueModel
-    starts_as_reference: bool
-    base: str  # where the policy's base came from
-    policy_model: Given  # the script's own object, or a PeftModel around it
+FRESH = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+"""The critic's adapter where the policy has none of its own."""
 
 
-def build_roles(
+def use_models(
     args: PPOConfig, model: Given, ref_model: Given | None, value_model: Any, peft_config: object | None
-) -> GivenRoles:
-    """The roles, on mirrors of the models given. Raises `UsageError` for what cannot be used together."""
+) -> tuple[Roles, Given]:
+    """The roles, on mirrors of the models given, and the policy as the script's own object, or a PeftModel around it.
+    Raises `UsageError` for what cannot be used together."""
     trains_base = not isinstance(model, PeftModel) and peft_config is None
     place("model", model, args, choose_dtype("model", model, args.bf16, train=trains_base))
     given = _adapters(args, model, peft_config)
@@ -73,18 +64,17 @@ def build_roles(
     reference = own if other is None else other
     if reference is not own:
         _check_reference(reference.model, shared)
-    lora = None if given is None else given.config
-    critic = _critic(args, reference.model if trains_base else shared, lora, value_model)
-    if args.activation_checkpointing:
-        for each_model in {id(m): m for m in (shared, *critic.models)}.values():
-            each_model.checkpoint_activations()
+    lora = (None if given is None else given.config) or FRESH
     policy = Policy(shared, None if trains_base else "policy")
+    roles = assign_roles(
+        args, str(base.name_or_path), policy, reference,
+        None if value_model is None else _value_model(args, value_model),
+        add_critic=lambda shared: shared.add_adapter("critic", lora, head=True),
+        starts_as_reference=same and not isinstance(model, PeftModel),
+    )  # fmt: skip
     if not any(parameter.requires_grad for _, parameter in policy.named_parameters()):
         notices.warning("no parameter of the model requires a gradient: only the critic is trained.")
-    starts = same and not isinstance(model, PeftModel)
-    return GivenRoles(
-        policy, reference, critic, starts, str(base.name_or_path), model if given is None else given.model
-    )
+    return roles, model if given is None else given.model
 
 
 def _adapters(args: PPOConfig, model: Given, peft_config: object | None) -> Adapters | None:
@@ -140,17 +130,6 @@ def _check_reference(reference: SharedModel, policy: SharedModel) -> None:
             f"ref_model has a head of {tuple(reference.lm_head[0].shape)} and the policy one of "
             f"{tuple(policy.lm_head[0].shape)}; expected the same vocabulary and hidden size. Use one base for both."
         )
-
-
-def _critic(args: PPOConfig, shared: SharedModel, lora: LoraConfig | None, value_model: Any) -> ValueModel:
-    if value_model is not None:
-        return _value_model(args, value_model)
-    if args.critic == "policy_head":
-        return PolicyHeadCritic(ScalarHead(shared.hidden_size, shared.device))
-    if args.critic == "reference_mlp":
-        return ReferenceCritic(shared.hidden_size, shared.device)
-    shared.add_adapter("critic", lora or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"), head=True)
-    return adapter_critic(shared, "critic")
 
 
 def _trained_in_float32(model: nn.Module) -> None:

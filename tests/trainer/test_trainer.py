@@ -226,7 +226,7 @@ def test_an_update_takes_a_rollout_from_elsewhere(tmp_path):
     with torch.no_grad():
         expected = judge(made.ppo.reward, made.processing_class, rollout, made.ppo.prompts)
     metrics = made.update(rollout)
-    assert metrics["objective/scores"] == pytest.approx(float(expected.mean()), abs=1e-5)
+    assert metrics["objective/scores"] == pytest.approx(float(expected.total.mean()), abs=1e-5)
     assert made.update(rollout, scores=[1.0, 2.0] * 4)["objective/scores"] == pytest.approx(1.5)
     with pytest.raises(UsageError, match="got 3 scores for 8 responses"):
         made.update(rollout, scores=[1.0] * 3)
