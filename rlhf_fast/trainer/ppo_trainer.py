@@ -83,7 +83,6 @@ class PPOTrainer(Surface):
         seed_everything(args.seed)
         roles = build_roles(args, model, ref_model, value_model, peft_config)
         reward = build_reward(reward_model, args, prompts.columns)
-        args.fit_epochs(len(prompts))
         args.total_episodes = args.total_episodes or max(1, int(args.num_train_epochs * len(prompts)))
         ppo = PPO(
             args, roles.policy, roles.reference, roles.critic, reward, processing_class, prompts,
