@@ -15,7 +15,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.fields import check_kinds, field_names
+from rlhf_fast.runtime.fields import KnownFields, check_kinds, field_names
 from rlhf_fast.runtime.hints import field_hint
 from rlhf_fast.runtime.launch import start
 
@@ -32,7 +32,7 @@ _AT_LEAST_ONE = (
 
 
 @dataclass
-class StageConfig(TrainingArguments):
+class StageConfig(KnownFields, TrainingArguments):
     """Fields of every stage. `served` names the inherited fields that this stage uses."""
 
     stage: ClassVar[str] = ""
