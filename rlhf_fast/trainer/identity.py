@@ -24,10 +24,11 @@ from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.runtime.checkpoint import TENSORS, read_facts
 from rlhf_fast.runtime.identity import PLACES, fingerprint
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.state import State
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.trainer.adapters import active_adapter
 from rlhf_fast.trainer.given import factors, mirror, whole
-from rlhf_fast.trainer.optimisers import described
+from rlhf_fast.trainer.optimisers import Pace, described
 from rlhf_fast.trainer.roles import GivenRoles
 
 _SAMPLES = 16  # values of a tensor, evenly spaced
@@ -71,8 +72,9 @@ class HandedOver:
 
             facts = {name: digest({k: now(t) for k, t in named.items()}) for name, named in self.trained.items()}
         place = read_facts(path)["optimiser"]["scheduled"]
-        if isinstance(place, dict):  # of a given schedule
-            facts |= dict(zip(described(self.optimiser), (place["groups"], place["schedule"]), strict=False))
+        pace = self.optimiser.pace
+        if isinstance(pace, Pace) and isinstance(place, dict):
+            facts |= pace.describe(State(facts=place))
         return facts
 
     def with_optimiser(self) -> dict[str, Any]:

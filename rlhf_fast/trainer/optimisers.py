@@ -58,6 +58,12 @@ class Pace:
         groups = [{k: _to_json(v, k) for k, v in group.items() if _moves(v)} for group in self.own.param_groups]
         return State(facts={"told": self.counter.told, "schedule": place, "groups": groups})
 
+    def describe(self, state: State) -> dict[str, Any]:
+        """How optimiser and schedule stand by `state`, of JSON's kinds, by their names; torch's own notes left out."""
+        schedule = {key: value for key, value in state.facts["schedule"].items() if not key.startswith("_")}
+        kinds = [type(one).__name__ for one in (self.own, self.schedule)]
+        return {f"optimizer {kinds[0]}": state.facts["groups"], f"schedule {kinds[1]}": schedule}
+
     def load_state(self, state: State) -> None:
         """Overwrite schedule and groups in place."""
         vars(self.counter)["told"] = state.facts["told"]
@@ -120,13 +126,8 @@ def use_given(optimiser: Optimiser, own: torch.optim.Optimizer, schedule: Any, s
 
 
 def described(optimiser: Optimiser) -> dict[str, Any]:
-    """Of JSON's kinds: how the given optimiser and schedule stand, by name, in this order; nothing where both are the
-    config's."""
-    if not isinstance(optimiser.pace, Pace):
-        return {}
-    facts = optimiser.pace.state().facts
-    kinds = [type(one).__name__ for one in (optimiser.adamw, optimiser.pace.schedule)]
-    return {f"optimizer {kinds[0]}": facts["groups"], f"schedule {kinds[1]}": facts["schedule"]}
+    """How the given optimiser and schedule stand now; nothing where both are the config's."""
+    return optimiser.pace.describe(optimiser.pace.state()) if isinstance(optimiser.pace, Pace) else {}
 
 
 def _needed(one: Any) -> list[str]:

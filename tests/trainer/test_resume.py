@@ -247,14 +247,23 @@ def test_the_rate_after_a_resume_is_that_of_the_schedule(tmp_path):
 def test_another_schedule_or_optimizer_is_named(tmp_path):
     stopped(tmp_path, **given_pair(SCHEDULES["step"], momentum=0.9))
     for other, message in (
-        (given_pair(lambda own: StepLR(own, 1, 0.9), momentum=0.9), r"schedule StepLR was .*'gamma', 0\.5"),
+        (given_pair(lambda own: StepLR(own, 1, 0.9), momentum=0.9), r"schedule StepLR was .*: 0\.5.* and is .*: 0\.9"),
         (given_pair(SCHEDULES["cosine"], momentum=0.9), "schedule CosineAnnealingLR was None"),
-        (given_pair(SCHEDULES["step"], momentum=0.8), r"optimizer SGD was .*'momentum', 0\.9|'momentum': 0\.9"),
+        (given_pair(SCHEDULES["step"], momentum=0.8), r"optimizer SGD was .*: 0\.9.* and is .*: 0\.8"),
         (of(BASE | FULL), "optimizer SGD was .* and is None"),
     ):
         with pytest.raises(UsageError, match=message):
             resume(tmp_path, **other)
     assert len(read_metrics(tmp_path)) == 2
+
+
+def test_objects_as_the_checkpoint_left_them_go_on_in_another_trainer(tmp_path):
+    """As in a notebook, where models, optimiser and schedule are those that the first run has moved."""
+    made = given_pair(SCHEDULES["step"], momentum=0.9)
+    stopped(tmp_path / "part", **made)
+    resume(tmp_path / "part", **made)
+    trainer(tmp_path / "whole", options=EVERY, **given_pair(SCHEDULES["step"], momentum=0.9)).train()
+    assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
 
 
 class Keeps:
