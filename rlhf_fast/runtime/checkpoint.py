@@ -59,7 +59,7 @@ def write_checkpoint(path: Path, state: State, fill: Callable[[Path], None]) -> 
         (folder / FACTS).write_text(json.dumps(state.facts) + "\n", encoding="utf-8")
         (folder / MANIFEST).write_text(json.dumps({"sha256": _digests(folder)}, indent=2) + "\n", encoding="utf-8")
 
-    left = "Older checkpoints are whole: then go on with resume=auto; a lower save_total_limit takes less room."
+    left = "Older checkpoints are whole: go on with resume=auto; a lower save_total_limit takes less room."
     with disk_errors(f"write the checkpoint {str(path)!r}", left):
         write_folder(path, write)
 
