@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -98,7 +97,15 @@ def run_reward(config: RewardConfig) -> RewardResult:
         scale = normalise(critic, Policy(shared, sft), prompts, stop, config) if prompts else None
     result = RewardResult(output, evaluation, scale, read_history(output))
     memory = {"Memory": describe_memory(device)}
-    finish(checkpoints, partial(_write, output, config, split, result, run_facts | memory))  # the head has changed
+
+    def page() -> None:
+        report = build_report(output.name, run_facts | memory, read_metrics(output), result.evaluation)
+        report.write(output / REPORT_FILE)
+
+    def numbers() -> None:
+        write_record(output / REWARD_FACTS, facts(config, split, result))
+
+    finish(checkpoints, {REWARD_FACTS: numbers, REPORT_FILE: page})  # the results again, as the head has changed
     return result
 
 
@@ -114,13 +121,6 @@ def describe(training: RewardTraining, split: Split) -> dict[str, str]:
         "Trained": describe_trained(model, ADAPTER, training.critic.named_parameters()),
         "Computed": describe_device(model.dtype, model.device),
     }
-
-
-def _write(
-    output: Path, config: RewardConfig, split: Split, result: RewardResult, run_facts: Mapping[str, str]
-) -> None:
-    write_record(output / REWARD_FACTS, facts(config, split, result))
-    build_report(output.name, run_facts, read_metrics(output), result.evaluation).write(output / REPORT_FILE)
 
 
 def _save(

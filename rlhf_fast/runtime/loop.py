@@ -2,7 +2,7 @@
 
     start = choose_start(config, inputs)        (`rlhf_fast.runtime.resume`) before models are opened
     checkpoints = train(run, start)             the steps that are left, with progress, metrics, checkpoints and signals
-    finish(checkpoints, report)                 the results, whole on disk, and only then the word that they are
+    finish(checkpoints, pages)                  the results, whole on disk, and only then the word that they are
 
 What a stage gives is a `Run`; what is done around a step beside that is in its `Hooks`.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from signal import Signals
+from types import MappingProxyType
 
 import torch
 
@@ -111,12 +112,14 @@ def train(run: Run, start: Start) -> Checkpoints:
     return checkpoints
 
 
-def finish(checkpoints: Checkpoints, report: Callable[[], None] | None = None) -> None:
-    """Write the results, then what is reported of them, in process 0, then that the run is finished."""
+def finish(checkpoints: Checkpoints, pages: Mapping[str, Callable[[], object]] = MappingProxyType({})) -> None:
+    """Write the results, then in process 0 what is said of them (by the name of the file), then that the run is
+    finished."""
     checkpoints.save_results()
-    if report is not None and is_main():
-        with checkpoints.disk_errors(f"write the results to {str(checkpoints.output)!r}"):
-            report()
+    if is_main():
+        for name, write in pages.items():
+            with checkpoints.page_errors(name):
+                write()
     checkpoints.finish()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
-from rlhf_fast.profiling.profile import profiled
+from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
+from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, patient, refuse_columns
 from rlhf_fast.rewards.classifier import ClassifierReward
@@ -77,9 +79,12 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     model, facts = roles.reference.model, describe(ppo, left_out)
     run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer))
     run.more = MORE_ITERATIONS
-    if config.profile and is_main():
-        run.inside = [profiled(output, model.dtype, model.device), *run.inside]
-    finish(train(run, start), lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)}))
+    with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
+        checkpoints = train(run, start)
+    pages = {REPORT_FILE: lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})}
+    if profile is not None:
+        pages[PROFILE_FILE] = partial(profile.write, output)
+    finish(checkpoints, pages)
     return output
 
 

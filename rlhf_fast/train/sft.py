@@ -21,6 +21,7 @@ from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolv
 from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, describe_trained, train_only
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
+from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rollout.sampling import end_with, stop_ids
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
 from rlhf_fast.runtime.distributed import share, total
@@ -133,11 +134,11 @@ def run_sft(config: SFTConfig) -> Path:
         held=partial(holdings, [policy.model], sft.optimiser), hooks=Evaluating(sft),
     )  # fmt: skip
 
-    def report() -> None:
+    def page() -> None:
         memory = {"Memory": describe_memory(device)}
         write_sft_page(output, facts | memory, tokenizer, heldout or rows, held_out=bool(heldout))
 
-    finish(train(run, start), report)
+    finish(train(run, start), {REPORT_FILE: page})
     return output
 
 
