@@ -28,7 +28,7 @@ from rlhf_fast.runtime.state import State
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.roles import Roles
 from rlhf_fast.trainer.adapters import active_adapter
-from rlhf_fast.trainer.given import factors, mirror, whole
+from rlhf_fast.trainer.given import Given, factors, mirror, whole
 from rlhf_fast.trainer.optimisers import Pace, described
 
 _SAMPLES = 16  # values of a tensor, evenly spaced
@@ -44,18 +44,19 @@ class HandedOver:
     """The facts of a trainer's objects, by name, before a step; what training changes may be as a checkpoint has it."""
 
     def __init__(
-        self, ppo: PPO, roles: Roles, ref_model: Any, reward_model: Any, value_model: Any, *, fresh: bool
-    ) -> None:
+        self, ppo: PPO, roles: Roles, policy_model: Given, ref_model: Any, reward_model: Any, value_model: Any, *,
+        fresh: bool,
+    ) -> None:  # fmt: skip
         """fresh: the policy's adapter was made by the trainer, and is drawn from its seed."""
         self.optimiser: Optimiser = ppo.optimiser
         self.trained: dict[str, Mapping[str, Tensor]] = {}  # what training changes, by the name of its fact
         self.facts: dict[str, Any] = {"stop token ids": sorted(ppo.sampling.stop_ids)}
-        self._policy(roles, fresh=fresh)
+        self._policy(roles, policy_model, fresh=fresh)
         if roles.reference.model is not roles.policy.model:
-            self._model("the reference", roles.policy_model if ref_model is None else ref_model, trained=False)
+            self._model("the reference", policy_model if ref_model is None else ref_model, trained=False)
         elif roles.reference.adapter is not None:
             name = ppo.config.ref_adapter_name  # type: ignore[attr-defined]
-            self._adapter("the reference", roles.policy_model, name, trained=False)
+            self._adapter("the reference", policy_model, name, trained=False)
         for role, given in (("reward_model", reward_model), ("value_model", value_model)):
             for number, module in enumerate(modules_of(given), 1):
                 self._module(role if number == 1 else f"{role} ({number})", module, trained=role == "value_model")
@@ -81,8 +82,7 @@ class HandedOver:
         """The facts, and those of the optimiser and schedule that are given now."""
         return self.facts | described(self.optimiser)
 
-    def _policy(self, roles: Roles, *, fresh: bool) -> None:
-        model = roles.policy_model
+    def _policy(self, roles: Roles, model: Given, *, fresh: bool) -> None:
         self._model("model", model, trained=roles.policy.adapter is None)
         if roles.policy.adapter is not None:
             self._adapter("model", model, active_adapter("model", model), trained=True, fresh=fresh)  # type: ignore[arg-type]

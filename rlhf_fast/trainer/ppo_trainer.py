@@ -96,7 +96,9 @@ class PPOTrainer(Surface):
         self.optimizer, self.lr_scheduler = optimizers
         self.create_optimizer_and_scheduler(ppo.iterations)
         self._use_optimizer()
-        self.handed_over = HandedOver(ppo, roles, ref_model, reward_model, value_model, fresh=peft_config is not None)
+        self.handed_over = HandedOver(
+            ppo, roles, policy_model, ref_model, reward_model, value_model, fresh=peft_config is not None
+        )
         self._begun_with: dict[str, Any] = {}  # once training begins, the facts of what was handed over
         super().__init__(args, ppo, processing_class, callbacks or [])
         args.remember()
