@@ -70,6 +70,10 @@ class Events:
         seconds = time.perf_counter() - self.began
         return metrics | {"eps": (self.state.episode - self.episodes_before) / seconds}
 
+    def log_is_due(self) -> bool:
+        """Whether the config has this iteration logged; a callback may ask for others in `control`."""
+        return DefaultFlowCallback().on_step_end(self.args, self.state, TrainerControl()).should_log
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep `logs` in the state's history and hand them to the callbacks.
 
