@@ -1,4 +1,4 @@
-"""Each field of TRL's `PPOConfig` with values other than its default, a row each: a trainer is made with it."""
+"""Each field of TRL's `PPOConfig` with values other than its default, a row each: the config is made with it."""
 
 from __future__ import annotations
 

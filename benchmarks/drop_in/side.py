@@ -9,6 +9,8 @@ lacks.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -20,6 +22,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+SHARED = (
+    "torch", "peft", "datasets", "accelerate", "transformers.models.qwen2.modeling_qwen2",
+    "trl.experimental.ppo.ppo_trainer", "rlhf_fast.trainer.ppo_trainer",
+)  # fmt: skip
+"""What the process imports that the rows are forked from."""
 SECONDS = 240
 """A row that takes longer has failed."""
 
@@ -27,19 +34,12 @@ SECONDS = 240
 def main() -> None:
     rows, results, *last = sys.argv[1:]
     sys.path += last
-    for name in (
-        "torch",
-        "transformers",
-        "peft",
-        "datasets",
-        "accelerate",
-        "trl.experimental.ppo",
-        "rlhf_fast.trainer",
-    ):
+    for name in SHARED:
         try:
             importlib.import_module(name)
         except ImportError:
             continue  # of the other side
+    gc.freeze()  # its pages stay shared
     found = [run(row) for row in json.loads(Path(rows).read_text())]
     Path(results).write_text(json.dumps(found, indent=1))
 
@@ -83,17 +83,21 @@ def _be(row: dict[str, Any]) -> None:
     os.chdir(row["folder"])
     sys.path.insert(0, row["folder"])
     sys.argv = [row["script"] or "pytest", *row["arguments"]]
+    code = 1
     try:
         if row["script"]:
             runpy.run_path(row["script"], run_name="__main__")
         else:
             runpy.run_module("pytest", run_name="__main__", alter_sys=True)
-    except SystemExit:
-        raise
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
-        sys.exit(1)
-    sys.exit(0)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def test_an_import_of_trls_trainer_changes_and_nothing_else_does():
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
 def test_a_script_of_ours_is_one_of_trls_until_its_import_changes(script):
     text = script.read_text()
-    assert "from trl.experimental.ppo import PPOConfig, PPOTrainer\n" in text and "rlhf_fast" not in text
-    assert "from rlhf_fast import PPOConfig, PPOTrainer\n" in change_imports(text)
+    assert "from trl.experimental.ppo import PPOConfig" in text and "rlhf_fast" not in text
+    assert "from rlhf_fast import PPOConfig" in change_imports(text)
     assert "import" not in "".join(line for line in change_imports(text).splitlines() if "trl." in line)
 
 

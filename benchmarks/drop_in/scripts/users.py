@@ -337,18 +337,22 @@ def goes_on_from_a_checkpoint(output_dir):
 
 
 def resumed(output_dir):
-    """`train(resume_from_checkpoint=...)` after a run that stopped, as in transformers' other trainers."""
+    """`train(resume_from_checkpoint=...)` after a run that broke off, as in transformers' other trainers."""
 
-    class Stop(TrainerCallback):
+    class Break(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = control.should_save = True
+            if state.global_step == 3:
+                raise ConnectionError("broken off")
 
     options = {"save_steps": 1, "total_episodes": 16}
-    stopped = build(config(output_dir, **options), callbacks=[Stop])
-    stopped.train()
+    broken = build(config(output_dir, **options), callbacks=[Break])
+    try:
+        broken.train()
+    except ConnectionError as error:
+        assert str(error) == "broken off"
     trainer = build(config(output_dir, **options))
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 4
+    assert trainer.state.global_step == 4 and trainer.state.log_history[0]["step"] > 1
 
 
 def two_trainers(output_dir):
