@@ -40,7 +40,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "hub_strategy": ("end", "checkpoint", "all_checkpoints"), "hub_always_push": (True,), "hub_revision": ("second",),
     "load_best_model_at_end": (True,), "metric_for_best_model": ("objective/scores",), "greater_is_better": (True,),
     "ignore_data_skip": (True,), "restore_callback_states_from_checkpoint": (True,), "full_determinism": (True,),
-    "seed": (7,), "data_seed": (3,), "use_cpu": (False,), "accelerator_config": ({"split_batches": True},),
+    "seed": (7,), "data_seed": (3,), "use_cpu": (True,), "accelerator_config": ({"split_batches": True},),
     "parallelism_config": ({"dp_replicate_size": 1},),
     "dataloader_drop_last": (True,), "dataloader_num_workers": (1,), "dataloader_pin_memory": (False,),
     "dataloader_persistent_workers": (True,), "dataloader_prefetch_factor": (2,),
@@ -70,7 +70,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "metric_for_best_model": {"eval_strategy": "steps", "eval_steps": 1},
     "dataloader_prefetch_factor": {"dataloader_num_workers": 1},
     "dataloader_persistent_workers": {"dataloader_num_workers": 1},
-    "torch_compile_mode": {"torch_compile_backend": "inductor"}, "use_cpu": {"bf16": False},
+    "torch_compile_mode": {"torch_compile_backend": "inductor"},
 }  # fmt: skip
 """Options without which a field cannot be given."""
 
