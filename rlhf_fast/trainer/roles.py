@@ -22,6 +22,7 @@ from rlhf_fast.model.check import check_architecture
 from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.targets import begun
 from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
@@ -64,13 +65,14 @@ def use_models(
     reference = own if other is None else other
     if reference is not own:
         _check_reference(reference.model, shared)
-    lora = (None if given is None else given.config) or FRESH
+    lora = FRESH if given is None else begun(given.config)
+    at_zero = given is None or given.config.init_lora_weights in (True, "gaussian")
     policy = Policy(shared, None if trains_base else "policy")
     roles = assign_roles(
         args, str(base.name_or_path), policy, reference,
         None if value_model is None else _value_model(args, value_model),
         add_critic=lambda shared: shared.add_adapter("critic", lora, head=True),
-        starts_as_reference=same and not isinstance(model, PeftModel),
+        starts_as_reference=same and at_zero and not isinstance(model, PeftModel),
     )  # fmt: skip
     if not any(parameter.requires_grad for _, parameter in policy.named_parameters()):
         notices.warning("no parameter of the model requires a gradient: only the critic is trained.")

@@ -1,4 +1,4 @@
-"""A job through `rlhf_fast.PPOTrainer`, given the same objects as TRL's: `python -m benchmarks.vs_trl.drop_in job.json
+"""A job through `rlhf_fast.PPOTrainer`, given the same objects as TRL's: `python -m benchmarks.vs_trl.trainer job.json
 result.json`. Its critic is the whole classifier, which is the reward too."""
 
 from __future__ import annotations
