@@ -3,10 +3,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "../cpu/decode/decoder.h"
-#include "level.h"
-#include "module.h"
-#include "pointer.h"
+#include "decode/decoder.h"
+#include "bindings/level.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 namespace {
 

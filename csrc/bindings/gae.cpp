@@ -1,7 +1,7 @@
-#include "../cpu/gae.h"
+#include "columns/gae.h"
 
-#include "module.h"
-#include "pointer.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 namespace {
 

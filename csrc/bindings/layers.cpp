@@ -1,4 +1,4 @@
-#include "../cpu/layers.h"
+#include "layers/layers.h"
 
 #include <pybind11/stl.h>
 
@@ -7,9 +7,9 @@
 #include <tuple>
 #include <vector>
 
-#include "level.h"
-#include "module.h"
-#include "pointer.h"
+#include "bindings/level.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "level.h"
+#include "bindings/level.h"
 
 #include <stdexcept>
 #include <utility>

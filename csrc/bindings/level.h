@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/level.h"
+#include "isa/level.h"
 
 std::vector<std::string> levels();                  // those that this processor can run, the fastest last
 rlhf::Level level_of(const std::string& wanted);  // throws std::invalid_argument where it is not among them

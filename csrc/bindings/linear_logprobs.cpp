@@ -1,13 +1,13 @@
-#include "../cpu/linear_logprobs.h"
+#include "logprobs/logprobs.h"
 
 #include <pybind11/stl.h>
 
 #include <cstdint>
 #include <string>
 
-#include "level.h"
-#include "module.h"
-#include "pointer.h"
+#include "bindings/level.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 namespace {
 

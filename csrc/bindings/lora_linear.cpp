@@ -1,9 +1,9 @@
-#include "../cpu/lora_linear.h"
+#include "lora/lora_linear.h"
 
 #include <pybind11/stl.h>
 
-#include "module.h"
-#include "pointer.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 #if RLHF_AMX
 namespace {

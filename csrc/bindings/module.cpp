@@ -1,5 +1,5 @@
 // The Python module rlhf_kernels._native.
-#include "module.h"
+#include "bindings/module.h"
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "C++ kernels on raw pointers; see csrc/.";

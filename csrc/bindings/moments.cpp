@@ -1,7 +1,7 @@
-#include "../cpu/moments.h"
+#include "columns/moments.h"
 
-#include "module.h"
-#include "pointer.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 namespace {
 

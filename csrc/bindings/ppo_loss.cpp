@@ -1,13 +1,13 @@
-#include "../cpu/ppo_loss.h"
+#include "ppo_loss/ppo_loss.h"
 
 #include <pybind11/stl.h>
 
 #include <optional>
 #include <string>
 
-#include "level.h"
-#include "module.h"
-#include "pointer.h"
+#include "bindings/level.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 namespace {
 

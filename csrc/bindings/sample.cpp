@@ -1,11 +1,11 @@
-#include "../cpu/sample.h"
+#include "logprobs/sample.h"
 
 #include <cstdint>
 #include <string>
 
-#include "level.h"
-#include "module.h"
-#include "pointer.h"
+#include "bindings/level.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 namespace {
 

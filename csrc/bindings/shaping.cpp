@@ -1,7 +1,7 @@
-#include "../cpu/shaping.h"
+#include "columns/shaping.h"
 
-#include "module.h"
-#include "pointer.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 namespace {
 

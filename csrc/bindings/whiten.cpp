@@ -1,7 +1,7 @@
-#include "../cpu/whiten.h"
+#include "columns/whiten.h"
 
-#include "module.h"
-#include "pointer.h"
+#include "bindings/module.h"
+#include "bindings/pointer.h"
 
 namespace {
 

@@ -1,10 +1,10 @@
 #include <algorithm>
 
 #include "check.h"
-#include "cpu/gae.h"
-#include "cpu/moments.h"
-#include "cpu/shaping.h"
-#include "cpu/whiten.h"
+#include "columns/gae.h"
+#include "columns/moments.h"
+#include "columns/shaping.h"
+#include "columns/whiten.h"
 
 namespace {
 

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "check.h"
-#include "cpu/decode/decoder.h"
+#include "decode/decoder.h"
 
 namespace {
 

@@ -1,9 +1,9 @@
-#include "cpu/layers.h"
+#include "layers/layers.h"
 
 #include <algorithm>
 
 #include "check.h"
-#include "cpu/bfloat16.h"
+#include "isa/bfloat16.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "cpu/linear_logprobs.h"
+#include "logprobs/logprobs.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,7 +1,7 @@
-#include "cpu/lora_linear.h"
+#include "lora/lora_linear.h"
 
 #include "check.h"
-#include "cpu/bfloat16.h"
+#include "isa/bfloat16.h"
 
 #if RLHF_AMX
 namespace {

@@ -1,4 +1,4 @@
-#include "cpu/ppo_loss.h"
+#include "ppo_loss/ppo_loss.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "cpu/sample.h"
+#include "logprobs/sample.h"
 
 #include <algorithm>
 #include <cstring>
