@@ -1,20 +1,17 @@
-// Flat columns in chunks of a fixed size. Sums are taken in float64 over each chunk and merged in order, so that results
-// do not depend on the number of threads or on which of them took which chunk.
+// Flat columns in chunks of a fixed size. Sums are taken in float64 over each chunk and merged in order, so that
+// results do not depend on the number of threads or on which of them took which chunk.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-namespace rlhf {
+#include "common.h"
+
+namespace rlhf::columns {
 
 constexpr std::int64_t kChunk = 4096;
 
-inline std::int64_t chunks(std::int64_t slots) { return (slots + kChunk - 1) / kChunk; }
-
-// As many threads as have `slots_each` slots to work on, so that none is woken for less; at least 1, at most `threads`.
-inline int useful_team(std::int64_t slots, std::int64_t slots_each, int threads) {
-    return static_cast<int>(std::clamp<std::int64_t>(slots / slots_each, 1, std::max(threads, 1)));
-}
+inline std::int64_t chunks(std::int64_t slots) { return divide_up(slots, kChunk); }
 
 // body(chunk, first slot, one past its last slot)
 template <class Body>
@@ -39,4 +36,4 @@ double sum(std::int64_t first, std::int64_t last, Term term) {
            ((running[4] + running[5]) + (running[6] + running[7]));
 }
 
-}  // namespace rlhf
+}  // namespace rlhf::columns

@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "isa/math.h"
 #include "decode/product.h"
+#include "isa/vectors.h"
 
-namespace rlhf {
+namespace rlhf::decode {
 namespace {
 
 constexpr int kKeys = 8;   // keys that meet the queries together
@@ -200,4 +200,4 @@ RLHF_TARGET void attend(const AttentionTask& task) {
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::decode

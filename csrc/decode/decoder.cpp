@@ -7,10 +7,10 @@
 #include <omp.h>
 #endif
 
-#include "isa/bfloat16.h"
-#include "isa/buffer.h"
+#include "common.h"
+#include "isa/kernels.h"
 
-namespace rlhf {
+namespace rlhf::decode {
 namespace {
 
 std::vector<float> copied(const float* x, std::int64_t count) {
@@ -70,8 +70,8 @@ struct Decoder::Buffers {
     std::int64_t bytes_;
 };
 
-Decoder::Decoder(const DecoderShape& shape, const float* final_norm, Level level, Element element)
-    : shape_(shape), kernels_(decode_kernels(level, element)), element_(element),
+Decoder::Decoder(const DecoderShape& shape, const float* final_norm, const Kernels& kernels, Element element)
+    : shape_(shape), kernels_(kernels.decode[element]), element_(element),
       final_norm_(copied(final_norm, shape.hidden_size)) {}
 
 void Decoder::add_layer(const LayerSource& source) {
@@ -222,4 +222,4 @@ void Decoder::rotate(const float* source, const std::vector<float>& norm, const 
     }
 }
 
-}  // namespace rlhf
+}  // namespace rlhf::decode

@@ -6,11 +6,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "logprobs/kernels.h"
+#include "common.h"
 #include "decode/kernels.h"
 #include "decode/packed_linear.h"
 
-namespace rlhf {
+namespace rlhf::decode {
 
 struct DecoderShape {
     std::int64_t hidden_size, heads, kv_heads, head_dim, intermediate_size;
@@ -40,7 +40,7 @@ struct DecodeInputs {
 
 class Decoder {
    public:
-    Decoder(const DecoderShape& shape, const float* final_norm, Level level, Element element);
+    Decoder(const DecoderShape& shape, const float* final_norm, const Kernels& kernels, Element element);
     void add_layer(const LayerSource& source);
     void step(const DecodeInputs& inputs);
     std::int64_t bytes() const;  // of packed weights
@@ -80,4 +80,4 @@ class Decoder {
     std::vector<Layer> layers_;
 };
 
-}  // namespace rlhf
+}  // namespace rlhf::decode

@@ -1,13 +1,13 @@
-// The parts of a decode step that are compiled once per instruction set. The driver (decoder.cpp) brings memory and
+// The parts of a decode step that are compiled for each instruction set. The driver (decoder.cpp) brings memory and
 // threads. Activations between layers are float; what enters a product is rounded to `activation_bytes` elements, and
 // weights are packed so that one register holds one element, or one pair of elements, of several outputs.
 #pragma once
 
 #include <cstdint>
 
-#include "logprobs/kernels.h"
+#include "common.h"
 
-namespace rlhf {
+namespace rlhf::decode {
 
 // One output's weights, contiguous: float, or bf16 where the model is.
 struct WeightRow {
@@ -60,23 +60,4 @@ struct DecodeKernels {
     void (*attend)(const AttentionTask& task);
 };
 
-const DecodeKernels& decode_kernels(Level level, Element element);
-
-namespace portable {
-const DecodeKernels& decode_kernels(Element element);
-}
-#if RLHF_X86
-namespace avx2 {
-const DecodeKernels& decode_kernels(Element element);
-}
-namespace avx512bf16 {
-const DecodeKernels& decode_kernels(Element element);
-}
-#endif
-#if RLHF_AMX
-namespace amx {
-const DecodeKernels& decode_kernels(Element element);
-}
-#endif
-
-}  // namespace rlhf
+}  // namespace rlhf::decode

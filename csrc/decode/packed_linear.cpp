@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "isa/bfloat16.h"
+#include "common.h"
 
-namespace rlhf {
+namespace rlhf::decode {
 namespace {
 
 // (outputs, rank) float -> (rank, outputs) of the model's element
@@ -80,4 +80,4 @@ void PackedLinear::add_adapter(float* y, std::size_t part, std::int64_t first, s
     kernels_->add_outer(y + p.first_rank, p.rank, p.scale, b, p.outputs, last - first, y + p.first + first);
 }
 
-}  // namespace rlhf
+}  // namespace rlhf::decode

@@ -7,12 +7,66 @@
 #include <type_traits>
 #include <utility>
 
-#include "logprobs/weight_block.h"
+#include "common.h"
 #include "decode/kernels.h"
-#include "decode/operands.h"
+#include "isa/product.h"
 
-namespace rlhf {
+namespace rlhf::decode {
 namespace {
+
+// What a decode product multiplies. `Stored` is the element of weights and cache, `Activation` that of the rows of x;
+// a cell is what one lane of a packed weight register holds, and a product step takes one cell.
+
+// float activations times float weights, or bf16 ones that are widened as they are read
+template <class Instructions, class Element>
+struct WideDecode {
+    using Isa = Instructions;
+    using F = typename Isa::F;
+    using Operand = F;
+    using Stored = Element;
+    using Cell = Element;
+    using Activation = float;
+    using QueryCell = float;
+    static constexpr int kDepth = 1;
+
+    RLHF_INLINE static Operand load(const float* cells) { return Isa::load(cells); }
+    RLHF_INLINE static Operand load(const std::uint16_t* cells) { return Isa::widen(cells); }
+    RLHF_INLINE static Operand load_query(const QueryCell* cells) { return Isa::load(cells); }
+    RLHF_INLINE static QueryCell query_cell(const float* query) { return *query; }
+    RLHF_INLINE static Operand broadcast(const Activation* x) { return Isa::set1(*x); }
+    RLHF_INLINE static Operand broadcast_stored(const Stored* x) { return Isa::set1(to_float(*x)); }
+    RLHF_INLINE static F step(F sum, Operand a, Operand b) { return Isa::fma(a, b, sum); }
+    RLHF_INLINE static Cell cell(const Stored* elements) { return *elements; }
+};
+
+// bf16 activations times bf16 weights, two at a time, summed in float
+template <class Product>
+struct PairDecode : Product {
+    using typename Product::Cell;
+    using typename Product::Operand;
+    using typename Product::Stored;
+    using Activation = std::uint16_t;
+    using QueryCell = std::uint32_t;
+
+    RLHF_INLINE static Operand load_query(const QueryCell* cells) { return Product::load(cells); }
+    RLHF_INLINE static QueryCell query_cell(const float* query) {
+        return to_bfloat16(query[0]) | static_cast<std::uint32_t>(to_bfloat16(query[1])) << 16;
+    }
+    RLHF_INLINE static Operand broadcast_stored(const Stored* pair) { return Product::broadcast(pair); }
+    RLHF_INLINE static Cell cell(const Stored* pair) { return Product::cell(pair, 2); }
+};
+
+inline void store_element(float* p, float x) { *p = x; }
+inline void store_element(std::uint16_t* p, float x) { *p = to_bfloat16(x); }
+
+template <class Isa>
+RLHF_INLINE typename Isa::F load_wide(const float* p) {
+    return Isa::load(p);
+}
+template <class Isa>
+RLHF_INLINE typename Isa::F load_wide(const std::uint16_t* p) {
+    return Isa::widen(p);
+}
 
 constexpr int kVectors = 2;            // registers of outputs in a block
 constexpr std::int64_t kStretch = 16;  // steps between two prefetches
@@ -129,4 +183,4 @@ RLHF_TARGET void product(const ProductTask& task) {
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::decode

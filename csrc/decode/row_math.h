@@ -4,10 +4,10 @@
 #include <cmath>
 #include <cstdint>
 
-#include "isa/math.h"
-#include "decode/operands.h"
+#include "decode/product.h"
+#include "isa/vectors.h"
 
-namespace rlhf {
+namespace rlhf::decode {
 namespace {
 
 template <class D, int V>
@@ -82,4 +82,4 @@ RLHF_TARGET void round_row(const float* x, std::int64_t count, void* activation)
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::decode

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #define RLHF_TARGET __attribute__((target("avx2,fma")))
-#include "isa/target.h"
+#include "isa/vectors.h"
 
 namespace rlhf {
 namespace {

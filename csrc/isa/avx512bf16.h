@@ -7,11 +7,12 @@
 #endif
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #define RLHF_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
-#include "isa/target.h"
+#include "isa/vectors.h"
 
 namespace rlhf {
 namespace {
@@ -92,6 +93,130 @@ struct PairProduct {
         return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(elements)));
     }
 };
+
+// The lanes i < count of up to 32
+inline std::uint32_t lanes_below(std::int64_t count) {
+    return static_cast<std::uint32_t>((std::uint64_t{1} << std::clamp<std::int64_t>(count, 0, 32)) - 1);
+}
+
+// The elements of both in the halves of a cell
+RLHF_INLINE __m512i zip(__m256i even, __m256i odd) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+}
+
+// 16 x 16 cells: within the four lanes of 128 bits, then between them
+RLHF_INLINE void transpose(__m512i (&x)[16]) {
+    __m512i y[16];
+    RLHF_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    RLHF_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+        x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+        x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+        x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+    }
+    RLHF_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const __m512i a = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x44), b = _mm512_shuffle_i32x4(x[i], x[4 + i], 0xee);
+        const __m512i c = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0x44);
+        const __m512i d = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0xee);
+        x[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+        x[4 + i] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        x[8 + i] = _mm512_shuffle_i32x4(b, d, 0x88);
+        x[12 + i] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+}
+
+// The same from memory, rows `stride` apart, to memory, `to_stride` apart: half of the shuffles are part of the loads
+RLHF_INLINE void transpose_cells(const std::uint32_t* from, std::int64_t stride, std::uint32_t* to,
+                                 std::int64_t to_stride) {
+    RLHF_UNROLL
+    for (int quad = 0; quad < 4; ++quad) {
+        __m512i v[4];  // rows i, i + 4, i + 8 and i + 12 of these four columns
+        RLHF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const auto* const at = reinterpret_cast<const __m128i*>(from + i * stride + quad * 4);
+            v[i] = _mm512_castsi128_si512(_mm_loadu_si128(at));
+            v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at + stride), 1);  // 4 rows of `stride` cells further on
+            v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at + 2 * stride), 2);
+            v[i] = _mm512_inserti32x4(v[i], _mm_loadu_si128(at + 3 * stride), 3);
+        }
+        const __m512i low = _mm512_unpacklo_epi32(v[0], v[1]), low2 = _mm512_unpacklo_epi32(v[2], v[3]);
+        const __m512i high = _mm512_unpackhi_epi32(v[0], v[1]), high2 = _mm512_unpackhi_epi32(v[2], v[3]);
+        std::uint32_t* const column = to + quad * 4 * to_stride;
+        _mm512_storeu_si512(column, _mm512_unpacklo_epi64(low, low2));
+        _mm512_storeu_si512(column + to_stride, _mm512_unpackhi_epi64(low, low2));
+        _mm512_storeu_si512(column + 2 * to_stride, _mm512_unpacklo_epi64(high, high2));
+        _mm512_storeu_si512(column + 3 * to_stride, _mm512_unpackhi_epi64(high, high2));
+    }
+}
+
+// Two vectors at a time, for what is done to each bf16 entry alone: 32 entries are the even ones and the odd
+// ones, in which order they come out of their cells and go back at half the cost of 16 in a row.
+// 16 elements and the 16 after them to pairs of one of each
+RLHF_INLINE __m512i zip_halves(__m512i elements) {
+    alignas(64) static constexpr std::uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), elements);
+}
+
+// 1 / x of a normal number: a Newton step from 14 bits
+RLHF_INLINE __m512 reciprocal(__m512 x) {
+    const __m512 guess = _mm512_rcp14_ps(x);
+    return _mm512_fmadd_ps(guess, _mm512_fnmadd_ps(x, guess, Avx512::set1(1.0f)), guess);
+}
+
+struct Avx512Pairs {
+    struct F {
+        __m512 even, odd;
+
+        RLHF_INLINE friend F operator+(F a, F b) { return {a.even + b.even, a.odd + b.odd}; }
+        RLHF_INLINE friend F operator-(F a, F b) { return {a.even - b.even, a.odd - b.odd}; }
+        RLHF_INLINE friend F operator*(F a, F b) { return {a.even * b.even, a.odd * b.odd}; }
+        // To within 2 roundings, where 1 / b is a normal number
+        RLHF_INLINE friend F operator/(F a, F b) { return a * F{reciprocal(b.even), reciprocal(b.odd)}; }
+    };
+    static constexpr int kLanes = 2 * Avx512::kLanes;
+
+    RLHF_INLINE static F set1(float x) { return {Avx512::set1(x), Avx512::set1(x)}; }
+    RLHF_INLINE static F fma(F a, F b, F c) {
+        return {Avx512::fma(a.even, b.even, c.even), Avx512::fma(a.odd, b.odd, c.odd)};
+    }
+    RLHF_INLINE static F max(F a, F b) { return {Avx512::max(a.even, b.even), Avx512::max(a.odd, b.odd)}; }
+    RLHF_INLINE static F min(F a, F b) { return {Avx512::min(a.even, b.even), Avx512::min(a.odd, b.odd)}; }
+    RLHF_INLINE static F round(F x) { return {Avx512::round(x.even), Avx512::round(x.odd)}; }
+    RLHF_INLINE static F times_power_of_2(F x, F n) {
+        return {Avx512::times_power_of_2(x.even, n.even), Avx512::times_power_of_2(x.odd, n.odd)};
+    }
+    // 32 bf16 elements, the first in the low half of the first cell
+    RLHF_INLINE static F from_cells(__m512i cells) {
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(cells, 16)),
+                _mm512_castsi512_ps(_mm512_and_si512(cells, _mm512_set1_epi32(-65536)))};
+    }
+    RLHF_INLINE static __m512i to_cells(F x) {
+        return zip_halves((__m512i)_mm512_cvtne2ps_pbh(x.odd, x.even));
+    }
+};
+
+template <>
+RLHF_INLINE Avx512Pairs::F load_some<Avx512Pairs>(const std::uint16_t* p, std::int64_t count) {
+    return Avx512Pairs::from_cells(_mm512_maskz_loadu_epi16(lanes_below(count), p));
+}
+
+template <>
+RLHF_INLINE void store_some<Avx512Pairs>(std::uint16_t* p, Avx512Pairs::F x, std::int64_t count) {
+    _mm512_mask_storeu_epi16(p, lanes_below(count), Avx512Pairs::to_cells(x));
+}
+
+template <>
+RLHF_INLINE float sum_of_lanes<Avx512Pairs>(Avx512Pairs::F x) {
+    return _mm512_reduce_add_ps(x.even + x.odd);
+}
 
 }  // namespace
 }  // namespace rlhf

@@ -4,10 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "isa/bfloat16.h"
-
 #define RLHF_TARGET
-#include "isa/target.h"
+#include "isa/vectors.h"
 
 namespace rlhf {
 namespace {

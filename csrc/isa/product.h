@@ -1,21 +1,14 @@
-// The inner loop: several rows of one operand, broadcast, times several vectors of the other, summed in registers.
+// The inner loop: several rows of one operand, broadcast, times several vectors of the other, summed in registers; and
+// how the operands that come next are fetched meanwhile.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
-#include "isa/bfloat16.h"
-#include "isa/target.h"
+#include "isa/vectors.h"
 
 namespace rlhf {
 namespace {
-
-// What a thread holds while it multiplies.
-template <class P>
-struct Registers {};
-
-// Steps that a product takes at once: operands are filled up to a multiple of them.
-template <class P>
-constexpr int kStepsAtOnce = 1;
 
 // One step of an inner product takes one `Cell` of each operand, here a float. PairProduct (bf16) takes two elements.
 template <class Instructions>
@@ -58,6 +51,21 @@ RLHF_INLINE void multiply(const char* rows, std::int64_t row_stride, std::int64_
         }
     }
 }
+
+// Most bytes of weights that meet all rows before the next ones are read: what a second-level cache holds
+constexpr std::int64_t kBlockBytes = 1 << 20;
+
+// Touches memory that is needed soon, a part at each step, so that its latency hides behind arithmetic.
+struct Prefetch {
+    const char* next = nullptr;
+    const char* end = nullptr;
+    std::int64_t bytes_per_step = 0;
+
+    RLHF_TARGET void step() {
+        const char* stop = std::min(end, next + bytes_per_step);
+        for (; next < stop; next += 64) RLHF_PREFETCH(next);
+    }
+};
 
 }  // namespace
 }  // namespace rlhf

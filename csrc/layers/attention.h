@@ -6,14 +6,43 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "isa/elements.h"
-#include "layers/head_rows.h"
-#include "isa/math.h"
+#include "common.h"
 #include "isa/product.h"
-#include "isa/target.h"
+#include "isa/vectors.h"
+#include "layers/layers.h"
 
-namespace rlhf {
+namespace rlhf::layers {
 namespace {
+
+// Hands out parts of a scratch memory, each on a cache line. Without memory it only counts.
+class Scratch {
+   public:
+    explicit Scratch(char* memory) : memory_(memory) {}
+    template <class T>
+    T* take(std::int64_t count) {
+        char* const part = memory_ + used_;
+        used_ += round_up(count * static_cast<std::int64_t>(sizeof(T)), 64);
+        return reinterpret_cast<T*>(part);
+    }
+    std::int64_t used() const { return used_; }
+
+   private:
+    char* memory_;
+    std::int64_t used_ = 0;
+};
+
+template <class T>
+struct TokenRows {
+    const T* data;
+    std::int64_t stride;
+    const T* row(std::int64_t i) const { return data + i * stride; }
+};
+
+template <class T>
+inline TokenRows<T> head_rows(const Heads& heads, std::int64_t first_token, std::int64_t head) {
+    return {static_cast<const T*>(heads.data) + first_token * heads.token_stride + head * heads.head_stride,
+            heads.token_stride};
+}
 
 template <class P>
 struct AttentionShape {
@@ -153,4 +182,4 @@ RLHF_TARGET void write_queries(const float* tile, std::int64_t count, std::int64
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::layers

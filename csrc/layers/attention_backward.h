@@ -2,11 +2,12 @@
 // the gradients of queries, keys and values (Dao 2023, "FlashAttention-2").
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "layers/attention.h"
 
-namespace rlhf {
+namespace rlhf::layers {
 namespace {
 
 template <class P>
@@ -196,4 +197,4 @@ RLHF_TARGET void attention_backward(const AttentionBackward& backward, const Att
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::layers

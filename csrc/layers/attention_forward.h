@@ -6,7 +6,7 @@
 
 #include "layers/attention.h"
 
-namespace rlhf {
+namespace rlhf::layers {
 namespace {
 
 template <class P>
@@ -131,4 +131,4 @@ RLHF_TARGET void attention_forward(const AttentionForward& forward, const Attent
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::layers

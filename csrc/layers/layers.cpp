@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
-#include "isa/buffer.h"
-#include "columns/chunks.h"
+#include "common.h"
+#include "isa/kernels.h"
 
-namespace rlhf {
+namespace rlhf::layers {
 namespace {
 
 constexpr std::int64_t kEntriesPerThread = 16384;  // some 10 microseconds of work: less is not worth waking a thread
@@ -39,41 +39,41 @@ void share_heads(const Task& task, const std::vector<std::int64_t>& offsets, int
 
 }  // namespace
 
-void rms_norm(const RmsNorm& norm, std::int64_t rows, const LayerCompute& compute) {
-    const auto run = layer_kernels(compute.level, compute.element).rms_norm;
+void rms_norm(const RmsNorm& norm, std::int64_t rows, const Compute& compute) {
+    const auto run = compute.kernels->layers[compute.element].rms_norm;
     share(rows, norm.width, compute.threads, [&](std::int64_t first, std::int64_t last) { run(norm, first, last); });
 }
 
-void rms_norm_backward(const RmsNormBackward& norm, std::int64_t rows, const LayerCompute& compute) {
-    const auto run = layer_kernels(compute.level, compute.element).rms_norm_backward;
+void rms_norm_backward(const RmsNormBackward& norm, std::int64_t rows, const Compute& compute) {
+    const auto run = compute.kernels->layers[compute.element].rms_norm_backward;
     share(rows, norm.width, compute.threads, [&](std::int64_t first, std::int64_t last) { run(norm, first, last); });
 }
 
-void swiglu(const Swiglu& swiglu, std::int64_t entries, const LayerCompute& compute) {
-    const auto run = layer_kernels(compute.level, compute.element).swiglu;
+void swiglu(const Swiglu& swiglu, std::int64_t entries, const Compute& compute) {
+    const auto run = compute.kernels->layers[compute.element].swiglu;
     share(entries, 1, compute.threads, [&](std::int64_t first, std::int64_t last) { run(swiglu, first, last); });
 }
 
-void swiglu_backward(const SwigluBackward& swiglu, std::int64_t entries, const LayerCompute& compute) {
-    const auto run = layer_kernels(compute.level, compute.element).swiglu_backward;
+void swiglu_backward(const SwigluBackward& swiglu, std::int64_t entries, const Compute& compute) {
+    const auto run = compute.kernels->layers[compute.element].swiglu_backward;
     share(entries, 1, compute.threads, [&](std::int64_t first, std::int64_t last) { run(swiglu, first, last); });
 }
 
-void rotary(const Rotary& rotary, std::int64_t tokens, const LayerCompute& compute) {
-    const auto run = layer_kernels(compute.level, compute.element).rotary;
+void rotary(const Rotary& rotary, std::int64_t tokens, const Compute& compute) {
+    const auto run = compute.kernels->layers[compute.element].rotary;
     share(tokens, rotary.heads * rotary.head_dim, compute.threads,
           [&](std::int64_t first, std::int64_t last) { run(rotary, first, last); });
 }
 
-void attention(const AttentionForward& forward, const std::vector<std::int64_t>& offsets, const LayerCompute& compute) {
-    const LayerKernels& kernels = layer_kernels(compute.level, compute.element);
+void attention(const AttentionForward& forward, const std::vector<std::int64_t>& offsets, const Compute& compute) {
+    const LayerKernels& kernels = compute.kernels->layers[compute.element];
     share_heads(forward, offsets, compute.threads, kernels.attention_scratch, kernels.attention);
 }
 
 void attention_backward(const AttentionBackward& backward, const std::vector<std::int64_t>& offsets,
-                        const LayerCompute& compute) {
-    const LayerKernels& kernels = layer_kernels(compute.level, compute.element);
+                        const Compute& compute) {
+    const LayerKernels& kernels = compute.kernels->layers[compute.element];
     share_heads(backward, offsets, compute.threads, kernels.attention_backward_scratch, kernels.attention_backward);
 }
 
-}  // namespace rlhf
+}  // namespace rlhf::layers

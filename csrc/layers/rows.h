@@ -4,12 +4,10 @@
 #include <cmath>
 #include <cstdint>
 
-#include "layers/kernels.h"
-#include "isa/elements.h"
-#include "isa/math.h"
-#include "isa/target.h"
+#include "isa/vectors.h"
+#include "layers/layers.h"
 
-namespace rlhf {
+namespace rlhf::layers {
 namespace {
 
 template <class Isa, class T>
@@ -107,4 +105,4 @@ RLHF_TARGET void rotary(const Rotary& rotary, std::int64_t first, std::int64_t l
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::layers

@@ -8,7 +8,7 @@
 
 #include "layers/tile_attention.h"
 
-namespace rlhf {
+namespace rlhf::layers {
 namespace {
 
 constexpr std::int64_t kHeads = 4;  // at most, in a block of queries: a sum over them is one product
@@ -201,4 +201,4 @@ RLHF_TARGET inline void tile_attention_backward(const AttentionBackward& backwar
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::layers

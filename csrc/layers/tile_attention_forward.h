@@ -6,7 +6,7 @@
 
 #include "layers/tile_attention.h"
 
-namespace rlhf {
+namespace rlhf::layers {
 namespace {
 
 struct TileForwardScratch {
@@ -142,4 +142,4 @@ RLHF_TARGET inline void tile_attention_forward(const AttentionForward& forward, 
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::layers

@@ -1,14 +1,15 @@
+// The gradient of the hidden states, from logits that are computed again: drives backward.h.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
-#include "isa/bfloat16.h"
-#include "isa/buffer.h"
+#include "common.h"
+#include "isa/kernels.h"
 #include "logprobs/logprobs.h"
 #include "logprobs/plan.h"
 
-namespace rlhf {
+namespace rlhf::logprobs {
 namespace {
 
 // Entries of dz below this share of the upstream gradient may be rounded, however large their share of the row's sum.
@@ -50,7 +51,7 @@ class Backward {
              void* d_hidden, const Compute& compute, const ScoredRows& scored, const Plan& plan)
         : scoring_(scoring), scores_(scores), d_logprobs_(d_logprobs), d_entropy_(d_entropy), d_hidden_(d_hidden),
           element_(compute.element), scored_(scored), plan_(plan),
-          kernels_(row_kernels(compute.level, compute.element)),
+          kernels_(compute.kernels->logprobs[compute.element]),
           stride_(kernels_.gradient_stride(scoring.projection.hidden_size)), sums_(plan.parts * plan.splits) {}
 
     void accumulate(std::int64_t part, std::int64_t split) {
@@ -105,7 +106,7 @@ class Backward {
     Element element_;
     const ScoredRows& scored_;
     const Plan& plan_;
-    const RowKernels& kernels_;
+    const LogprobsKernels& kernels_;
     std::int64_t stride_;
     std::vector<Buffer<float>> sums_;  // (parts, splits) of (padded rows, stride)
 };
@@ -125,4 +126,4 @@ void linear_logprobs_backward(const Scoring& scoring, const Scores& scores, cons
         [&](std::int64_t part) { work.finish(part); });
 }
 
-}  // namespace rlhf
+}  // namespace rlhf::logprobs

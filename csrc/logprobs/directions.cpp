@@ -1,14 +1,14 @@
+// Log-probs and their gradient in one pass over the vocabulary: drives directions.h.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "isa/bfloat16.h"
-#include "isa/buffer.h"
+#include "common.h"
+#include "isa/kernels.h"
 #include "logprobs/logprobs.h"
-#include "logprobs/merge.h"
 #include "logprobs/plan.h"
 
-namespace rlhf {
+namespace rlhf::logprobs {
 namespace {
 
 // What the tokens other than the label give some rows over one split of the vocabulary.
@@ -47,7 +47,7 @@ class Directions {
     Directions(const Scoring& scoring, const Scores& scores, float* directions, const Compute& compute,
                const ScoredRows& scored, const Plan& plan)
         : scoring_(scoring), scores_(scores), directions_(directions), element_(compute.element), scored_(scored),
-          plan_(plan), kernels_(row_kernels(compute.level, compute.element)),
+          plan_(plan), kernels_(compute.kernels->logprobs[compute.element]),
           stride_(kernels_.gradient_stride(scoring.projection.hidden_size)), partials_(plan.parts * plan.splits),
           label_logits_(scored.count()) {}
 
@@ -125,7 +125,7 @@ class Directions {
     Element element_;
     const ScoredRows& scored_;
     const Plan& plan_;
-    const RowKernels& kernels_;
+    const LogprobsKernels& kernels_;
     std::int64_t stride_;
     std::vector<Partial> partials_;  // (parts, splits)
     Buffer<float> label_logits_;     // (scored rows,)
@@ -145,4 +145,4 @@ void linear_logprobs_directions(const Scoring& scoring, const Scores& scores, fl
         [&](std::int64_t part) { work.finish(part); });
 }
 
-}  // namespace rlhf
+}  // namespace rlhf::logprobs

@@ -9,13 +9,12 @@
 #include <cstdint>
 #include <limits>
 
-#include "isa/buffer.h"
-#include "logprobs/large_entries.h"
+#include "common.h"
+#include "logprobs/forward.h"
+#include "logprobs/gradient_sums.h"
 #include "logprobs/logits.h"
-#include "logprobs/softmax.h"
-#include "logprobs/strips.h"
 
-namespace rlhf {
+namespace rlhf::logprobs {
 namespace {
 
 template <class Isa>
@@ -146,4 +145,4 @@ RLHF_TARGET void directions(const DirectionsTask& task) {
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::logprobs

@@ -1,14 +1,14 @@
-#include "logprobs/logprobs.h"
-
+// Log-probs, entropy and KL, a range of the vocabulary at a time: drives forward.h.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "isa/buffer.h"
-#include "logprobs/merge.h"
-#include "logprobs/scored_rows.h"
+#include "common.h"
+#include "isa/kernels.h"
+#include "logprobs/logprobs.h"
+#include "logprobs/plan.h"
 
-namespace rlhf {
+namespace rlhf::logprobs {
 namespace {
 
 constexpr std::int64_t kPanelBytes = 4 << 20;  // of hidden states that meet the weights in one pass
@@ -29,7 +29,7 @@ class Pass {
     };
 
     Pass(const Projection& projection, const Model* models, int count, const ScoredRows& scored, std::int64_t first,
-         std::int64_t rows, const RowKernels& kernels)
+         std::int64_t rows, const LogprobsKernels& kernels)
         : projection_(projection), models_(models), count_(count), labels_(scored.labels.data() + first), rows_(rows),
           kernels_(kernels), padded_(kernels.padded_rows(rows)),
           range_(std::max(kRangeRows, divide_up(divide_up(projection.vocabulary, kRanges), 128) * 128)),
@@ -81,7 +81,7 @@ class Pass {
     int count_;
     const std::int64_t* labels_;
     std::int64_t rows_;
-    const RowKernels& kernels_;
+    const LogprobsKernels& kernels_;
     std::int64_t padded_, range_, ranges_;
     Buffer<float> memory_, label_logits_;
     std::vector<Statistics> statistics_[2];  // of the ranges, in memory_
@@ -91,7 +91,7 @@ class Pass {
 // Cuts the scored rows into passes and calls finish(pass, row of the pass, row of the input) for each row.
 template <class Finish>
 void for_each_row(const Scoring& scoring, const Model* models, int count, const Compute& compute, Finish finish) {
-    const RowKernels& kernels = row_kernels(compute.level, compute.element);
+    const LogprobsKernels& kernels = compute.kernels->logprobs[compute.element];
     const ScoredRows scored(scoring.labels, scoring.rows);
     const std::int64_t row_bytes = divide_up(kernels.panel_bytes(64, scoring.projection.hidden_size), 64) * count;
     const std::int64_t most = std::clamp<std::int64_t>(kPanelBytes / row_bytes, 64, kPassRows);
@@ -130,4 +130,4 @@ void policy_reference_logprobs(const Scoring& policy, Matrix ref_hidden, Matrix 
     });
 }
 
-}  // namespace rlhf
+}  // namespace rlhf::logprobs

@@ -1,14 +1,11 @@
-// The parts of linear_logprobs that are compiled once per instruction set: logits of a block of the vocabulary for some
-// rows, reduced while they are in cache. Drivers choose a table here and bring memory and threads; simd/ implements it.
+// The parts of log-probs and sampling that are compiled for each instruction set: logits of a block of the vocabulary
+// for some rows, reduced while they are in cache. Drivers (the .cpp files here) take the table of a level and bring
+// memory and threads; the other headers here implement it.
 #pragma once
 
 #include <cstdint>
 
-#include "isa/level.h"
-
-namespace rlhf {
-
-enum class Element { kFloat32, kBFloat16 };
+namespace rlhf::logprobs {
 
 // z = softcap(h W^T + b) / temperature
 struct Projection {
@@ -73,7 +70,7 @@ struct BackwardTask {
     float* d_hidden;  // (rows rounded up to a panel, gradient_stride) zeroed by the caller, added to
 };
 
-// A draw for each row: statistics as of a forward task of one model, and the winner of the race that simd/race.h runs.
+// A draw for each row: statistics as of a forward task of one model, and the winner of the race that race.h runs.
 struct SampleTask {
     const Projection* projection;
     std::int64_t rows, first, last;
@@ -85,7 +82,7 @@ struct SampleTask {
     std::int32_t* token;                      // written
 };
 
-struct RowKernels {
+struct LogprobsKernels {
     std::int64_t (*padded_rows)(std::int64_t rows);
     std::int64_t (*panel_bytes)(std::int64_t rows, std::int64_t hidden_size);
     std::int64_t (*gradient_stride)(std::int64_t hidden_size);
@@ -98,23 +95,4 @@ struct RowKernels {
     void (*sample)(const SampleTask& task);
 };
 
-const RowKernels& row_kernels(Level level, Element element);
-
-namespace portable {
-const RowKernels& row_kernels(Element element);
-}
-#if RLHF_X86
-namespace avx2 {
-const RowKernels& row_kernels(Element element);
-}
-namespace avx512bf16 {
-const RowKernels& row_kernels(Element element);
-}
-#endif
-#if RLHF_AMX
-namespace amx {
-const RowKernels& row_kernels(Element element);
-}
-#endif
-
-}  // namespace rlhf
+}  // namespace rlhf::logprobs

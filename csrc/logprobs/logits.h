@@ -4,13 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "logprobs/kernels.h"
-#include "isa/math.h"
-#include "logprobs/panels.h"
 #include "isa/product.h"
-#include "logprobs/weight_block.h"
+#include "isa/vectors.h"
+#include "logprobs/kernels.h"
+#include "logprobs/panels.h"
 
-namespace rlhf {
+namespace rlhf::logprobs {
 namespace {
 
 // An inner product is summed in segments of about this many steps, whose sums are then added: the rounding error grows
@@ -140,4 +139,4 @@ RLHF_TARGET void logits_tile(const Projection& projection, const WeightBlock<P, 
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::logprobs

@@ -1,21 +1,17 @@
-// Log-probs of labels, entropy and KL from hidden states, without the logits: z = softcap(h W^T + b) / temperature,
-// log softmax(z)[y]. Logits are computed a tile at a time, in float, and reduced while the tile is in cache; extra
-// memory is some hundred bytes a row and a few MiB of tiles. Rows with a negative label are skipped: outputs are 0.
+// Log-probs of labels, entropy, KL and samples from hidden states, without the logits:
+// z = softcap(h W^T + b) / temperature, log softmax(z)[y]. Logits are computed a tile at a time, in float, and reduced
+// while the tile is in cache; extra memory is some hundred bytes a row and a few MiB of tiles. Rows with a negative
+// label are skipped: outputs are 0.
 //
 // A row's result depends on neither the other rows nor the number of threads.
 #pragma once
 
 #include <cstdint>
 
+#include "common.h"
 #include "logprobs/kernels.h"
 
-namespace rlhf {
-
-struct Compute {
-    Level level;
-    Element element;  // of hidden states and weights
-    int threads;      // at most
-};
+namespace rlhf::logprobs {
 
 struct Scoring {
     Projection projection;
@@ -46,4 +42,15 @@ void policy_reference_logprobs(const Scoring& policy, Matrix ref_hidden, Matrix 
 void linear_logprobs_backward(const Scoring& scoring, const Scores& scores, const float* d_logprobs,
                               const float* d_entropy, void* d_hidden, const Compute& compute);
 
-}  // namespace rlhf
+// A token for each row from softmax(z), z = softcap(h W^T + b) / temperature, and its log-prob, without the logits.
+// A row's draw depends on its hidden state, seed and step: not on the other rows or the number of threads.
+struct Drawing {
+    Projection projection;  // temperature 1 where the draw is greedy
+    Matrix hidden, weight;
+    std::int64_t rows;
+    const std::int64_t *seeds, *steps;  // (rows,), or nullptr: the likeliest token
+};
+
+void sample(const Drawing& drawing, std::int64_t* tokens, float* logprobs, const Compute& compute);
+
+}  // namespace rlhf::logprobs

@@ -1,18 +1,27 @@
-// Rows of hidden states as panels: up to kGroups groups of kLanes rows, so that one register holds one element, or one
-// pair of elements, of kLanes rows. A panel is [step][group][lane]; panels differ by at most one group.
+// The two operands of a tile of logits: hidden rows as panels, side by side in the lanes, and blocks of weights.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
-#include "isa/bfloat16.h"
-#include "logprobs/kernels.h"
+#include "common.h"
 #include "isa/product.h"
-#include "isa/target.h"
+#include "logprobs/kernels.h"
 
-namespace rlhf {
+namespace rlhf::logprobs {
 namespace {
 
+// What a thread holds while it multiplies.
+template <class P>
+struct Registers {};
+
+// Steps that a product takes at once: operands are filled up to a multiple of them.
+template <class P>
+constexpr int kStepsAtOnce = 1;
+
+// Rows of hidden states as panels: up to kGroups groups of kLanes rows, so that one register holds one element, or one
+// pair of elements, of kLanes rows. A panel is [step][group][lane]; panels differ by at most one group.
 template <class Isa>
 struct PanelPlan {
     static constexpr int kRows = Isa::kLanes * Isa::kGroups;  // most rows of a panel
@@ -61,12 +70,67 @@ RLHF_TARGET void pack(const Matrix& hidden, const std::int64_t* ids, std::int64_
             const auto* row = static_cast<const Source*>(hidden.data) + id * hidden.stride;
             for (std::int64_t step = 0; step < step_count<P>(hidden_size); ++step) {
                 const int left = static_cast<int>(std::min<std::int64_t>(hidden_size - step * P::kDepth, P::kDepth));
-                out[step * lanes + lane] = present && left > 0 ? P::cell(row + step * P::kDepth, left) : typename P::Cell(0);
+                out[step * lanes + lane] =
+                    present && left > 0 ? P::cell(row + step * P::kDepth, left) : typename P::Cell(0);
             }
         }
         out += lanes * step_count<P>(hidden_size);
     }
 }
 
+// Most rows of a block: a tile of logits fits in first-level cache.
+template <class P>
+constexpr std::int64_t kBlock = 128;
+
+template <class P>
+std::int64_t block_rows(std::int64_t hidden_size) {
+    const std::int64_t fitting = kBlockBytes / (hidden_size * static_cast<std::int64_t>(sizeof(typename P::Stored)));
+    return std::clamp<std::int64_t>(fitting / 32 * 32, 32, kBlock<P>);
+}
+
+// The rows of a vocabulary block as the product takes them: in place, or converted into a buffer.
+template <class P, class Source>
+class WeightBlock {
+   public:
+    using Stored = typename P::Stored;
+    static constexpr bool kInPlace = std::is_same_v<Source, Stored>;
+    const Stored* data = nullptr;
+    std::int64_t stride = 0, first = 0, rows = 0;
+
+    WeightBlock(const Matrix& weight, std::int64_t hidden_size) : weight_(weight), hidden_size_(hidden_size) {
+        if (!kInPlace) buffer_ = Buffer<Stored>(block_rows<P>(hidden_size) * hidden_size);
+    }
+
+    RLHF_TARGET void set(std::int64_t first_row, std::int64_t count) {
+        first = first_row, rows = count;
+        const Source* source = static_cast<const Source*>(weight_.data) + first * weight_.stride;
+        if constexpr (kInPlace) {
+            data = source, stride = weight_.stride;
+        } else {
+            for (std::int64_t r = 0; r < rows; ++r) {
+                for (std::int64_t h = 0; h < hidden_size_; ++h) {
+                    buffer_.data()[r * hidden_size_ + h] = to_float(source[r * weight_.stride + h]);
+                }
+            }
+            data = buffer_.data(), stride = hidden_size_;
+        }
+    }
+
+    // The `count` rows after this block, to be touched while this one meets `panels` panels, in the steps of their
+    // products and `others` that the caller takes.
+    Prefetch following(std::int64_t count, std::int64_t panels, std::int64_t others = 0) const {
+        if (!kInPlace || stride != hidden_size_ || count <= 0) return {};
+        const auto* begin = reinterpret_cast<const char*>(data + rows * stride);
+        const std::int64_t bytes = count * stride * static_cast<std::int64_t>(sizeof(Stored));
+        const std::int64_t steps = others + panels * std::max<std::int64_t>(rows / P::Isa::kRows, 1);
+        return {begin, begin + bytes, (bytes / steps + 64) / 64 * 64};
+    }
+
+   private:
+    Matrix weight_;
+    std::int64_t hidden_size_;
+    Buffer<Stored> buffer_;
+};
+
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::logprobs

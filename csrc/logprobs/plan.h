@@ -1,15 +1,36 @@
-// How work that ends in an (N, H) gradient is cut: `parts` of the scored rows times `splits` of the vocabulary. The
-// gradients of a task's rows accumulate in float while its blocks of weights pass by. The vocabulary is split, at the
-// price of partial sums that are joined in order, only where there are too few rows to give every thread some.
+// How the drivers of log-probs share out their work, and how they join what comes back.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <vector>
 
+#include "common.h"
 #include "logprobs/kernels.h"
-#include "logprobs/scored_rows.h"
 
-namespace rlhf {
+namespace rlhf::logprobs {
+
+// The rows that have a label, so that no work is done for the others.
+struct ScoredRows {
+    std::vector<std::int64_t> ids, labels;
+
+    ScoredRows(const std::int64_t* all_labels, std::int64_t rows) {
+        for (std::int64_t row = 0; row < rows; ++row) {
+            if (all_labels[row] < 0) continue;
+            ids.push_back(row);
+            labels.push_back(all_labels[row]);
+        }
+    }
+    std::int64_t count() const { return static_cast<std::int64_t>(ids.size()); }
+};
+
+// As many threads as there is work for, at most `threads`
+inline int useful_threads(const Projection& projection, std::int64_t rows, int threads) {
+    constexpr std::int64_t per_thread = 1 << 20;  // multiplications, some 10 microseconds
+    const std::int64_t useful = rows * projection.vocabulary * projection.hidden_size / per_thread;
+    return static_cast<int>(std::clamp<std::int64_t>(useful, 1, std::max(threads, 1)));
+}
 
 constexpr std::int64_t kTaskRows = 256;       // most rows of a task
 constexpr std::int64_t kTaskBytes = 4 << 20;  // most bytes of their hidden states and, in float, their gradients
@@ -19,6 +40,9 @@ struct Range {
     std::int64_t first, count;
 };
 
+// How work that ends in an (N, H) gradient is cut: `parts` of the scored rows times `splits` of the vocabulary. The
+// gradients of a task's rows accumulate in float while its blocks of weights pass by. The vocabulary is split, at the
+// price of partial sums that are joined in order, only where there are too few rows to give every thread some.
 struct Plan {
     std::int64_t rows, vocabulary, parts, splits;
 
@@ -55,4 +79,31 @@ struct Plan {
     }
 };
 
-}  // namespace rlhf
+// Statistics of one row over parts of the vocabulary, merged in their order and in double: results do not depend on
+// which thread took which part.
+struct Merged {  // as Statistics, of one row
+    double max, sum, moment;
+};
+
+inline double largest(const std::vector<Statistics>& parts, std::int64_t row) {
+    float max = parts[0].max[row];
+    for (const Statistics& part : parts) max = std::max(max, part.max[row]);
+    return max;
+}
+
+// `others`: of the second model, where there is one and the moment is relative to it.
+inline Merged merge(const std::vector<Statistics>& parts, std::int64_t row,
+                    const std::vector<Statistics>* others = nullptr) {
+    Merged all{largest(parts, row), 0, 0};
+    const double other_max = others == nullptr ? 0 : largest(*others, row);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        const double change = parts[i].max[row] - all.max, factor = std::exp(change);
+        const double other_change = others == nullptr ? 0 : (*others)[i].max[row] - other_max;
+        all.sum += factor * parts[i].sum[row];
+        if (parts[i].moment == nullptr) continue;
+        all.moment += factor * (parts[i].moment[row] + (change - other_change) * parts[i].sum[row]);
+    }
+    return all;
+}
+
+}  // namespace rlhf::logprobs

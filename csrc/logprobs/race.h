@@ -3,12 +3,13 @@
 // bits lie where E is small, which is where a token wins.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "logprobs/forward.h"
 
-namespace rlhf {
+namespace rlhf::logprobs {
 namespace {
 
 constexpr std::int64_t kRaceStep = 8;  // rows that race between two steps of a prefetch
@@ -99,4 +100,4 @@ RLHF_TARGET void sample(const SampleTask& task) {
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::logprobs

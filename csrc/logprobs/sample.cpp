@@ -1,16 +1,15 @@
-#include "logprobs/sample.h"
-
+// A token for each row, a range of the vocabulary at a time: drives race.h.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <vector>
 
-#include "isa/buffer.h"
-#include "logprobs/merge.h"
-#include "logprobs/scored_rows.h"
+#include "common.h"
+#include "isa/kernels.h"
+#include "logprobs/logprobs.h"
+#include "logprobs/plan.h"
 
-namespace rlhf {
+namespace rlhf::logprobs {
 namespace {
 
 constexpr std::int64_t kRanges = 64;       // most ranges of the vocabulary; ranges are the parallel tasks
@@ -33,7 +32,7 @@ std::uint64_t row_key(std::int64_t seed, std::int64_t step) {
 // Some rows against the whole vocabulary, a range of it at a time.
 class Race {
    public:
-    Race(const Drawing& drawing, std::int64_t first, std::int64_t rows, const RowKernels& kernels)
+    Race(const Drawing& drawing, std::int64_t first, std::int64_t rows, const LogprobsKernels& kernels)
         : drawing_(drawing), first_(first), rows_(rows), kernels_(kernels), padded_(kernels.padded_rows(rows)),
           range_(std::max(kRangeRows, divide_up(divide_up(drawing.projection.vocabulary, kRanges), 128) * 128)),
           ranges_(divide_up(drawing.projection.vocabulary, range_)), memory_(ranges_ * kFields * padded_),
@@ -95,7 +94,7 @@ class Race {
 
     const Drawing& drawing_;
     std::int64_t first_, rows_;
-    const RowKernels& kernels_;
+    const LogprobsKernels& kernels_;
     std::int64_t padded_, range_, ranges_;
     Buffer<float> memory_;
     Buffer<std::int32_t> winners_;
@@ -107,7 +106,7 @@ class Race {
 }  // namespace
 
 void sample(const Drawing& drawing, std::int64_t* tokens, float* logprobs, const Compute& compute) {
-    const RowKernels& kernels = row_kernels(compute.level, compute.element);
+    const LogprobsKernels& kernels = compute.kernels->logprobs[compute.element];
     const std::int64_t row_bytes = divide_up(kernels.panel_bytes(64, drawing.projection.hidden_size), 64);
     const std::int64_t most = std::max<std::int64_t>(kPanelBytes / row_bytes, 64);
     const std::int64_t passes = divide_up(drawing.rows, most);
@@ -119,4 +118,4 @@ void sample(const Drawing& drawing, std::int64_t* tokens, float* logprobs, const
     }
 }
 
-}  // namespace rlhf
+}  // namespace rlhf::logprobs

@@ -1,28 +1,26 @@
 #include "lora/lora_linear.h"
 
-#if RLHF_AMX
 #include <algorithm>
 
-#include "isa/bfloat16.h"
-#include "isa/buffer.h"
+#include "common.h"
 
-namespace rlhf {
+namespace rlhf::lora {
 namespace {
 
 constexpr std::int64_t kPartRows = 256;        // of a task
 constexpr std::int64_t kChunkBytes = 3 << 18;  // of a task's right operand: what stays in second-level cache
 constexpr std::int64_t kOuterColumns = 64;     // of a task
 
-std::int64_t divide_up(std::int64_t x, std::int64_t by) { return (x + by - 1) / by; }
-
 class Packed {
    public:
-    explicit Packed(const RightMatrix& matrix, int threads = 1) : matrix_(matrix), memory_(matrix.packed_elements()) {
+    Packed(const RightMatrix& matrix, const LoraKernels& kernels, int threads)
+        : matrix_(matrix),
+          memory_(matrix.packed_elements()) {
         const std::int64_t panels = divide_up(matrix.columns, kPanel);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
         for (std::int64_t panel = 0; panel < panels; ++panel) {
             const std::int64_t first = panel * kPanel, count = std::min(kPanel, matrix.columns - first);
-            amx::pack(matrix.from_column(first, count), memory_.data() + first * depth());
+            kernels.pack(matrix.from_column(first, count), memory_.data() + first * depth());
         }
     }
     std::int64_t depth() const { return round_up(matrix_.depth, kStep); }
@@ -62,9 +60,10 @@ struct Direction {
 };
 
 void multiply(const LoraLayer& layer, const Direction& direction) {
-    const Packed right(direction.right, layer.threads);
-    std::vector<Packed> into(direction.into.begin(), direction.into.end());
-    std::vector<Packed> out_of(direction.out_of.begin(), direction.out_of.end());
+    const Packed right(direction.right, *layer.kernels, layer.threads);
+    std::vector<Packed> into, out_of;
+    for (const RightMatrix& factor : direction.into) into.emplace_back(factor, *layer.kernels, 1);
+    for (const RightMatrix& factor : direction.out_of) out_of.emplace_back(factor, *layer.kernels, 1);
     const std::vector<Part> parts = parts_of(layer);
     const std::int64_t columns = direction.right.columns, panels = divide_up(columns, kPanel);
     const std::int64_t chunks = divide_up(columns * right.depth() * 2, kChunkBytes);
@@ -87,7 +86,7 @@ void multiply(const LoraLayer& layer, const Direction& direction) {
         }
         task.bias = direction.bias == nullptr ? nullptr : direction.bias + first;
         task.out = direction.out + part.first * columns + first, task.out_stride = columns;
-        amx::multiply(task);
+        layer.kernels->multiply(task);
     }
 }
 
@@ -107,23 +106,23 @@ struct TransposedInner {
         left = Buffer<std::uint16_t>(blocks * block);
         std::uint16_t* at = left.data();
         for (const RowRange& range : ranges) {
-            amx::pack_transposed(inner, layer.inner_stride, ranks, range, at);
+            layer.kernels->pack_transposed(inner, layer.inner_stride, ranks, range, at);
             at += divide_up(range.last - range.first, kStep) * block;
         }
     }
 };
 
 // task.out, over all `columns` of the right operand
-void run_outer(OuterTask task, const TransposedInner& inner, std::int64_t columns, int threads) {
+void run_outer(const LoraLayer& layer, OuterTask task, const TransposedInner& inner, std::int64_t columns) {
     task.left = inner.left.data();
     task.ranges = inner.ranges.data(), task.range_count = static_cast<std::int64_t>(inner.ranges.size());
     task.right_stride = columns;
     const std::int64_t count = divide_up(columns, kOuterColumns);
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(layer.threads)
     for (std::int64_t i = 0; i < count; ++i) {
         OuterTask part = task;
         part.first_column = i * kOuterColumns, part.last_column = std::min(columns, (i + 1) * kOuterColumns);
-        amx::outer(part);
+        layer.kernels->outer(part);
     }
 }
 
@@ -177,10 +176,9 @@ void lora_linear_backward(const LoraLayer& layer, const std::uint16_t* x, const 
         of_a.rank_stride = layer.inputs, of_a.column_stride = 1;
         of_b.right = dy, of_b.scale = 1.0f, of_b.out = gradients[slot].db;
         of_b.rank_stride = 1, of_b.column_stride = adapter.rank;
-        run_outer(of_a, TransposedInner(layer, slot, d_inner.data()), layer.inputs, layer.threads);
-        run_outer(of_b, TransposedInner(layer, slot, inner), layer.outputs, layer.threads);
+        run_outer(layer, of_a, TransposedInner(layer, slot, d_inner.data()), layer.inputs);
+        run_outer(layer, of_b, TransposedInner(layer, slot, inner), layer.outputs);
     }
 }
 
-}  // namespace rlhf
-#endif
+}  // namespace rlhf::lora

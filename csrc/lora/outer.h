@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
-#include "lora/pack.h"
+#include "lora/product.h"
 
-namespace rlhf {
+namespace rlhf::lora {
 namespace {
 
 RLHF_TARGET inline void transpose_ranks(const std::uint16_t* left, std::int64_t stride, std::int64_t ranks,
@@ -108,4 +108,4 @@ RLHF_TARGET inline void outer_product(const OuterTask& task) {
 }
 
 }  // namespace
-}  // namespace rlhf
+}  // namespace rlhf::lora

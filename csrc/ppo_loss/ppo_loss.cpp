@@ -6,12 +6,12 @@
 #include <vector>
 
 #include "columns/chunks.h"
-#include "ppo_loss/pass.h"
+#include "isa/kernels.h"
 
 #define RLHF_TARGET
-#include "ppo_loss/lanes.h"
+#include "ppo_loss/slots.h"
 
-namespace rlhf {
+namespace rlhf::ppo {
 namespace {
 
 template <typename T>
@@ -61,16 +61,12 @@ struct DoubleMath {
     static F exp(F x) { return std::exp(x); }
 };
 
-PPOSums sums(const PPOPass<double>& pass, std::int64_t first, std::int64_t last, Level) {
+PPOSums sums(const PPOPass<double>& pass, std::int64_t first, std::int64_t last, const Kernels&) {
     return sums_of_slots<DoubleMath>(pass, first, last);
 }
 
-PPOSums sums(const PPOPass<float>& pass, std::int64_t first, std::int64_t last, [[maybe_unused]] Level level) {
-#if RLHF_X86
-    if (level >= Level::kAvx512Bf16) return avx512bf16::ppo_sums(pass, first, last);
-    if (level == Level::kAvx2) return avx2::ppo_sums(pass, first, last);
-#endif
-    return portable::ppo_sums(pass, first, last);
+PPOSums sums(const PPOPass<float>& pass, std::int64_t first, std::int64_t last, const Kernels& kernels) {
+    return kernels.ppo_sums(pass, first, last);
 }
 
 void operator+=(PPOSums& total, const PPOSums& part) {
@@ -102,24 +98,26 @@ void write_metrics(const PPOSums& sums, const PPOSettings& settings, Denominator
 }  // namespace
 
 template <typename T>
-void ppo_loss(const PPOColumns<T>& given, const PPOSettings& settings, const PPOResults<T>& results, Level level,
-              int threads) {
+void ppo_loss(const PPOColumns<T>& given, const PPOSettings& settings, const PPOResults<T>& results,
+              const Kernels& kernels, int threads) {
     PPOColumns<T> columns = given;
     if (columns.value_mask == nullptr) columns.value_mask = columns.mask;
     const Denominators counts{denominator(settings.denominator, columns.mask, columns.slots),
                               denominator(settings.value_denominator, columns.value_mask, columns.slots)};
     const PPOPass<T> pass = make_pass(columns, settings, results, counts);
-    std::vector<PPOSums> parts(static_cast<std::size_t>(chunks(columns.slots)));
+    std::vector<PPOSums> parts(static_cast<std::size_t>(rlhf::columns::chunks(columns.slots)));
     const int team = useful_team(columns.slots, kSlotsPerThread<T>, threads);
-    for_each_chunk(columns.slots, team, [&](std::int64_t chunk, std::int64_t first, std::int64_t last) {
-        parts[static_cast<std::size_t>(chunk)] = sums(pass, first, last, level);
+    rlhf::columns::for_each_chunk(columns.slots, team, [&](std::int64_t chunk, std::int64_t first, std::int64_t last) {
+        parts[static_cast<std::size_t>(chunk)] = sums(pass, first, last, kernels);
     });
     PPOSums total;
     for (const PPOSums& part : parts) total += part;
     write_metrics(total, settings, counts, results.metrics);
 }
 
-template void ppo_loss<float>(const PPOColumns<float>&, const PPOSettings&, const PPOResults<float>&, Level, int);
-template void ppo_loss<double>(const PPOColumns<double>&, const PPOSettings&, const PPOResults<double>&, Level, int);
+template void ppo_loss<float>(const PPOColumns<float>&, const PPOSettings&, const PPOResults<float>&, const Kernels&,
+                              int);
+template void ppo_loss<double>(const PPOColumns<double>&, const PPOSettings&, const PPOResults<double>&, const Kernels&,
+                               int);
 
-}  // namespace rlhf
+}  // namespace rlhf::ppo

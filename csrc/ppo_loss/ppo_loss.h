@@ -7,15 +7,15 @@
 
 #include <cstdint>
 
-#include "isa/level.h"
+#include "common.h"
 
-namespace rlhf {
+namespace rlhf::ppo {
 
 template <typename T>
 struct PPOColumns {  // each (slots,)
     const T *logprobs, *old_logprobs, *advantages, *values, *old_values, *returns;
     const T *entropy, *weight;              // nullptr: none
-    const std::uint8_t *mask, *value_mask;  // slots whose byte is not 0 count; nullptr: all, and for values those of mask
+    const std::uint8_t *mask, *value_mask;  // slots whose byte is not 0 count; nullptr: all, for values those of mask
     std::int64_t slots;
 };
 
@@ -33,15 +33,30 @@ struct PPOResults {
 
 // What columns hold outside the masks plays no part. Slots are computed in T, sums in float64. Where arguments of a
 // maximum are equal each gets half of the gradient, and a bound of a clip passes it on, as in torch.
-// `level` is the instruction set of float columns; those of double need none.
+// `kernels` are those of float columns; those of double need none.
 // At most `threads` threads run, fewer where the columns are too short to be worth it; results do not depend on them.
 template <typename T>
-void ppo_loss(const PPOColumns<T>& columns, const PPOSettings& settings, const PPOResults<T>& results, Level level,
-              int threads);
+void ppo_loss(const PPOColumns<T>& columns, const PPOSettings& settings, const PPOResults<T>& results,
+              const Kernels& kernels, int threads);
 
-extern template void ppo_loss<float>(const PPOColumns<float>&, const PPOSettings&, const PPOResults<float>&, Level,
-                                     int);
-extern template void ppo_loss<double>(const PPOColumns<double>&, const PPOSettings&, const PPOResults<double>&, Level,
-                                      int);
+extern template void ppo_loss<float>(const PPOColumns<float>&, const PPOSettings&, const PPOResults<float>&,
+                                     const Kernels&, int);
+extern template void ppo_loss<double>(const PPOColumns<double>&, const PPOSettings&, const PPOResults<double>&,
+                                      const Kernels&, int);
 
-}  // namespace rlhf
+// The part that is compiled for each instruction set (slots.h): the sums over a range of slots, whose gradients are
+// written. Order and rounding do not depend on the caller.
+struct PPOSums {
+    double policy = 0, entropy = 0, clipped = 0, squared_log_ratio = 0, ratio = 0;
+    double value = 0, value_clipped = 0;
+};
+
+template <typename T>
+struct PPOPass {
+    PPOColumns<T> in;  // value_mask as it is to be read: nullptr counts all
+    PPOResults<T> out;
+    T low, high, dual_clip, clamp, cliprange_value;
+    T policy_share, value_share, entropy_share;  // what multiplies the derivatives of a slot
+};
+
+}  // namespace rlhf::ppo

@@ -187,7 +187,6 @@ class LayerCompute:
 class Attention:
     def __init__(
         self,
-        *,
         q: Strided,
         k: Strided,
         v: Strided,
