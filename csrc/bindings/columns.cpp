@@ -15,7 +15,7 @@ void shape_rewards(Address rewards, Address kl, std::int64_t slots, Address scor
 
 template <typename T>
 void define_shape_rewards(py::module_& m, const char* name) {
-    m.def(name, &shape_rewards<T>, py::call_guard<py::gil_scoped_release>(), py::arg("rewards"), py::arg("kl"),
+    m.def(name, &shape_rewards<T>, unlocked, py::arg("rewards"), py::arg("kl"),
           py::arg("slots"), py::arg("scores"), py::arg("score_index"), py::arg("sequences"), py::arg("kl_coef"),
           py::arg("threads"));
 }
@@ -29,7 +29,7 @@ void gae(Address rewards, Address values, Address returns, Address cu, Address b
 
 template <typename T>
 void define_gae(py::module_& m, const char* name) {
-    m.def(name, &gae<T>, py::call_guard<py::gil_scoped_release>(), py::arg("rewards"), py::arg("values"),
+    m.def(name, &gae<T>, unlocked, py::arg("rewards"), py::arg("values"),
           py::arg("returns"), py::arg("cu"), py::arg("bootstrap"), py::arg("sequences"), py::arg("gamma"),
           py::arg("gamma_lam"), py::arg("threads"));
 }
@@ -46,7 +46,7 @@ void moments(Address x, Address mask, std::int64_t entries, Address out, int thr
 
 template <typename T>
 void define_moments(py::module_& m, const char* name) {
-    m.def(name, &moments<T>, py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("mask"),
+    m.def(name, &moments<T>, unlocked, py::arg("x"), py::arg("mask"),
           py::arg("entries"), py::arg("out"), py::arg("threads"));
 }
 
@@ -63,7 +63,7 @@ void whiten(Address x, Address mask, std::int64_t entries, Address moments, bool
 
 template <typename T>
 void define_whiten(py::module_& m, const char* name) {
-    m.def(name, &whiten<T>, py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("mask"), py::arg("entries"),
+    m.def(name, &whiten<T>, unlocked, py::arg("x"), py::arg("mask"), py::arg("entries"),
           py::arg("moments"), py::arg("shift_mean"), py::arg("ddof"), py::arg("eps"), py::arg("threads"));
 }
 

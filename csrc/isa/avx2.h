@@ -1,4 +1,7 @@
 // AVX2 with FMA: 24 rows x 4 vocabulary entries in 12 of the 16 registers. bf16 is widened to float.
+//
+// Gained over portable: `ppo_loss` of 131072 float slots takes 1/2.7 of the time, on one core (docs/kernels.md,
+// "Instruction sets", has the command).
 #pragma once
 
 #include <immintrin.h>

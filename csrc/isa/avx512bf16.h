@@ -1,4 +1,7 @@
 // AVX-512 with bf16 dot products: 48 rows x 8 vocabulary entries in 24 of the 32 registers.
+//
+// Gained over AVX2, on one core: `linear_logprobs` of bf16 takes 1/1.7 of the time, a dot product being two elements of
+// a lane at once, and `ppo_loss` of floats 1/1.5 (docs/kernels.md, "Instruction sets", has the commands).
 #pragma once
 
 #if !defined(__clang__) && __GNUC__ < 13

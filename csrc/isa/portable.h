@@ -1,4 +1,6 @@
 // Any processor: vectors of four floats where the compiler has them, else one float. bf16 is widened to float.
+//
+// The level that avx2.h is measured against.
 #pragma once
 
 #include <cstdint>
