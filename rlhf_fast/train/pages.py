@@ -26,18 +26,18 @@ LONGEST = 2000  # characters of a text; what is in the middle of a longer one is
 def write_sft_page(
     output: Path, facts: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], *,
     held_out: bool,
-) -> None:  # fmt: skip
-    """The page of SFT, with the first of `rows`: the held-out ones, or those that were learnt."""
+) -> Path:  # fmt: skip
+    """The page of SFT, with the first of `rows`: the held-out ones, or those that were learnt. Returns its path."""
     report = run_report(output.name, "Supervised fine-tuning.", facts, read_metrics(output))
     texts = [learnt_text(_parts(tokenizer, row)) for row in rows[:SHOWN]]
     note = "As the model reads them, special tokens included. What is marked "
     note += "would be learnt in training, and the held-out loss is its." if held_out else "is learnt."
     report.add("Held-out rows" if held_out else "Rows", "".join(texts), note)
-    report.write(output / REPORT_FILE)
+    return report.write(output / REPORT_FILE)
 
 
-def write_ppo_page(output: Path, facts: Mapping[str, str]) -> None:
-    """The page of PPO, with responses out of rollouts.jsonl where that was kept."""
+def write_ppo_page(output: Path, facts: Mapping[str, str]) -> Path:
+    """The page of PPO, with responses out of rollouts.jsonl where that was kept. Returns its path."""
     report = run_report(output.name, "PPO against a reward.", facts, read_metrics(output))
     log = output / ROLLOUTS_FILE
     if log.is_file():
@@ -47,7 +47,7 @@ def write_ppo_page(output: Path, facts: Mapping[str, str]) -> None:
         report.add("Responses", "".join(parts), note)
     else:
         report.add("Responses", '<p class="empty">None were kept: log_rollouts is off.</p>')
-    report.write(output / REPORT_FILE)
+    return report.write(output / REPORT_FILE)
 
 
 @dataclass

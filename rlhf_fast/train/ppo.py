@@ -131,8 +131,19 @@ class PPO:
         return respond(self.policy, self.prompts, rows, seeds, self.sampling, c, max_tokens=self.micro_batches.tokens)
 
     def score(self, rollout: Rollout, given: Scores | None = None) -> Scores:
-        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read. Returns the reward's
-        scores, or those given, less the missing-EOS penalty."""
+        """Fill what the models give. Returns the reward's scores, or those given, less the missing-EOS penalty."""
+        c = self.config
+        self.score_tokens(rollout)
+        invariants.check_scored(
+            rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
+            dtype=self.policy.model.dtype,
+        )  # fmt: skip
+        scores = judge(self.reward, self.tokenizer, rollout, self.prompts) if given is None else given
+        penalty = (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
+        return scores._replace(total=scores.total.to(rollout.tokens.device) - penalty)
+
+    def score_tokens(self, rollout: Rollout) -> None:
+        """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read."""
         c = self.config
         score_rollout(
             rollout, self.policy, self.reference, self.critic, self.micro_batches,
@@ -142,13 +153,6 @@ class PPO:
             assert isinstance(self.critic, Critic)  # the config refuses the others
             after = sequence_scores(self.critic, rollout.sequences(), self.micro_batches)
             rollout.bootstrap = after.to(rollout.tokens.device) * rollout.truncated
-        invariants.check_scored(
-            rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
-            dtype=self.policy.model.dtype,
-        )  # fmt: skip
-        scores = judge(self.reward, self.tokenizer, rollout, self.prompts) if given is None else given
-        penalty = (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
-        return scores._replace(total=scores.total.to(rollout.tokens.device) - penalty)
 
     def unended(self, rollout: Rollout) -> Tensor:
         """(B,) bool: responses cut off by the budget; where nothing ends a response, those without an EOS in them."""

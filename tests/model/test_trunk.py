@@ -93,12 +93,14 @@ def test_kept_states_serve_all_roles_in_any_order_and_only_the_sequences_they_be
     sequences = tokens(7, 3, 5)
     packed, again = Packed.from_sequences(sequences), Packed.from_sequences([sequences[2], sequences[0]])
     other = Packed.from_sequences([*sequences, [5, 6]])
-    expected = [Policy(shared, name).hidden(p) for name in ("a", "b", None) for p in (packed, again, other)]
+    asked = [(packed, sequences), (again, [sequences[2], sequences[0]]), (other, [*sequences, [5, 6]])]
+    expected = [Policy(shared, name).hidden(p) for name in ("a", "b", None) for p, _ in asked]
     calls: list[int] = []
     shared.decoder_layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     with keep_trunk([shared, shared], sequences, MicroBatches(8)):
         assert len(calls) == 2  # 3 + 5 tokens, then 7
-        found = [Policy(shared, name).hidden(p) for name in ("a", "b", None) for p in (packed, again, other)]
+        packs = [p.with_trunk(shared, own) for p, own in asked]
+        found = [Policy(shared, name).hidden(p) for name in ("a", "b", None) for p in packs]
     assert len(calls) == 2 + 3  # `other` holds a sequence that was not kept
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
@@ -111,4 +113,4 @@ def test_an_adapter_added_below_the_kept_states_is_refused_rather_than_skipped()
     with keep_trunk([shared], sequences, MicroBatches(8)):
         shared.add_adapter("c", LoraConfig(r=2, target_modules="all-linear"))
         with pytest.raises(ValueError, match="below them"):
-            Policy(shared, "c").hidden(Packed.from_sequences(sequences))
+            Policy(shared, "c").hidden(Packed.from_sequences(sequences).with_trunk(shared, sequences))

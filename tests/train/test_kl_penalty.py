@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlhf_fast import UsageError
+from rlhf_fast.rewards.weighted import Scores
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.prompts import Prompts
@@ -53,7 +54,7 @@ def learn(ppo: PPO, seed: int) -> tuple[tuple[float, float], tuple[float, float]
     for _ in range(ppo.iterations):
         rollout = ppo.collect()
         first, second = torch.tensor(rollout.responses()).T
-        ppo.learn(rollout, score[first * WORDS + second])
+        ppo.learn(rollout, Scores(score[first * WORDS + second], {}))
     return before, objective(ppo, score)
 
 
