@@ -112,7 +112,7 @@ def test_a_classifier_scores_the_sampled_ids_at_their_last_token(tmp_path):
     with torch.no_grad():
         expected = torch.stack([model(torch.tensor([ids])).logits[0, 0] for ids in sequences])
     made = trainer(tmp_path, reward_model=model)
-    scores = made.ppo.reward.score(RewardBatch([""] * 3, [""] * 3, sequences))
+    scores = made.ppo.reward.score(RewardBatch([""] * 3, [""] * 3, sequences)).total
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-4)
 
 

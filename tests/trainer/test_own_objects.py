@@ -209,7 +209,7 @@ def test_every_kind_of_scorer_is_a_reward(tmp_path, kind):
     made = trainer(tmp_path, reward_model=model, options=FAST)
     expected = by_hand(model, sequences)
     assert expected.dtype == torch.float32 and expected.std() > 1e-3
-    scores = made.ppo.reward.score(RewardBatch([""] * 4, [""] * 4, sequences))
+    scores = made.ppo.reward.score(RewardBatch([""] * 4, [""] * 4, sequences)).total
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-3)
     before = copy.deepcopy(model)
     made.train()
@@ -250,7 +250,7 @@ class Lengths(nn.Module):
 def test_a_rule_in_the_shape_of_a_reward_model_reads_whole_sequences(tmp_path):
     made = trainer(tmp_path, options=FAST)
     made = trainer(tmp_path, reward_model=Lengths(made.processing_class), options=FAST)
-    scores = made.ppo.reward.score(RewardBatch([""] * 3, [""] * 3, [[5, 6, 7], [8], [9, 10, 11]]))
+    scores = made.ppo.reward.score(RewardBatch([""] * 3, [""] * 3, [[5, 6, 7], [8], [9, 10, 11]])).total
     assert scores.tolist() == [3.0, 1.0, 3.0]
     made.train()
 
