@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from rlhf_kernels import layer_native, packed_attention, rms_norm, rotary, swiglu
+from rlhf_kernels import extension, packed_attention, rms_norm, rotary, swiglu
 from rlhf_kernels.extension import MISSING, native
 
 LEVELS = ["reference"] if MISSING else ["reference", *native.levels()]
@@ -20,7 +20,7 @@ LEVELS = ["reference"] if MISSING else ["reference", *native.levels()]
 def backend(request, monkeypatch) -> str:
     if request.param == "reference":
         return "reference"
-    monkeypatch.setattr(layer_native, "LEVEL", request.param)
+    monkeypatch.setattr(extension, "LEVEL", request.param)
     return "native"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_kernels import extension
-from rlhf_kernels.ppo_loss import native
+from tests.kernels.by_backend import native
 from tests.kernels.column_cases import (
     assert_as_accurate_as_torch,
     assert_independent_of_threads,
@@ -34,12 +34,12 @@ SETTINGS = [
 @pytest.fixture(autouse=True)
 def forced_level(request, monkeypatch):
     if "level" in request.fixturenames:
-        monkeypatch.setattr(native, "LEVEL", request.getfixturevalue("level"))
+        monkeypatch.setattr(extension, "LEVEL", request.getfixturevalue("level"))
 
 
 def run(c, settings):
     args = c | settings
-    assert native.supports(args) is None
+    assert native.refusal("ppo_loss", **args) is None
     return native.ppo_loss(**args)
 
 
@@ -154,5 +154,5 @@ def test_the_number_of_threads_changes_nothing(dtype, level):
 
 def test_what_it_cannot_take_is_refused():
     c = columns(4, torch.float32)
-    assert "columns of one dtype" in native.supports(c | {"returns": c["returns"].double()})
-    assert "weight is not contiguous" in native.supports(c | {"weight": torch.zeros(4, 2)[:, 0]})
+    assert "columns of one dtype" in native.refusal("ppo_loss", **(c | {"returns": c["returns"].double()}))
+    assert "weight is not contiguous" in native.refusal("ppo_loss", **(c | {"weight": torch.zeros(4, 2)[:, 0]}))
