@@ -26,7 +26,6 @@ from rlhf_kernels import extension
 
 VARIABLE = "RLHF_FAST_BACKEND"
 ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "flash", "reference")}  # by device type, the fastest first
-NAMES = sorted({name for names in ORDER.values() for name in names})
 
 A = TypeVar("A", bound=tuple)  # a NamedTuple: the arguments of an op
 
@@ -208,8 +207,10 @@ def processor_refuses_native() -> NotFaster | None:
 def _asked(backends: Mapping[str, Backend[Any]]) -> str | None:
     """The backend that the environment names, or None; raises for a name that no op knows."""
     asked = os.environ.get(VARIABLE) or None
-    if asked and asked not in backends and asked not in NAMES:
-        raise ValueError(f"{VARIABLE} is {asked!r}, expected one of {NAMES}, or leave it unset to choose for you")
+    if asked and asked not in backends:
+        known = sorted({name for op in OPS.values() for name in op.backends})
+        if asked not in known:
+            raise ValueError(f"{VARIABLE} is {asked!r}, expected one of {known}, or leave it unset to choose for you")
     return asked
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from rlhf_kernels import Decoder, attention_is_fused, extension, gae_, lora_linear, op, packed_attention
+from rlhf_kernels import Decoder, attention_is_fused, extension, gae_, lora_linear, moments, op, packed_attention
 from rlhf_kernels.op import OPS, Backend, NotFaster, choose, schema
 
 needs_native = pytest.mark.skipif(
@@ -160,6 +160,18 @@ def test_lora_linear_takes_a_backend_like_the_others():
         lora_linear(*call, backend="native")  # float32
     with pytest.raises(ValueError, match=r"expected one of \['native', 'reference'\] for lora_linear"):
         lora_linear(*call, backend="triton")
+
+
+def test_a_backend_from_elsewhere_runs_where_it_is_named(monkeypatch):
+    given = []
+    mine = Backend(lambda a: given.append(a) or a.values * 10)
+    monkeypatch.setitem(OPS["gae_"].backends, "mine", mine)
+    rewards, values, _, bootstrap = columns = ragged([2])
+    assert torch.equal(run(columns, "mine")[1], values * 10)
+    assert torch.equal(given[0].bootstrap, bootstrap) and (given[0].gamma, given[0].lam) == (0.99, 0.95)
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "mine")
+    assert torch.equal(run(columns)[1], values * 10)
+    assert moments(rewards).count == 2  # which has none of that name, and does not raise
 
 
 def test_the_schema_of_an_op_is_its_arguments():
