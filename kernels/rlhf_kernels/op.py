@@ -3,7 +3,7 @@
 A call passes three stations: the public function (shapes and dtypes), the `torch.library` op `rlhf::name` (which
 torch.compile and autograd take as one node) and, inside it, one of the op's backends. Which one: an explicit argument,
 else RLHF_FAST_BACKEND, else the first that can run. An explicit choice that cannot run raises; passing over a faster
-backend is logged, once for each reason.
+backend is logged, once for each reason, unless it follows from what the caller wants (`Meant`).
 
 The arguments of an op are a NamedTuple, written once: its fields and their types are the op's schema, and every
 backend, check and gradient takes one of it.
@@ -38,8 +38,13 @@ SCHEMA_TYPES: dict[Any, str] = {
 }  # fmt: skip
 
 
-class NotFaster(str):
-    """What `supports` gives where the next backend is the faster one, so that passing this one over is no loss.
+class Meant(str):
+    """A reason of `supports` that follows from what is asked for, such as to train a weight: nothing is amiss, and
+    passing the backend over is not logged."""
+
+
+class NotFaster(Meant):
+    """That the next backend is the faster one, so that passing this one over is no loss.
 
     `can_run` says whether it runs all the same where it is asked for by name.
     """
@@ -235,7 +240,7 @@ def _fastest(op: str, backends: Mapping[str, Backend[A]], a: A) -> str | None:
             return name
         elif reason == extension.MISSING:  # one line for all operations
             _log_once(f"what runs on a CPU runs in torch, several times slower: {extension.MISSING}")
-        elif not isinstance(reason, NotFaster):
+        elif not isinstance(reason, Meant):
             _log_once(f"{op} runs without its backend {name!r}: {reason}")
     return None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape, wide
 from rlhf_kernels.extension import cannot_run_layer, compute, native
-from rlhf_kernels.op import Backend, Gradient, Op
+from rlhf_kernels.op import Backend, Gradient, Meant, Op
 from rlhf_kernels.triton_support import in_triton
 
 __all__ = ["rms_norm"]
@@ -67,7 +67,7 @@ def _reference_backward(a: BackwardArguments) -> tuple[Tensor, Tensor]:
 
 def _native_cannot_take(a: BackwardArguments) -> str | None:
     if a.weight_gradient:
-        return "weight needs a gradient, and it gives that of x only; freeze weight or leave it"
+        return Meant("weight needs a gradient, and it gives that of x only; freeze weight or leave it")
     return cannot_run_layer(a)
 
 

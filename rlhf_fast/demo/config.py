@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rlhf_fast.runtime.fields import KnownFields
+
 
 @dataclass
-class DemoConfig:
+class DemoConfig(KnownFields):
     """SFT, a reward model and PPO on bundled customer-service data, with a report."""
 
     output_dir: str = field(default="runs/demo", metadata={"help": "Everything that the demonstration makes."})

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.fields import check_kinds
+from rlhf_fast.runtime.fields import KnownFields, check_kinds
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(KnownFields):
     """An adapter merged into its base, as a plain transformers model and, where asked for, as a GGUF file.
 
     A reward adapter becomes a sequence classifier.

@@ -15,7 +15,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.fields import check_kinds, field_names
+from rlhf_fast.runtime.fields import KnownFields, check_kinds, field_names
 from rlhf_fast.runtime.hints import field_hint
 from rlhf_fast.runtime.launch import start
 
@@ -32,7 +32,7 @@ _AT_LEAST_ONE = (
 
 
 @dataclass
-class StageConfig(TrainingArguments):
+class StageConfig(KnownFields, TrainingArguments):
     """Fields of every stage. `served` names the inherited fields that this stage uses."""
 
     stage: ClassVar[str] = ""
@@ -40,6 +40,8 @@ class StageConfig(TrainingArguments):
     served: ClassVar[frozenset[str]] = SERVED
     instead: ClassVar[dict[str, str]] = {}
     """What to use in place of an inherited field that is not served, before what `rlhf_fast.runtime.hints` says."""
+    strategies: ClassVar[tuple[str, ...]] = ("no", "steps")
+    """Values of `save_strategy`."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Fields of a stage's own on which no result depends, nor whether a checkpoint is of the same run."""
 
@@ -154,7 +156,8 @@ class StageConfig(TrainingArguments):
             raise UsageError(f"{name}={getattr(self, name)!r} cannot be used: expected {expected}.")
 
     def _check_saving(self) -> None:
-        self.require(self.save_strategy in ("no", "steps"), "save_strategy", "steps or no")
+        *others, last = reversed(self.strategies)
+        self.require(self.save_strategy in self.strategies, "save_strategy", f"{', '.join(others)} or {last}")
         self.require(self.save_steps > 0, "save_steps", "above 0")
         self.require(self.save_total_limit is None or self.save_total_limit >= 1, "save_total_limit", "at least 1")
         best = self.metric_for_best_model

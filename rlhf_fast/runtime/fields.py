@@ -1,17 +1,41 @@
-"""Which fields of a config have an effect, and whether their values are of the kinds that its annotations name."""
+"""Which fields of a config have an effect, what is said of others, and whether their values are of the kinds that its
+annotations name."""
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterable
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.hints import value_hint
+from rlhf_fast.runtime.hints import field_hint, value_hint
+
+C = TypeVar("C", bound="KnownFields")
+
+
+class KnownFields:
+    """Of a config: a keyword that is none of its fields raises `UsageError` with what serves it, before `__init__`
+    would raise a TypeError. A subclass that takes keywords of its own goes by its own `__init__`."""
+
+    def __new__(cls: type[C], *args: Any, **given: Any) -> C:
+        taken = inspect.signature(cls.__init__).parameters
+        if not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+            for name in given:
+                if name not in taken:
+                    raise UsageError(unknown_field(name, cls, cls.__name__, f"help({cls.__name__}) lists the fields"))
+        return super().__new__(cls)
+
+
+def unknown_field(name: str, config_class: type, where: str, otherwise: str) -> str:
+    """What to say of a field that a config does not have; otherwise: where nothing is known of it."""
+    instead = getattr(config_class, "instead", {}).get(name)
+    hint = f"use {instead}" if instead else field_hint(name, field_names(config_class)) or otherwise
+    return f"unknown field {name!r} in {where}; {hint}{'' if hint.endswith('?') else '.'}"
 
 
 def check_kinds(config: Any, names: Iterable[str]) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.fields import check_kinds
+from rlhf_fast.runtime.fields import KnownFields, check_kinds
 from rlhf_fast.runtime.tracking import show_notices
 
 
 @dataclass
-class InferenceConfig:
+class InferenceConfig(KnownFields):
     """Prompts, sampling, and how to compute."""
 
     dataset_name: str | None = field(

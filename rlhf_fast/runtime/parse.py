@@ -13,8 +13,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.fields import field_names
-from rlhf_fast.runtime.hints import field_hint, value_hint
+from rlhf_fast.runtime.fields import field_names, unknown_field
+from rlhf_fast.runtime.hints import value_hint
 
 Config = TypeVar("Config")
 COMMAND_LINE = "the command line"
@@ -99,8 +99,6 @@ def _refuse(prog: str, message: str) -> NoReturn:
 
 
 def _unknown(name: str, config_class: type, where: str) -> str:
-    known = field_names(config_class)
     if not name.startswith("-") and where == COMMAND_LINE:
         return f"{name!r} on {where} belongs to no field; a field is given as --field value, a list as --field a b."
-    hint = field_hint(name.lstrip("-"), known) or "--help lists the fields"
-    return f"unknown field {name.lstrip('-')!r} in {where}; {hint}{'' if hint.endswith('?') else '.'}"
+    return unknown_field(name.lstrip("-"), config_class, where, "--help lists the fields")

@@ -80,7 +80,15 @@ SAME_OPTIMISER = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_
 """Values of `optim` that are implementations of AdamW, which is what is used."""
 BY_EPOCH = {"logging_strategy": "logging_steps", "eval_strategy": "eval_steps", "save_strategy": "save_steps"}
 """Strategies that may be `epoch`, once in each pass over the prompts, and the field that counts their iterations."""
-INSTEAD = {"fp16": "bf16", "optim": "optimizers=(optimizer, None) of PPOTrainer"}
+INSTEAD = {
+    "fp16": "bf16", "optim": "optimizers=(optimizer, None) of PPOTrainer", "dtype": "bf16, or models loaded in it",
+    "max_rollout_batch": "local_rollout_forward_batch_size", "dataset_name": "train_dataset of PPOTrainer",
+    "dataset_format": "train_dataset of PPOTrainer", "chat_template_path": "processing_class.chat_template",
+    "reward_funcs": "reward_model of PPOTrainer, a function if you like", "use_peft": "peft_config of PPOTrainer",
+    "reward_weights": "reward_model of PPOTrainer, a function that adds them up",
+} | dict.fromkeys(("lora_r", "lora_alpha", "lora_target_modules", "lora_layers"), "peft_config of PPOTrainer") \
+  | dict.fromkeys(("profile", "shard_base"), "`rlhf-fast ppo`, which has it")  # fmt: skip
+"""What serves a field that is not here."""
 COMPUTED = frozenset({
     "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "local_mini_batch_size", "batch_size",
     "mini_batch_size",
@@ -110,6 +118,7 @@ class PPOConfig(ppo_config.PPORunConfig):
 
     served: ClassVar[frozenset[str]] = SERVED | EVENTS | HUB | {"bf16", "optim"} | set(UNNEEDED) | set(INERT)
     instead: ClassVar[dict[str, str]] = ppo_config.PPORunConfig.instead | INSTEAD
+    strategies: ClassVar[tuple[str, ...]] = ("no", "steps", "epoch")
     free: ClassVar[frozenset[str]] = EVENTS | HUB | {"optim"} | set(UNNEEDED) | set(INERT) | COMPUTED | FOR_THE_SCRIPT
 
     preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = field(
@@ -158,7 +167,8 @@ class PPOConfig(ppo_config.PPORunConfig):
     )
     save_total_limit: int | None = field(default=None, metadata={"help": "Newest checkpoints kept. Default: all."})
     save_strategy: SaveStrategy | str = field(
-        default="steps", metadata={"help": "steps: a checkpoint every save_steps and after the last. no: none."}
+        default="steps",
+        metadata={"help": "steps: a checkpoint every save_steps and after the last. epoch: in each pass. no: none."},
     )
     world_size: int | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Computed: the number of processes."}
@@ -203,13 +213,12 @@ class PPOConfig(ppo_config.PPORunConfig):
         self._compute_sizes()
         self._say_what_is_unneeded()
         self.accelerator_config = None  # of another kind once transformers has read it
-        self._note_epochs()
         super().__post_init__()
         self.require(self.ds3_gather_for_generation, "ds3_gather_for_generation", "true: DeepSpeed is not used here")
         self.require(self.local_rollout_forward_batch_size >= 1, "local_rollout_forward_batch_size", "at least 1")
         self.require(self.num_sample_generations >= 0, "num_sample_generations", "0 (never) or more")
-        self.require(self.eval_strategy in ("no", "steps"), "eval_strategy", "steps or no")
-        self.require(self.logging_strategy in ("no", "steps"), "logging_strategy", "steps or no")
+        for name in ("eval_strategy", "logging_strategy"):
+            self.require(getattr(self, name) in self.strategies, name, "steps, epoch or no")
         self.remember()
 
     def settle(self) -> None:
@@ -300,15 +309,12 @@ class PPOConfig(ppo_config.PPORunConfig):
                     found.append((name, value))
         return found
 
-    def _note_epochs(self) -> None:
-        """Take `epoch` for `steps` until `fit_epochs` knows how many iterations a pass is."""
-        for name in BY_EPOCH:
+    def by_steps(self, prompts: int) -> PPOConfig:
+        """A copy in which every strategy that is `epoch` is `steps`, an event every so many iterations as a pass over
+        `prompts` prompts has; the fields themselves keep what was written."""
+        counted = copy.copy(self)
+        for name, steps in BY_EPOCH.items():
             if getattr(self, name) == "epoch":
-                self._by_epoch: frozenset[str] = getattr(self, "_by_epoch", frozenset()) | {name}
-                setattr(self, name, "steps")
-
-    def fit_epochs(self, prompts: int) -> None:
-        """Iterations from one event to the next, where it comes once in a pass over `prompts` prompts."""
-        for name in getattr(self, "_by_epoch", ()):
-            if getattr(self, name) == "steps":
-                setattr(self, BY_EPOCH[name], max(1, round(prompts / int(self.batch_size or 1))))
+                setattr(counted, name, "steps")
+                setattr(counted, steps, max(1, round(prompts / int(self.batch_size or 1))))
+        return counted

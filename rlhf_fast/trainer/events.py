@@ -25,11 +25,21 @@ class PPOState(TrainerState):
     episode: int = 0
 
 
+class DefaultFlow(DefaultFlowCallback):
+    """transformers' default flow, which counts steps: an event of each pass comes every so many of them."""
+
+    def __init__(self, prompts: int) -> None:
+        self.prompts = prompts
+
+    def on_step_end(self, args: PPOConfig, state: TrainerState, control: TrainerControl, **given: Any) -> Any:  # type: ignore[override]
+        return super().on_step_end(args.by_steps(self.prompts), state, control, **given)
+
+
 class Events:
     """Calls transformers' callbacks in order; the control that they return is `control`.
 
-    `model` is what they get. transformers' own default flow decides from the config when to log, evaluate and save;
-    those of `report_to` follow, then the ones given.
+    `model` is what they get. The default flow decides from the config when to log, evaluate and save; those of
+    `report_to` follow, then the ones given.
     """
 
     model: Any
@@ -39,7 +49,7 @@ class Events:
     ) -> None:
         self.args, self.ppo = args, ppo
         model, optimiser = self.model, ppo.optimiser
-        own = [DefaultFlowCallback, *get_reporting_integration_callbacks(args.report_to)]
+        own = [DefaultFlow(len(ppo.prompts)), *get_reporting_integration_callbacks(args.report_to)]
         self.callback_handler = CallbackHandler(
             [*own, *callbacks], model, tokenizer, optimiser.adamw, optimiser.schedule
         )
@@ -58,7 +68,7 @@ class Events:
         """Before the first of the iterations that are left, after `done` of them."""
         self.state.max_steps = self.ppo.iterations
         self.state.num_train_epochs = self._epochs(self.ppo.iterations)  # type: ignore[assignment]
-        self.state.compute_steps(self.args, self.state.max_steps)
+        self.state.compute_steps(self.args.by_steps(len(self.ppo.prompts)), self.state.max_steps)
         self._count(done)
         self.began, self.episodes_before = time.perf_counter(), self.state.episode
         self.call("on_train_begin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 
@@ -219,20 +220,42 @@ class Steps(TrainerCallback):
             self.came["log"].append(state.global_step)
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_epoch_is_once_in_a_pass_over_the_prompts(tmp_path, late):
-    """8 prompts in batches of 4: a pass is 2 iterations."""
-    strategies = {"save_strategy": "epoch", "eval_strategy": "epoch", "logging_strategy": "epoch"}
-    args = config(tmp_path, per_device_train_batch_size=4, total_episodes=16, **({} if late else strategies))
+STRATEGIES = {"save_strategy": "epoch", "eval_strategy": "epoch", "logging_strategy": "epoch"}
+
+
+@pytest.mark.parametrize("how", ["given", "set", "replaced", "replaced after a trainer"])
+def test_epoch_is_once_in_a_pass_over_the_prompts(tmp_path, how):
+    """8 prompts in batches of 4: a pass is 2 iterations; the trainer before had 4 prompts, an iteration."""
+    late = how == "set"
+    args = config(tmp_path, per_device_train_batch_size=4, total_episodes=16, **({} if late else STRATEGIES))
     if late:
-        for name, value in strategies.items():
+        for name, value in STRATEGIES.items():
             setattr(args, name, value)
+    if how == "replaced after a trainer":
+        PPOTrainer(
+            args, tiny_tokenizer(), policy(), None, likes_even, rows(3, 4, 5, 6), peft_config=lora(),
+            eval_dataset=rows(3),
+        )  # fmt: skip
+    if how.startswith("replaced"):
+        args = dataclasses.replace(args, learning_rate=1e-4)
     steps = Steps()
     PPOTrainer(
         args, tiny_tokenizer(), policy(), None, likes_even, rows(), peft_config=lora(), eval_dataset=rows(3),
         callbacks=[steps],
     ).train()  # fmt: skip
     assert steps.came == {"save": [2, 4], "evaluate": [2, 4], "log": [2, 4]}
+    assert {name: getattr(args, name) for name in STRATEGIES} == STRATEGIES
+
+
+def test_a_strategy_that_is_replaced_goes_by_its_own_steps_again(tmp_path):
+    """A pass of 8 prompts is 2 iterations; the default of eval_steps is 10, of logging_steps 1."""
+    args = config(tmp_path, per_device_train_batch_size=4, **STRATEGIES)
+    PPOTrainer(
+        args, tiny_tokenizer(), policy(), None, likes_even, rows(), peft_config=lora(), eval_dataset=rows(3)
+    )  # fmt: skip
+    args = dataclasses.replace(args, eval_strategy="steps", save_steps=7)
+    assert (args.eval_steps, args.logging_steps, args.save_steps) == (10, 1, 7)
+    assert (args.eval_strategy, args.save_strategy, args.logging_strategy) == ("steps", "epoch", "epoch")
 
 
 class Sets(TrainerCallback):

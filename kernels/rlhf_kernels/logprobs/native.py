@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf_kernels import extension
 from rlhf_kernels.extension import address, native
 from rlhf_kernels.logprobs.reference import Arguments, BackwardArguments, PairArguments
-from rlhf_kernels.op import processor_refuses_native
+from rlhf_kernels.op import Meant, processor_refuses_native
 
 
 def _refused(a: Any, **operands: Tensor) -> str | None:
@@ -53,7 +53,7 @@ def supports_pair(a: PairArguments) -> str | None:
 def supports_forward(a: Arguments) -> str | None:
     """As `supports`, of `linear_logprobs`: it has no backward for weight and bias."""
     if a.weight_gradient:
-        return "weight or bias needs a gradient, and it gives that of hidden only; freeze them or leave it"
+        return Meant("weight or bias needs a gradient, and it gives that of hidden only; freeze them or leave it")
     return supports(a)
 
 
@@ -61,7 +61,7 @@ def supports_backward(a: BackwardArguments) -> str | None:
     """As `supports`, of `linear_logprobs_backward`."""
     for name, asked in (("weight", a.weight_gradient), ("bias", a.bias_gradient)):
         if asked:
-            return f"{name} needs a gradient, and it gives that of hidden only; freeze {name} or leave it"
+            return Meant(f"{name} needs a gradient, and it gives that of hidden only; freeze {name} or leave it")
     return supports(a)
 
 
