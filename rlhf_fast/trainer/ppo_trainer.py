@@ -242,8 +242,11 @@ class PPOTrainer(Surface):
         self.args.refuse_changes()
         metrics = self.take_step()
         watch.look(metrics)
+        logged = self.log_is_due()
+        if logged:  # before on_step_end, as in TRL: its callbacks may read the history
+            self.log(metrics)
         self.call("on_step_end")
-        if self.control.should_log:
+        if self.control.should_log and not logged:
             self.log(metrics)
         if self.control.should_evaluate:
             metrics |= self.evaluate()
