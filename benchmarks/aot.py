@@ -3,11 +3,11 @@
     python -m benchmarks.aot                        # every form of every kernel, for every architecture
     python -m benchmarks.aot --arch 90 --only score
 
-Each form that the launch code can ask for (the VARIANTS of the `triton_kernels` modules) is compiled twice, with
-pointers and sizes aligned to 16 and not, and its machine code is read by the bundled cuobjdump. The exit status is 1
-where a kernel spills registers to the stack, needs more shared memory than the chip has, or lacks the matrix
-instruction that its entry names (decode attention does; large products are left to the vendor's library). Nothing is
-measured. It takes minutes, and runs without TRITON_INTERPRET only.
+Each form that the launch code can ask for (the VARIANTS of every Triton backend in the table of operations) is
+compiled twice, with pointers and sizes aligned to 16 and not, and its machine code is read by the bundled cuobjdump.
+The exit status is 1 where a kernel spills registers to the stack, needs more shared memory than the chip has, or lacks
+the matrix instruction that its entry names (decode attention does; large products are left to the vendor's library).
+Nothing is measured. It takes minutes, and runs without TRITON_INTERPRET only.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import rlhf_kernels  # noqa: F401  # fills the table of operations
+from rlhf_kernels.op import OPS
 from rlhf_kernels.triton_support import OPTIONS, Variant
 
-MODULES = (
-    "gae", "shaping", "moments", "whiten", "ppo_loss", "logprobs", "sample", "decode_attention", "rms_norm", "rotary",
-    "swiglu",
-)  # fmt: skip
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes per block, by architecture
 
 
@@ -78,8 +76,10 @@ def main() -> int:
 
 def variants() -> Iterator[Variant]:
     """Every form of every kernel."""
-    for module in MODULES:
-        yield from importlib.import_module(f"rlhf_kernels.{module}.triton_kernels").VARIANTS
+    backends = [op.backends["triton"].module for op in OPS.values() if "triton" in op.backends]
+    for module in dict.fromkeys(backends):  # once, where an op and its gradient share one
+        assert module is not None
+        yield from importlib.import_module(module).VARIANTS
 
 
 def form(variant: Variant) -> str:

@@ -48,6 +48,26 @@ def test_imports_point_down(path):
             assert FLOOR_OF[other] > FLOOR_OF[own], f"{own} imports {module}"
 
 
+def modules_of_kernels() -> dict[str, Path]:
+    root = ROOT / "kernels"
+    parts = {path: path.relative_to(root).with_suffix("").parts for path in root.glob("rlhf_kernels/**/*.py")}
+    return {".".join(names).removesuffix(".__init__"): path for path, names in parts.items()}
+
+
+def test_files_of_the_kernels_import_in_no_circle():
+    files, imports = modules_of_kernels(), {}
+    for module, path in files.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        named = [(node.module or "", alias.name) for node in nodes for alias in node.names if alias.name != "_native"]
+        found = {f"{base}.{name}" if f"{base}.{name}" in files else base for base, name in named}
+        imports[module] = found & files.keys() - {module}
+    assert {"rlhf_kernels.op", "rlhf_kernels.logprobs.reference"} <= imports["rlhf_kernels.logprobs.native"]
+    while leaves := [module for module, found in imports.items() if not found & imports.keys()]:
+        for module in leaves:
+            del imports[module]
+    assert not imports  # what is left is in a circle, or imports one
+
+
 @pytest.mark.parametrize("package", ["rlhf_fast", "rlhf_kernels"])
 def test_importing_a_package_does_not_import_transformers(package):
     code = f"import sys, {package}; sys.exit('transformers' in sys.modules)"

@@ -1,28 +1,32 @@
 """Kernels of RLHF as plain functions on tensors.
 
-One folder per operation, each with a `reference.py` in readable torch that is its specification. Nothing here knows
-about models, tokenizers, datasets or training stages, and nothing but torch is imported.
+A file or a folder per operation: the public function, its specification in readable torch (`_reference`, or the
+folder's `reference.py`), the C++ backend's host code, and its entry in the table of `op`; beside it, with the ending
+`_triton` or in the folder's `triton.py`, the Triton kernels and their launches. Nothing here knows about models,
+tokenizers, datasets or training stages, and nothing but torch is imported.
 """
 
 from __future__ import annotations
 
 from rlhf_kernels.decode_attention import decode_attention, decode_attention_is_fused
+from rlhf_kernels.decoder import Decoder, DecoderLayer, DecoderLinear
 from rlhf_kernels.gae import gae_
-from rlhf_kernels.linear_ppo_loss import linear_ppo_loss
 from rlhf_kernels.logprobs import LogProbs, PolicyReferenceLogProbs, linear_logprobs, policy_reference_logprobs
 from rlhf_kernels.lora_linear import lora_linear
-from rlhf_kernels.moments import Moments, merge_moments, moments
 from rlhf_kernels.packed_attention import attention_is_fused, packed_attention
 from rlhf_kernels.packing import pack, unpack
-from rlhf_kernels.ppo_loss import PPOLoss, ppo_loss
+from rlhf_kernels.ppo_loss import PPOLoss, linear_ppo_loss, ppo_loss
 from rlhf_kernels.rms_norm import rms_norm
 from rlhf_kernels.rotary import rotary
 from rlhf_kernels.sample import Sampled, sample, sample_is_fused
 from rlhf_kernels.shaping import shape_rewards_
 from rlhf_kernels.swiglu import swiglu
-from rlhf_kernels.whiten import whiten_
+from rlhf_kernels.whiten import Moments, merge_moments, moments, whiten_
 
 __all__ = [
+    "Decoder",
+    "DecoderLayer",
+    "DecoderLinear",
     "LogProbs",
     "Moments",
     "PPOLoss",

@@ -1,6 +1,7 @@
-"""Checks of arguments that several operations share: each says what was got, what was expected and what to do.
+"""What the operations share about arguments: their checks, and the precision that the references compute in.
 
-`check_values` and what calls it read the data, and so run inside an op; the others look at shapes and dtypes only.
+A check says what was got, what was expected and what to do. `check_values` and what calls it read the data, and so run
+inside an op; the others look at shapes and dtypes only.
 """
 
 from __future__ import annotations
@@ -74,3 +75,13 @@ def check_values(right: Tensor | bool, message: Callable[[], str]) -> None:
         torch._assert_async(right, "rlhf_kernels: the values of an argument do not fit; run it on the CPU for details")
     elif not right:
         raise ValueError(message())
+
+
+def accumulation_dtype(*operands: Tensor) -> torch.dtype:
+    """float64 where an operand is, else float32: what the references compute in."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in operands) else torch.float32
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in the precision that it is computed in."""
+    return x.to(accumulation_dtype(x))

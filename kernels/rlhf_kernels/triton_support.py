@@ -1,17 +1,21 @@
 """What the Triton backends share: whether they can run here, and how a kernel is described, compiled and launched.
 
-Triton itself is imported on first use only: `import rlhf_kernels` works without it.
+Triton itself is imported on first use only, and with it the modules of kernels (`*_triton.py`, `*/triton.py`): each
+holds an op's kernels, its host code, and VARIANTS, every form of its kernels. `import rlhf_kernels` works without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from rlhf_kernels.op import Backend
 
 # A product and a sum are rounded apart, as in the interpreter and in torch: what the tests show there holds on a card.
 # The kernels wait for memory, so the fused instruction would gain nothing.
@@ -63,12 +67,24 @@ def contiguous_(x: Tensor) -> Iterator[Tensor]:
         x.copy_(work)
 
 
-def cannot_run(args: Mapping[str, Any]) -> str | None:
+def in_triton(module: str, function: str) -> Backend[Any]:
+    """The backend whose `function` is in `module`, beside a `supports`; it is imported where Triton can run."""
+
+    def run(a: Any) -> Any:
+        return getattr(import_module(module), function)(a)
+
+    def supports(a: Any) -> str | None:
+        return cannot_run(a) or import_module(module).supports(a)
+
+    return Backend(run, supports, module)
+
+
+def cannot_run(a: Any) -> str | None:
     """Why Triton cannot take these arguments, or None: it is missing, or a tensor is not on CUDA (nor interpreted)."""
     reason = _missing()
     if reason is not None:
         return reason
-    devices = {name: value.device for name, value in args.items() if isinstance(value, Tensor)}
+    devices = {name: value.device for name, value in zip(a._fields, a, strict=True) if isinstance(value, Tensor)}
     for name, device in devices.items():
         if device.type == "cpu" and interpreted():
             continue
@@ -83,20 +99,21 @@ def cannot_run(args: Mapping[str, Any]) -> str | None:
     return None
 
 
-def columns_not_float32(args: Mapping[str, Any], *names: str) -> str | None:
+def columns_not_float32(a: Any, *names: str) -> str | None:
     """Why a kernel that computes in float32 cannot take the named columns, or None; some of them may be None."""
     for name in names:
-        if args[name] is not None and args[name].dtype != torch.float32:
-            return f"{name} has dtype {args[name].dtype}, and it computes in float32: the reference takes others"
+        column = getattr(a, name)
+        if column is not None and column.dtype != torch.float32:
+            return f"{name} has dtype {column.dtype}, and it computes in float32: the reference takes others"
     return None
 
 
-def layer_cannot_run(args: Mapping[str, Any]) -> str | None:
-    """Why a kernel between a layer's products cannot take these arguments, or None: it computes in float32."""
-    dtypes = {value.dtype for name, value in args.items() if isinstance(value, Tensor) and name != "rstd"}
+def layer_dtypes_refused(a: Any) -> str | None:
+    """Why a kernel between a layer's products cannot take these dtypes, or None: it computes in float32."""
+    dtypes = {x.dtype for name, x in zip(a._fields, a, strict=True) if isinstance(x, Tensor) and name != "rstd"}
     if not dtypes <= set(LAYER_DTYPES):
         return f"got {sorted(map(str, dtypes))}, and it takes bfloat16, float16 or float32: the reference takes others"
-    return cannot_run(args)
+    return None
 
 
 def as_rows(x: Tensor) -> Tensor:

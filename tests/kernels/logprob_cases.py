@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf_kernels import extension
-from rlhf_kernels.logprobs import native
+from tests.kernels.by_backend import native
 
 LEVELS = extension.native.levels() if extension.native else []
 needs_native = pytest.mark.skipif(not LEVELS, reason="the C++ extension is not built: install the package from source")

@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from rlhf_kernels import backends, extension, gae_, linear_logprobs, rms_norm
+from rlhf_kernels import (
+    Decoder,
+    attention_is_fused,
+    extension,
+    gae_,
+    linear_logprobs,
+    lora_linear,
+    moments,
+    op,
+    packed_attention,
+    rms_norm,
+)
+from rlhf_kernels.op import OPS, Backend, Meant, NotFaster, choose, schema
 
 needs_native = pytest.mark.skipif(
     extension.MISSING is not None, reason="the C++ extension is not built: install the package from source"
@@ -31,43 +44,53 @@ def run(columns, backend=None):
     return advantages, returns
 
 
+class Arguments(NamedTuple):
+    x: torch.Tensor
+
+
 class Fake:
     """Backends of an operation `fake` that answer their own name; `refusals` say why some cannot run."""
 
-    def __init__(self, monkeypatch, **refusals):
-        monkeypatch.setattr(backends, "_backends", {})
-        backends._log_once.cache_clear()
-        for name in ("native", "reference"):
-            backends.register("fake", name, lambda name=name, **_: name, lambda args, name=name: refusals.get(name))
+    def __init__(self, *names, **refusals):
+        op._log_once.cache_clear()
+        self.backends = {
+            name: Backend(lambda a, name=name: name, lambda a, name=name: refusals.get(name))
+            for name in names or ("native", "reference")
+        }
 
     def __call__(self, backend=None):
-        args = {"x": torch.zeros(1)}
-        return backends.select("fake", backend, args)(**args)
+        a = Arguments(torch.zeros(1))
+        return choose("fake", self.backends, a, backend).run(a)
 
 
-def test_the_first_that_can_run_is_chosen(monkeypatch):
-    assert Fake(monkeypatch)() == "native"
+def told(caplog):
+    return [record.getMessage() for record in caplog.records]
 
 
-def test_an_automatic_fall_back_is_logged_once_with_its_reason(monkeypatch, caplog):
-    fake = Fake(monkeypatch, native="it is raining")
+def test_the_first_that_can_run_is_chosen():
+    assert Fake()() == "native"
+
+
+def test_an_automatic_fall_back_is_logged_once_with_its_reason(caplog):
+    fake = Fake(native="it is raining")
     assert [fake(), fake(), fake()] == ["reference"] * 3
-    assert [record.getMessage() for record in caplog.records] == [
-        "fake runs without its backend 'native': it is raining"
-    ]
+    assert told(caplog) == ["fake runs without its backend 'native': it is raining"]
 
 
 def test_a_reason_that_follows_from_what_is_asked_for_is_not_logged(monkeypatch, caplog):
-    fake = Fake(monkeypatch, native=backends.Meant("the weight is trained"))
+    fake = Fake(native=Meant("the weight is trained"))
     assert fake() == "reference" and not caplog.records
     with pytest.raises(ValueError, match="cannot run fake: the weight is trained"):
         fake("native")
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "native")
+    with pytest.raises(ValueError, match="RLHF_FAST_BACKEND is 'native', but it cannot run fake: the weight"):
+        fake()
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_training_all_weights_logs_nothing(monkeypatch, caplog, bias):
     """What a full fine-tuning runs: the log-probs of a head, and a norm, whose weights need a gradient."""
-    backends._log_once.cache_clear()
+    op._log_once.cache_clear()
     monkeypatch.delenv("RLHF_FAST_BACKEND", raising=False)
     x, weight, norm = (torch.randn(*shape, requires_grad=True) for shape in ((4, 16), (9, 16), (16,)))
     head_bias = torch.zeros(9, requires_grad=True) if bias else None
@@ -78,7 +101,7 @@ def test_training_all_weights_logs_nothing(monkeypatch, caplog, bias):
 
 
 def test_the_environment_variable_chooses(monkeypatch):
-    fake = Fake(monkeypatch)
+    fake = Fake()
     monkeypatch.setenv("RLHF_FAST_BACKEND", "reference")
     assert fake() == "reference"
     assert fake("native") == "native"  # the argument goes first
@@ -87,7 +110,7 @@ def test_the_environment_variable_chooses(monkeypatch):
 
 
 def test_an_explicit_choice_that_cannot_run_raises_with_the_reason(monkeypatch):
-    fake = Fake(monkeypatch, native="it is raining")
+    fake = Fake(native="it is raining")
     with pytest.raises(ValueError, match="backend is 'native', but it cannot run fake: it is raining"):
         fake("native")
     monkeypatch.setenv("RLHF_FAST_BACKEND", "native")
@@ -96,24 +119,115 @@ def test_an_explicit_choice_that_cannot_run_raises_with_the_reason(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["tritom", ""])
-def test_an_unknown_choice_raises_with_those_there_are(monkeypatch, name):
-    fake = Fake(monkeypatch)
+def test_an_unknown_choice_raises_with_those_there_are(name):
     with pytest.raises(ValueError, match=r"expected one of \['native', 'reference'\]"):
-        fake(name)
+        Fake()(name)
 
 
-def test_when_none_can_run_that_is_said(monkeypatch):
+def test_a_name_in_the_environment_that_no_operation_knows_raises_with_those_there_are(monkeypatch):
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "tritom")
+    known = r"RLHF_FAST_BACKEND is 'tritom', expected one of \['flash', 'native', 'reference', 'triton'\]"
+    with pytest.raises(ValueError, match=known):
+        Fake()()
+    with pytest.raises(ValueError, match=known):
+        attention_is_fused(*torch.zeros(3, 2, 1, 8))
+    with pytest.raises(ValueError, match=known):
+        Decoder.refusal(torch.float32, torch.device("cpu"))
+
+
+def test_an_operation_without_the_backend_of_the_environment_chooses_itself_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "triton")
+    fake = Fake()
+    assert [fake(), fake()] == ["native"] * 2
+    assert told(caplog) == [
+        "RLHF_FAST_BACKEND is 'triton', but fake chooses its backend itself: it has none of that name"
+    ]
+    with pytest.raises(ValueError, match=r"backend is 'triton', expected one of \['native', 'reference'\] for fake"):
+        fake("triton")  # asked of this call alone
+
+
+@pytest.mark.parametrize("name", ["packed_attention", "lora_linear"])
+def test_with_triton_in_the_environment_operations_without_it_give_the_same(name, monkeypatch, caplog):
+    x = torch.linspace(-1, 1, 32).view(4, 1, 8)
+    run = {
+        "packed_attention": lambda: packed_attention(x, x, x, [0, 4], scale=0.5),
+        "lora_linear": lambda: lora_linear(x[:, 0], x[:, 0], [x[:1, 0]], [x[:, 0, :1]], [2.0], [0], [0, 4]),
+    }[name]
+    op._log_once.cache_clear()
+    expected = run()
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "triton")
+    assert torch.equal(run(), expected)
+    assert f"RLHF_FAST_BACKEND is 'triton', but {name} chooses its backend itself" in caplog.text
+    assert attention_is_fused(x, x, x) == (extension.MISSING is None)  # asking is not told
+
+
+def test_a_backend_that_is_not_faster_is_passed_over_without_a_word_and_runs_where_it_is_named(monkeypatch, caplog):
+    fake = Fake(native=NotFaster("vectors are short here", can_run=True))
+    assert fake() == "reference" and not caplog.records
+    assert fake("native") == "native"
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "native")
+    assert fake() == "native" and not caplog.records
+
+
+def test_a_backend_that_is_not_faster_and_cannot_run_is_refused_by_name_and_left_alone_in_the_environment(
+    monkeypatch, caplog
+):
+    fake = Fake(native=NotFaster("it needs tiles", can_run=False))
+    assert fake() == "reference" and not caplog.records
+    with pytest.raises(ValueError, match="backend is 'native', but it cannot run fake: it needs tiles"):
+        fake("native")
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "native")
+    assert [fake(), fake()] == ["reference"] * 2
+    assert told(caplog) == ["RLHF_FAST_BACKEND is 'native', but fake chooses its backend itself: it needs tiles"]
+
+
+def test_when_none_can_run_that_is_said():
     with pytest.raises(ValueError, match="no backend of fake can run on cpu"):
-        Fake(monkeypatch, native="rain", reference="snow")()
+        Fake(native="rain", reference="snow")()
+
+
+def test_lora_linear_takes_a_backend_like_the_others():
+    x = torch.linspace(-1, 1, 12).view(3, 4)
+    call = (x, x, [x[:1]], [x[:, :1]], [2.0], [0], [0, 3])
+    assert torch.equal(lora_linear(*call, backend="reference"), lora_linear(*call))
+    with pytest.raises(ValueError, match="backend is 'native', but it cannot run lora_linear: "):
+        lora_linear(*call, backend="native")  # float32
+    with pytest.raises(ValueError, match=r"expected one of \['native', 'reference'\] for lora_linear"):
+        lora_linear(*call, backend="triton")
+
+
+def test_a_backend_from_elsewhere_runs_where_it_is_named(monkeypatch):
+    given = []
+    mine = Backend(lambda a: given.append(a) or a.values * 10)
+    monkeypatch.setitem(OPS["gae_"].backends, "mine", mine)
+    rewards, values, _, bootstrap = columns = ragged([2])
+    assert torch.equal(run(columns, "mine")[1], values * 10)
+    assert torch.equal(given[0].bootstrap, bootstrap) and (given[0].gamma, given[0].lam) == (0.99, 0.95)
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "mine")
+    assert torch.equal(run(columns)[1], values * 10)
+    assert moments(rewards).count == 2  # which has none of that name, and does not raise
+
+
+def test_the_schema_of_an_op_is_its_arguments():
+    assert schema("gae_", OPS["gae_"].arguments, "Tensor", ("rewards",)) == (
+        "gae_(Tensor(a!) rewards, Tensor values, Tensor cu_responses, float gamma, float lam, Tensor? bootstrap, "
+        "str? backend) -> Tensor"
+    )
+    assert schema("lora_linear", OPS["lora_linear"].arguments, "()", ()) == (
+        "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor[] lora_a, Tensor[] lora_b, float[] scale, "
+        "int[] slots, int[] rows, str? backend) -> ()"
+    )
 
 
 def test_gae_runs_on_the_reference_when_the_extension_is_missing(monkeypatch, caplog):
     columns = ragged([3, 0, 5])
     expected = run(columns, "reference")
     monkeypatch.setattr(extension, "MISSING", "the C++ extension is not available")
-    backends._log_once.cache_clear()
+    op._log_once.cache_clear()
     torch.testing.assert_close(run(columns), expected, rtol=0, atol=0)
-    assert "the C++ extension is not available" in caplog.text
+    assert told(caplog) == [
+        "what runs on a CPU runs in torch, several times slower: the C++ extension is not available"
+    ]
     with pytest.raises(ValueError, match="the C\\+\\+ extension is not available"):
         run(columns, "native")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from rlhf_kernels import layer_native, packed_attention, rms_norm, rotary, swiglu
+from rlhf_kernels import decode_attention, extension, packed_attention, rms_norm, rotary, swiglu
 from rlhf_kernels.extension import MISSING, native
 
 LEVELS = ["reference"] if MISSING else ["reference", *native.levels()]
@@ -20,7 +20,7 @@ LEVELS = ["reference"] if MISSING else ["reference", *native.levels()]
 def backend(request, monkeypatch) -> str:
     if request.param == "reference":
         return "reference"
-    monkeypatch.setattr(layer_native, "LEVEL", request.param)
+    monkeypatch.setattr(extension, "LEVEL", request.param)
     return "native"
 
 
@@ -175,6 +175,26 @@ def test_packed_attention_with_strided_heads_empty_sequences_and_scores_far_apar
     out = packed_attention(q, k, v, [0, 0, 4, 4, 9, 9], scale=0.3, backend=backend)
     torch.testing.assert_close(out, plain_attention(q, k, v, [0, 4, 9], None), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(out[[0, 4]], v[[0, 4]])  # a first token sees only itself
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(4, 2, None), (3, 1, 3), (2, 2, 1)])
+def test_decode_attention_is_the_last_token_of_packed_attention(heads, kv_heads, window):
+    """The cache of each row is longer than its tokens, and holds noise there that must not count."""
+    lengths = [6, 1, 4]
+    q, keys, values = draw((3, heads, 8), (5, kv_heads, 7, 8), (5, kv_heads, 7, 8), dtype=torch.float64)
+    got = decode_attention(q, keys, values, torch.tensor(lengths), scale=0.3, window=window, backend="reference")
+    for row, length in enumerate(lengths):
+        k, v = (x[row, :, :length].transpose(0, 1) for x in (keys, values))
+        expected = plain_attention(q[row].expand(length, heads, 8), k, v, [0, length], window)[-1]
+        torch.testing.assert_close(got[row], expected)
+
+
+def test_decode_attention_caps_its_scores():
+    """One head of one entry: scores 2 tanh(1 * 2 / 2) and 2 tanh(1 * 0 / 2) = 0, of the values 1 and 0."""
+    keys, values = torch.tensor([[2.0, 0.0], [1.0, 0.0]]).view(2, 1, 1, 2, 1)
+    q = torch.ones(1, 1, 1)
+    out = decode_attention(q, keys, values, torch.tensor([2]), scale=1.0, softcap=2.0, backend="reference")
+    assert out.item() == pytest.approx(1 / (1 + math.exp(-2 * math.tanh(1.0))))
 
 
 def test_the_number_of_threads_changes_nothing():

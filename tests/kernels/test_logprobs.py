@@ -10,6 +10,7 @@ import torch
 
 from rlhf_kernels import linear_logprobs, policy_reference_logprobs
 from rlhf_kernels.logprobs import reference
+from tests.kernels.by_backend import arguments
 from tests.kernels.float64_logprobs import example, log_softmax_rows
 
 
@@ -170,10 +171,12 @@ def test_the_chunk_size_changes_neither_results_nor_gradients(chunk_rows):
     inputs = {"hidden": hidden, "weight": weight, "labels": labels, "bias": None, "temperature": 1.0, "softcap": None}
 
     def run(rows):
-        out = reference.linear_logprobs(**inputs, entropy=True, directions=True, chunk_rows=rows)
+        forward = arguments("linear_logprobs", **inputs, entropy=True, directions=True)
+        out = reference.linear_logprobs(forward, chunk_rows=rows)
         results = dict(zip(("logprobs", "entropy", "statistics"), out[:3], strict=True))
         upstream = {"d_logprobs": out[0], "d_entropy": out[1] + 1, "weight_gradient": True, "bias_gradient": True}
-        return *out, *reference.linear_logprobs_backward(**inputs, **results, **upstream, chunk_rows=rows)
+        backward = arguments("linear_logprobs_backward", **inputs, **results, **upstream)
+        return *out, *reference.linear_logprobs_backward(backward, chunk_rows=rows)
 
     for got, expected in zip(run(chunk_rows), run(256), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)

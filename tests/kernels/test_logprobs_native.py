@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_kernels.logprobs import native
+from rlhf_kernels import extension
+from tests.kernels.by_backend import native
 from tests.kernels.logprob_cases import (
     assert_as_accurate_as_torch,
     case,
@@ -45,7 +46,7 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def forced_level(request, monkeypatch):
     if "level" in request.fixturenames:
-        monkeypatch.setattr(native, "LEVEL", request.getfixturevalue("level"))
+        monkeypatch.setattr(extension, "LEVEL", request.getfixturevalue("level"))
 
 
 @each_way

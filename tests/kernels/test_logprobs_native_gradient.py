@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_kernels.logprobs import native
+from rlhf_kernels import extension
+from tests.kernels.by_backend import native
 from tests.kernels.logprob_cases import (
     LEVELS,
     assert_as_accurate_as_torch,
@@ -27,7 +28,7 @@ pytestmark = needs_native
 @pytest.fixture(autouse=True)
 def forced_level(request, monkeypatch):
     if "level" in request.fixturenames:
-        monkeypatch.setattr(native, "LEVEL", request.getfixturevalue("level"))
+        monkeypatch.setattr(extension, "LEVEL", request.getfixturevalue("level"))
 
 
 @each_way
@@ -131,7 +132,7 @@ def test_all_instruction_sets_agree(run, dtype, monkeypatch):
     given = case(70, 90, 1500, dtype, skipped=9, bias=0.5, softcap=10.0, temperature=0.9)
     results = []
     for level in LEVELS:
-        monkeypatch.setattr(native, "LEVEL", level)
+        monkeypatch.setattr(extension, "LEVEL", level)
         results.append(run(given))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_kernels.logprobs import native
+from rlhf_kernels import extension, linear_logprobs
+from rlhf_kernels.op import NotFaster
+from tests.kernels.by_backend import native
 from tests.kernels.logprob_cases import (
     LEVELS,
     Case,
@@ -18,6 +20,7 @@ from tests.kernels.logprob_cases import (
     case,
     each_dtype,
     each_way,
+    exact,
     needs_native,
     recomputed,
 )
@@ -36,14 +39,23 @@ def threads():
 def supported(**change):
     """Arguments that the extension takes, but for the change."""
     plain = {"hidden": torch.zeros(2, 4), "weight": torch.zeros(6, 4), "labels": torch.tensor([0, 5]), "bias": None}
-    return plain | {"weight_gradient": False, "bias_gradient": False} | change
+    return plain | change
+
+
+def refusals(given):
+    """Of the forward pass, its gradient, and policy and reference together."""
+    return [
+        native.refusal("linear_logprobs", **given),
+        native.refusal("linear_logprobs_backward", **given),
+        native.refusal("policy_reference_logprobs", **given, ref_hidden=given["hidden"]),
+    ]
 
 
 @needs_fast_level
 def test_what_it_can_take_is_supported():
-    assert native.supports(supported()) is None
-    assert native.supports(supported(weight=torch.zeros(6, 8)[:, :4], bias=torch.zeros(6).bfloat16())) is None
-    assert native.supports_backward(supported(hidden=torch.zeros(4, 2).t())) is None
+    assert refusals(supported()) == [None] * 3
+    assert refusals(supported(weight=torch.zeros(6, 8)[:, :4], bias=torch.zeros(6).bfloat16())) == [None] * 3
+    assert refusals(supported(hidden=torch.zeros(4, 2).t())) == [None] * 3
 
 
 @needs_fast_level
@@ -51,7 +63,6 @@ def test_what_it_can_take_is_supported():
     ("change", "reason"),
     [
         ({"weight": torch.zeros(4, 6).t()}, r"rows of weight are not contiguous; call .contiguous\(\)"),
-        ({"ref_weight": torch.zeros(4, 6).t()}, "rows of ref_weight are not contiguous"),
         ({"weight": torch.zeros(6, 4, dtype=torch.bfloat16)}, "hidden torch.float32, weight torch.bfloat16"),
         ({"hidden": torch.zeros(2, 4).half(), "weight": torch.zeros(6, 4).half()}, "takes bfloat16 or float32"),
         ({"hidden": torch.zeros(2, 4).double()}, "takes bfloat16 or float32"),
@@ -61,21 +72,44 @@ def test_what_it_can_take_is_supported():
     ],
 )
 def test_what_it_cannot_take_is_refused_with_the_reason(change, reason):
-    for refusal in (native.supports(supported(**change)), native.supports_backward(supported(**change))):
+    for refusal in refusals(supported(**change)):
         assert re.search(reason, refusal)
+
+
+def test_a_weight_of_the_reference_is_looked_at_too():
+    given = supported(ref_hidden=torch.zeros(2, 4), ref_weight=torch.zeros(4, 6).t())
+    assert "rows of ref_weight are not contiguous" in native.refusal("policy_reference_logprobs", **given)
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_a_gradient_of_weight_or_bias_is_refused_in_the_backward_pass(name):
-    refusal = native.supports_backward(supported(**{f"{name}_gradient": True}))
+    refusal = native.refusal("linear_logprobs_backward", **supported(**{f"{name}_gradient": True}))
     assert re.search(f"{name} needs a gradient, .* hidden only; freeze {name} or leave it", refusal)
 
 
 def test_an_absent_extension_and_an_instruction_set_too_slow_are_reasons(monkeypatch):
-    monkeypatch.setattr(native, "LEVEL", "portable")
-    assert "neither AVX2 nor AVX-512" in native.supports(supported())
-    monkeypatch.setattr(native, "MISSING", "not built")
-    assert native.supports(supported()) == "not built"
+    monkeypatch.setattr(extension, "LEVEL", "portable")
+    for refusal in refusals(supported()):
+        assert isinstance(refusal, NotFaster) and refusal.can_run and "neither AVX2 nor AVX-512" in refusal
+    monkeypatch.setattr(extension, "MISSING", "not built")
+    assert refusals(supported()) == ["not built"] * 3
+
+
+def test_an_instruction_set_too_slow_runs_where_it_is_asked_for_and_is_passed_over_without_a_word(monkeypatch, caplog):
+    monkeypatch.setattr(extension, "LEVEL", "portable")
+    given = case(3, 8, 20, torch.float32)
+    ran = []
+    run = extension.native.linear_logprobs
+    monkeypatch.setattr(extension.native, "linear_logprobs", lambda *a, **k: ran.append(True) or run(*a, **k))
+    args = given.arguments()
+    linear_logprobs(**args)
+    assert not ran and not caplog.records
+    out = linear_logprobs(**args, backend="native").logprobs
+    assert ran
+    np.testing.assert_allclose(out, exact(given).logprobs, atol=1e-5)
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "native")
+    linear_logprobs(**args)
+    assert len(ran) == 2
 
 
 @each_way
@@ -160,7 +194,7 @@ def test_an_absent_upstream_gradient_counts_as_zero(wanted):
 
 PEAK = """
 import torch
-from rlhf_kernels.logprobs import native
+from tests.kernels.by_backend import native
 def memory(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) / 1024
 def step(rows):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_kernels import lora_linear
-from rlhf_kernels.lora_linear import reference
+from tests.kernels.by_backend import reference
 
 K, N = 5, 4
 SCALE = [0.5, 2.0]

@@ -7,7 +7,7 @@ import torch
 
 from rlhf_kernels import lora_linear
 from rlhf_kernels.extension import LEVEL
-from rlhf_kernels.lora_linear import native
+from tests.kernels.by_backend import native
 
 pytestmark = pytest.mark.skipif(LEVEL != "amx", reason="the processor has no tile registers (AMX)")
 
@@ -63,8 +63,12 @@ def test_forward_and_gradients_are_those_of_float64(rows, inputs, outputs, ranks
 def test_what_it_cannot_take_runs_elsewhere():
     x, weight, a, b = torch.ones(2, 4), torch.ones(3, 4), torch.ones(1, 4), torch.ones(3, 1)
     arguments = {"x": x.bfloat16(), "weight": weight.bfloat16(), "lora_a": [a], "lora_b": [b]}
-    assert native.supports(arguments) is None
-    assert "float32 adapters" in native.supports(arguments | {"lora_a": [a.double()]})
-    assert "bfloat16 tensors on a processor with AMX" in native.supports(arguments | {"x": x})
-    assert "strides" in native.supports(arguments | {"weight": torch.ones(3, 8).bfloat16()[:, ::2]})
-    assert "frozen" in native.supports(arguments | {"weight_gradient": True})
+
+    def refusal(op="lora_linear", **change):
+        return native.refusal(op, **arguments | change)
+
+    assert refusal() is None and refusal("lora_linear_backward") is None
+    assert "float32 adapters" in refusal(lora_a=[a.double()])
+    assert "bfloat16 tensors on a processor with AMX" in refusal(x=x)
+    assert "strides" in refusal(weight=torch.ones(3, 8).bfloat16()[:, ::2])
+    assert "frozen" in refusal("lora_linear_backward", weight_gradient=True)

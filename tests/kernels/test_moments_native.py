@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlhf_kernels.moments import native
+from tests.kernels.by_backend import native
 from tests.kernels.column_cases import assert_independent_of_threads, each_dtype, needs_native
 
 pytestmark = needs_native
@@ -32,7 +32,7 @@ def test_it_equals_the_exact_sums(dtype, masked, entries):
     x, mask = random(entries, dtype)
     mask = mask if masked else None
     args = {"x": x, "mask": mask}
-    assert native.supports(args) is None
+    assert native.refusal("moments", **args) is None
     out = native.moments(**args)
     assert out.dtype == torch.float64 and out.tolist() == pytest.approx(exact(x, mask), rel=1e-13, abs=1e-13)
 
@@ -73,6 +73,6 @@ def test_the_number_of_threads_changes_nothing(dtype, masked):
 
 
 def test_what_it_cannot_take_is_refused():
-    assert "x has dtype torch.bfloat16" in native.supports({"x": torch.zeros(2).bfloat16(), "mask": None})
+    assert "x has dtype torch.bfloat16" in native.refusal("moments", **{"x": torch.zeros(2).bfloat16(), "mask": None})
     strided = torch.ones(4, 2, dtype=torch.bool)[:, 0]
-    assert "mask is not contiguous" in native.supports({"x": torch.zeros(4), "mask": strided})
+    assert "mask is not contiguous" in native.refusal("moments", **{"x": torch.zeros(4), "mask": strided})

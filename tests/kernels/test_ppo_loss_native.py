@@ -1,5 +1,5 @@
-"""The native `ppo_loss` at every instruction set: metrics and gradients against autograd of the formulas in float64,
-ties included."""
+"""The reference of `ppo_loss`, and the native one at every instruction set: metrics and gradients against autograd of
+the formulas in float64, ties included."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_kernels import extension
-from rlhf_kernels.ppo_loss import native
+from tests.kernels.by_backend import native, reference
 from tests.kernels.column_cases import (
     assert_as_accurate_as_torch,
     assert_independent_of_threads,
@@ -19,10 +19,20 @@ from tests.kernels.logprob_cases import LEVELS
 from tests.kernels.ppo_loss_cases import COLUMNS, PLAIN, autograd, columns, slot
 
 pytestmark = needs_native
-KINDS = [("fp64", torch.float64, extension.LEVEL), *(("fp32", torch.float32, level) for level in LEVELS)]
-each_kind = pytest.mark.parametrize(
-    ("dtype", "level"), [pytest.param(dtype, level, id=f"{name}-{level}") for name, dtype, level in KINDS]
-)
+KINDS = [
+    *((name, dtype, "reference") for name, dtype in (("fp64", torch.float64), ("fp32", torch.float32))),
+    ("fp64", torch.float64, extension.LEVEL),
+    *(("fp32", torch.float32, level) for level in LEVELS),
+]
+BACKEND = {"of this test": native}
+
+
+def each(kinds):
+    parameters = [pytest.param(dtype, level, id=f"{name}-{level}") for name, dtype, level in kinds]
+    return pytest.mark.parametrize(("dtype", "level"), parameters)
+
+
+each_kind, each_native_kind = each(KINDS), each([kind for kind in KINDS if kind[2] != "reference"])
 SETTINGS = [
     PLAIN,
     PLAIN | {"cliprange_value": None, "entropy_coef": 0.01},
@@ -34,13 +44,18 @@ SETTINGS = [
 @pytest.fixture(autouse=True)
 def forced_level(request, monkeypatch):
     if "level" in request.fixturenames:
-        monkeypatch.setattr(native, "LEVEL", request.getfixturevalue("level"))
+        level = request.getfixturevalue("level")
+        if level == "reference":
+            monkeypatch.setitem(BACKEND, "of this test", reference)
+        else:
+            monkeypatch.setattr(extension, "LEVEL", level)
 
 
 def run(c, settings):
     args = c | settings
-    assert native.supports(args) is None
-    return native.ppo_loss(**args)
+    backend = BACKEND["of this test"]
+    assert backend.refusal("ppo_loss", **args) is None
+    return backend.ppo_loss(**args)
 
 
 def assert_as_accurate(c, settings):
@@ -146,7 +161,7 @@ def test_a_nan_that_counts_reaches_the_loss(dtype, level, settings):
         assert run(c, settings)[0][0].isnan(), name
 
 
-@each_kind
+@each_native_kind
 def test_the_number_of_threads_changes_nothing(dtype, level):
     c = columns(50_001, dtype)
     assert_independent_of_threads(lambda: run(c, SETTINGS[2]))
@@ -154,5 +169,5 @@ def test_the_number_of_threads_changes_nothing(dtype, level):
 
 def test_what_it_cannot_take_is_refused():
     c = columns(4, torch.float32)
-    assert "columns of one dtype" in native.supports(c | {"returns": c["returns"].double()})
-    assert "weight is not contiguous" in native.supports(c | {"weight": torch.zeros(4, 2)[:, 0]})
+    assert "columns of one dtype" in native.refusal("ppo_loss", **(c | {"returns": c["returns"].double()}))
+    assert "weight is not contiguous" in native.refusal("ppo_loss", **(c | {"weight": torch.zeros(4, 2)[:, 0]}))

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_kernels import sample
+from rlhf_kernels import extension, sample
 from rlhf_kernels.extension import MISSING, native
-from rlhf_kernels.sample import native as native_backend
-from rlhf_kernels.sample import reference
+from rlhf_kernels.sample import hash_bits
+from tests.kernels.by_backend import native as native_backend
+from tests.kernels.by_backend import reference
 
 LEVELS = [] if MISSING else native.levels()
 needs_extension = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -56,7 +57,7 @@ def problem(rows: int, vocabulary: int, size: int, dtype: torch.dtype = torch.fl
 
 def test_the_hash_is_the_published_one_over_seed_step_and_token():
     seeds, steps = [0, 1, -5, 2**63 - 1], [0, 7, 100000, 3]
-    bits = reference.hash_bits(torch.tensor(seeds), torch.tensor(steps), 50)
+    bits = hash_bits(torch.tensor(seeds), torch.tensor(steps), 50)
     assert bits.tolist() == [[word_hash(s, t, v) for v in range(50)] for s, t in zip(seeds, steps, strict=True)]
     assert bits[0, :3].tolist() == [1270836317, 2156581871, 891142653]
 
@@ -88,7 +89,8 @@ def test_draws_of_neighbouring_steps_and_seeds_are_independent():
 @pytest.mark.parametrize(
     "rows, vocabulary, size", [(1, 1, 3), (3, 130, 33), (17, 1031, 8), (50, 2500, 31), (35, 1300, 72)]
 )
-def test_native_draws_are_those_of_the_reference(level, dtype, rows, vocabulary, size):
+def test_native_draws_are_those_of_the_reference(monkeypatch, level, dtype, rows, vocabulary, size):
+    monkeypatch.setattr(extension, "LEVEL", level)
     hidden, weight = problem(rows, vocabulary, size, dtype)
     bias = torch.randn(vocabulary)
     seeds, steps = torch.arange(rows) * 977 - 5, torch.arange(rows)
@@ -97,7 +99,7 @@ def test_native_draws_are_those_of_the_reference(level, dtype, rows, vocabulary,
             "hidden": hidden, "weight": weight, "bias": b, "softcap": softcap, "temperature": temperature,
             "seeds": seeds, "steps": steps,
         }  # fmt: skip
-        tokens, logprobs = native_backend.sample(**args, level=level)
+        tokens, logprobs = native_backend.sample(**args)
         exact = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in args.items()}
         expected, expected_logprobs = reference.sample(**exact)
         assert tokens.tolist() == expected.tolist()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlhf_kernels.shaping import native
+from tests.kernels.by_backend import native
 from tests.kernels.column_cases import assert_independent_of_threads, each_dtype, needs_native, offsets
 
 pytestmark = needs_native
@@ -24,7 +24,7 @@ def shaped(kl, scores, score_index, lengths, *, kl_coef=0.2):
         "cu_responses": offsets(lengths),
         "kl_coef": kl_coef,
     }
-    assert native.supports(args) is None
+    assert native.refusal("shape_rewards_", **args) is None
     native.shape_rewards_(**args)
     return rewards
 
@@ -60,4 +60,6 @@ def test_the_number_of_threads_changes_nothing(dtype):
 
 
 def test_strided_columns_are_refused():
-    assert "kl is not contiguous" in native.supports({"rewards": torch.zeros(4), "kl": torch.zeros(4, 2)[:, 0]})
+    assert "kl is not contiguous" in native.refusal(
+        "shape_rewards_", **{"rewards": torch.zeros(4), "kl": torch.zeros(4, 2)[:, 0]}
+    )

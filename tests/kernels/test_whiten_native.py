@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlhf_kernels.whiten import native
+from tests.kernels.by_backend import native
 from tests.kernels.column_cases import (
     assert_as_accurate_as_torch,
     assert_independent_of_threads,
@@ -34,7 +34,7 @@ def plain(x, mask, *, shift_mean=True, ddof=1, eps=1e-8):
 def whitened(x, mask=None, *, moments=None, shift_mean=True, ddof=1, eps=1e-8):
     x = x.clone()
     args = {"x": x, "mask": mask, "moments": moments, "shift_mean": shift_mean, "ddof": ddof, "eps": eps}
-    assert native.supports(args) is None
+    assert native.refusal("whiten_", **args) is None
     native.whiten_(**args)
     return x
 
@@ -92,4 +92,4 @@ def test_the_number_of_threads_changes_nothing(dtype, masked):
 
 
 def test_a_strided_view_is_refused():
-    assert "x is not contiguous" in native.supports({"x": torch.zeros(4, 2)[:, 0]})
+    assert "x is not contiguous" in native.refusal("whiten_", **{"x": torch.zeros(4, 2)[:, 0]})

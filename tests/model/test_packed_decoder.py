@@ -16,6 +16,7 @@ from rlhf_fast.model.attention import DecodeStep, KVCache, PackedSequences
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.packed_decoder import ARCHITECTURES, PackedDecoder, decoder, unserved
 from rlhf_fast.model.shared import SharedModel
+from rlhf_kernels import extension
 from rlhf_kernels.extension import MISSING, native
 from tests.model_cases import CONFIGS, tiny_model, tokens
 
@@ -54,10 +55,11 @@ def decoded(shared: SharedModel, adapter: str | None, decode, rows: int = 4) -> 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("adapter", [None, "policy"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_hidden_states_are_those_of_the_modules(architecture, adapter, level):
+def test_hidden_states_are_those_of_the_modules(architecture, adapter, level, monkeypatch):
+    monkeypatch.setattr(extension, "LEVEL", level)
     shared = adapted(architecture)
     expected = decoded(shared, adapter, lambda t, step: shared.decode(t, step, adapter))
-    got = decoded(shared, adapter, PackedDecoder(shared, adapter, 20, level=level))
+    got = decoded(shared, adapter, PackedDecoder(shared, adapter, 20))
     torch.testing.assert_close(got, expected, atol=5e-6, rtol=1e-5)
     if adapter is not None:
         assert (got - decoded(shared, None, PackedDecoder(shared, None, 20))).abs().max() > 0.1
@@ -66,12 +68,13 @@ def test_hidden_states_are_those_of_the_modules(architecture, adapter, level):
 @needs_extension
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_bf16_is_as_near_to_the_exact_states_as_the_modules_are(architecture, level):
+def test_bf16_is_as_near_to_the_exact_states_as_the_modules_are(architecture, level, monkeypatch):
+    monkeypatch.setattr(extension, "LEVEL", level)
     exact = adapted(architecture)
     exact = decoded(exact, "policy", lambda t, step: exact.decode(t, step, "policy"))
     half = adapted(architecture, torch.bfloat16)
     modules = decoded(half, "policy", lambda t, step: half.decode(t, step, "policy")).float()
-    got = decoded(half, "policy", PackedDecoder(half, "policy", 20, level=level)).float()
+    got = decoded(half, "policy", PackedDecoder(half, "policy", 20)).float()
     assert (got - exact).square().mean() <= (modules - exact).square().mean()
     assert (got - exact).abs().max() <= 2 * (modules - exact).abs().max()
 

@@ -1,21 +1,30 @@
 """Log-probs of labels, entropy and KL straight from hidden states; the (N, V) logits never exist all at once.
 
+    reference   the specification, and what the operations take and give
+    native      C++, a tile of logits at a time
+    triton      CUDA, a chunk of rows at a time; its row kernels are in `row_kernels`
+
 Here: the projection by the output embedding, its soft-cap, its temperature and the softmax. Not here: which positions
 are scored, and the KL estimators computed from two log-probs.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlhf_kernels.checks import check_shape
-from rlhf_kernels.logprobs import op
-from rlhf_kernels.logprobs.reference import IGNORED
+from rlhf_kernels.checks import accumulation_dtype, check_shape, check_values
+from rlhf_kernels.logprobs import native, reference
+from rlhf_kernels.logprobs.reference import IGNORED, Arguments, BackwardArguments, PairArguments
+from rlhf_kernels.op import Backend, Gradient, Op
+from rlhf_kernels.triton_support import in_triton
 
 __all__ = ["IGNORED", "LogProbs", "PolicyReferenceLogProbs", "linear_logprobs", "policy_reference_logprobs"]
+
+TRITON = "rlhf_kernels.logprobs.triton"
 
 
 class LogProbs(NamedTuple):
@@ -65,9 +74,8 @@ def linear_logprobs(
     weight_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (weight, bias))
     directions = torch.is_grad_enabled() and hidden.requires_grad and not weight_gradient
     directions = directions and not (entropy and entropy_gradient)
-    logprobs, entropies, _, _ = op.linear_logprobs(
-        hidden, weight, labels, bias, float(temperature), softcap, entropy, directions, weight_gradient, backend
-    )
+    settings = (float(temperature), softcap, entropy, directions, weight_gradient)
+    logprobs, entropies, _, _ = LINEAR_LOGPROBS(Arguments(hidden, weight, labels, bias, *settings), backend)
     if not entropy:
         return LogProbs(logprobs, None)
     return LogProbs(logprobs, entropies if entropy_gradient else entropies.detach())
@@ -98,10 +106,10 @@ def policy_reference_logprobs(
     check_shape("ref_hidden", ref_hidden, tuple(hidden.shape))
     if ref_weight is not None:
         check_shape("ref_weight", ref_weight, tuple(weight.shape))
+    settings = (float(temperature), softcap, exact_kl)
+    a = PairArguments(hidden, ref_hidden, weight, labels, ref_weight, bias, *settings)
     with torch.no_grad():
-        logprobs, ref_logprobs, kl = op.policy_reference_logprobs(
-            hidden, ref_hidden, weight, labels, ref_weight, bias, float(temperature), softcap, exact_kl, backend
-        )
+        logprobs, ref_logprobs, kl = POLICY_REFERENCE_LOGPROBS(a, backend)
     return PolicyReferenceLogProbs(logprobs, ref_logprobs, kl if exact_kl else None)
 
 
@@ -122,3 +130,103 @@ def _check(
         raise ValueError(f"temperature is {temperature}, expected a number above 0: greedy decoding has no log-probs")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap is {softcap}, expected a number above 0: leave it None for logits without a cap")
+
+
+def _check_labels(a: Arguments | PairArguments) -> None:
+    labels, vocabulary = a.labels, a.weight.shape[0]
+    check_values(
+        ((labels == IGNORED) | ((labels >= 0) & (labels < vocabulary))).all(),
+        lambda: (
+            f"labels run from {int(labels.min())} to {int(labels.max())}, expected {IGNORED} or ids in "
+            f"[0, {vocabulary}): check that tokenizer and weight belong together"
+        ),
+    )
+
+
+def _empty(a: Arguments | PairArguments, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    dtype = accumulation_dtype(a.hidden, a.weight)
+    return tuple(a.hidden.new_empty(shape, dtype=dtype) for shape in shapes)
+
+
+def _fake(a: Arguments) -> tuple[Tensor, ...]:
+    n, h = a.hidden.shape
+    return _empty(a, (n,), (n if a.entropy else 0,), (2, n), (n if a.directions else 0, h))
+
+
+def _fake_backward(a: BackwardArguments) -> tuple[Tensor, ...]:
+    d_weight = torch.empty_like(a.weight) if a.weight_gradient else a.weight.new_empty(0)
+    d_bias = a.hidden.new_empty(0) if a.bias is None or not a.bias_gradient else torch.empty_like(a.bias)
+    return a.hidden.new_empty(a.hidden.shape), d_weight, d_bias
+
+
+def _fake_pair(a: PairArguments) -> tuple[Tensor, ...]:
+    n = a.hidden.shape[0]
+    return _empty(a, (n,), (n,), (n if a.exact_kl else 0,))
+
+
+def _keep(ctx: Any, a: Arguments, results: tuple[Tensor, ...]) -> None:
+    logprobs, entropy, statistics, directions = results
+    ctx.settings = {"temperature": a.temperature, "softcap": a.softcap}
+    ctx.directions, ctx.dtype = a.directions, a.hidden.dtype
+    if a.directions:
+        ctx.save_for_backward(directions)
+    else:
+        ctx.save_for_backward(a.hidden, a.weight, a.labels, a.bias, logprobs, entropy, statistics)
+
+
+def _gradients(
+    ctx: Any, d_logprobs: Tensor | None, d_entropy: Tensor | None, *_: Tensor | None
+) -> Mapping[str, Tensor | None]:
+    if ctx.directions:
+        (directions,) = ctx.saved_tensors
+        return {} if d_logprobs is None else {"hidden": (d_logprobs[:, None] * directions).to(ctx.dtype)}
+    hidden, weight, labels, bias, logprobs, entropy, statistics = ctx.saved_tensors
+    _, weight_gradient, _, bias_gradient, *_ = ctx.needs_input_grad
+    a = BackwardArguments(
+        hidden, weight, labels, bias, **ctx.settings, logprobs=logprobs, entropy=entropy, statistics=statistics,
+        d_logprobs=d_logprobs, d_entropy=d_entropy, weight_gradient=weight_gradient, bias_gradient=bias_gradient,
+    )  # fmt: skip
+    d_hidden, d_weight, d_bias = LINEAR_LOGPROBS_BACKWARD(a, ctx.backend)
+    return {
+        "hidden": d_hidden,
+        "weight": d_weight if weight_gradient else None,
+        "bias": d_bias if bias_gradient else None,
+    }
+
+
+LINEAR_LOGPROBS = Op(
+    "linear_logprobs",
+    Arguments,
+    "(Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    check=_check_labels,
+    gradient=Gradient(_keep, _gradients),
+    backends={
+        "native": Backend(native.linear_logprobs, native.supports_forward),
+        "triton": in_triton(TRITON, "linear_logprobs"),
+        "reference": Backend(reference.linear_logprobs),
+    },
+)
+LINEAR_LOGPROBS_BACKWARD = Op(
+    "linear_logprobs_backward",
+    BackwardArguments,
+    "(Tensor, Tensor, Tensor)",
+    fake=_fake_backward,
+    backends={
+        "native": Backend(native.linear_logprobs_backward, native.supports_backward),
+        "triton": in_triton(TRITON, "linear_logprobs_backward"),
+        "reference": Backend(reference.linear_logprobs_backward),
+    },
+)
+POLICY_REFERENCE_LOGPROBS = Op(
+    "policy_reference_logprobs",
+    PairArguments,
+    "(Tensor, Tensor, Tensor)",
+    fake=_fake_pair,
+    check=_check_labels,
+    backends={
+        "native": Backend(native.policy_reference_logprobs, native.supports_pair),
+        "triton": in_triton(TRITON, "policy_reference_logprobs"),
+        "reference": Backend(reference.policy_reference_logprobs),
+    },
+)

@@ -8,148 +8,111 @@ nor, without `directions`, the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_kernels.backends import Meant
-from rlhf_kernels.extension import LEVEL, MISSING, native
+from rlhf_kernels import extension
+from rlhf_kernels.extension import address, native
+from rlhf_kernels.logprobs.reference import Arguments, BackwardArguments, PairArguments
+from rlhf_kernels.op import Meant, processor_refuses_native
 
 
-def supports(args: Mapping[str, Any]) -> str | None:
-    """Why the extension cannot take these arguments of `policy_reference_logprobs`, or None."""
-    if MISSING is not None:
-        return MISSING
-    if LEVEL == "portable":
-        return "this processor has neither AVX2 nor AVX-512 with bf16, and without them the reference is faster"
-    for name, value in args.items():
+def _refused(a: Any, **operands: Tensor) -> str | None:
+    """Why the extension cannot take these arguments, or None. `operands`: hidden states and weights."""
+    if extension.MISSING is not None:
+        return extension.MISSING
+    for name, value in zip(a._fields, a, strict=True):
         if isinstance(value, Tensor) and value.device.type != "cpu":
             return f"{name} is on {value.device}, and it runs on CPU tensors only"
-    operands = {k: args[k] for k in ("hidden", "ref_hidden", "weight", "ref_weight") if args.get(k) is not None}
     if {x.dtype for x in operands.values()} not in ({torch.bfloat16}, {torch.float32}):
         got = ", ".join(f"{name} {x.dtype}" for name, x in operands.items())
         return f"got {got}, and it takes bfloat16 or float32, the same for all"
-    if args["hidden"].shape[1] == 0:
+    if a.hidden.shape[1] == 0:
         return "the rows of hidden are empty"
-    if args["bias"] is not None and args["bias"].dtype == torch.float64:
+    if a.bias is not None and a.bias.dtype == torch.float64:
         return "bias is float64, and it adds in float32"
     for name in ("weight", "ref_weight"):
         if name in operands and not _rows_are_contiguous(operands[name]):
             return f"the rows of {name} are not contiguous; call .contiguous() on it first"
-    return None
+    return processor_refuses_native()
 
 
-def supports_forward(args: Mapping[str, Any]) -> str | None:
-    """Why the extension cannot take these arguments of `linear_logprobs`, or None."""
-    if args["weight_gradient"]:
+def supports(a: Any) -> str | None:
+    """Why the extension cannot take these arguments of an op with one `hidden` and one `weight`, or None."""
+    return _refused(a, hidden=a.hidden, weight=a.weight)
+
+
+def supports_pair(a: PairArguments) -> str | None:
+    """As `supports`, of `policy_reference_logprobs`."""
+    of_reference = {} if a.ref_weight is None else {"ref_weight": a.ref_weight}
+    return _refused(a, hidden=a.hidden, ref_hidden=a.ref_hidden, weight=a.weight, **of_reference)
+
+
+def supports_forward(a: Arguments) -> str | None:
+    """As `supports`, of `linear_logprobs`: it has no backward for weight and bias."""
+    if a.weight_gradient:
         return Meant("weight or bias needs a gradient, and it gives that of hidden only; freeze them or leave it")
-    return supports(args)
+    return supports(a)
 
 
-def supports_backward(args: Mapping[str, Any]) -> str | None:
-    """Why the extension cannot take these arguments of `linear_logprobs_backward`, or None."""
-    for name in ("weight", "bias"):
-        if args[f"{name}_gradient"]:
+def supports_backward(a: BackwardArguments) -> str | None:
+    """As `supports`, of `linear_logprobs_backward`."""
+    for name, asked in (("weight", a.weight_gradient), ("bias", a.bias_gradient)):
+        if asked:
             return Meant(f"{name} needs a gradient, and it gives that of hidden only; freeze {name} or leave it")
-    return supports(args)
+    return supports(a)
 
 
-def linear_logprobs(
-    *,
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    entropy: bool,
-    directions: bool,
-    weight_gradient: bool = False,  # has to be False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probs (N,), entropy (N,) or (0,), statistics (2, N) and directions (N, H) or (0, H), all float32.
-
-    The statistics are each row's largest logit and log sum e^(logit - largest); directions[i] is the gradient of
-    logprobs[i] by hidden[i]. Arguments are taken as checked and supported.
-    """
-    hidden, labels, bias = _with_contiguous_rows(hidden), labels.contiguous(), _bias(bias)
+def linear_logprobs(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As the reference, all float32; arguments are taken as checked and supported."""
+    hidden, labels, bias = _with_contiguous_rows(a.hidden), a.labels.contiguous(), _bias(a.bias)
     rows = labels.shape[0]
-    logprobs, entropies, statistics = torch.zeros(rows), torch.zeros(rows if entropy else 0), torch.zeros(2, rows)
-    gradients = torch.zeros(rows if directions else 0, hidden.shape[1])
-    scoring = _scoring(hidden, weight, labels, bias, temperature, softcap)
-    scores = _scores(logprobs, entropies if entropy else None, statistics)
-    if directions:
-        native.linear_logprobs_directions(scoring, **scores, directions=gradients.data_ptr())
+    logprobs, entropies, statistics = torch.zeros(rows), torch.zeros(rows if a.entropy else 0), torch.zeros(2, rows)
+    directions = torch.zeros(rows if a.directions else 0, hidden.shape[1])
+    scoring = _scoring(hidden, a.weight, labels, bias, a.temperature, a.softcap)
+    scores = _scores(logprobs, entropies if a.entropy else None, statistics)
+    if a.directions:
+        native.linear_logprobs_directions(scoring, **scores, directions=directions.data_ptr())
     else:
         native.linear_logprobs(scoring, **scores)
-    return logprobs, entropies, statistics, gradients
+    return logprobs, entropies, statistics, directions
 
 
-def linear_logprobs_backward(
-    *,
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    logprobs: Tensor,
-    entropy: Tensor,
-    statistics: Tensor,
-    d_logprobs: Tensor | None,
-    d_entropy: Tensor | None,
-    weight_gradient: bool,
-    bias_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """d_hidden (N, H) in the dtype of hidden, and two empty tensors in place of d_weight and d_bias.
-
-    `logprobs`, `entropy` and `statistics` are what the forward pass gave, `entropy` empty only where there is no
-    `d_entropy`. Arguments are taken as checked and supported, which includes that neither weight nor bias needs a
-    gradient.
-    """
-    hidden, labels, bias = _with_contiguous_rows(hidden), labels.contiguous(), _bias(bias)
-    d_logprobs = torch.zeros(labels.shape[0]) if d_logprobs is None else _column(d_logprobs)
-    d_entropy = None if d_entropy is None else _column(d_entropy)
-    logprobs, entropy, statistics = _column(logprobs), _column(entropy), _column(statistics)
+def linear_logprobs_backward(a: BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """d_hidden, and two empty tensors in place of d_weight and d_bias. The logits are computed again."""
+    hidden, labels, bias = _with_contiguous_rows(a.hidden), a.labels.contiguous(), _bias(a.bias)
+    d_logprobs = torch.zeros(labels.shape[0]) if a.d_logprobs is None else _column(a.d_logprobs)
+    d_entropy = None if a.d_entropy is None else _column(a.d_entropy)
+    logprobs, entropy, statistics = _column(a.logprobs), _column(a.entropy), _column(a.statistics)
     d_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype)
     native.linear_logprobs_backward(
-        _scoring(hidden, weight, labels, bias, temperature, softcap),
+        _scoring(hidden, a.weight, labels, bias, a.temperature, a.softcap),
         **_scores(logprobs, entropy, statistics),
         d_logprobs=d_logprobs.data_ptr(),
-        d_entropy=0 if d_entropy is None else d_entropy.data_ptr(),
+        d_entropy=address(d_entropy),
         d_hidden=d_hidden.data_ptr(),
     )
     return d_hidden, hidden.new_empty(0), hidden.new_empty(0)
 
 
-def policy_reference_logprobs(
-    *,
-    hidden: Tensor,
-    ref_hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    ref_weight: Tensor | None,
-    bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    exact_kl: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs (N,) of policy and reference, and KL (N,) or (0,); arguments are taken as checked and supported."""
-    hidden, ref_hidden = _with_contiguous_rows(hidden), _with_contiguous_rows(ref_hidden)
-    ref_weight = weight if ref_weight is None else ref_weight
-    labels, bias = labels.contiguous(), _bias(bias)
+def policy_reference_logprobs(a: PairArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """As the reference, all float32; arguments are taken as checked and supported."""
+    hidden, ref_hidden = _with_contiguous_rows(a.hidden), _with_contiguous_rows(a.ref_hidden)
+    ref_weight = a.weight if a.ref_weight is None else a.ref_weight
+    labels, bias = a.labels.contiguous(), _bias(a.bias)
     rows = labels.shape[0]
-    logprobs, ref_logprobs, kl = torch.zeros(rows), torch.zeros(rows), torch.zeros(rows if exact_kl else 0)
+    logprobs, ref_logprobs, kl = torch.zeros(rows), torch.zeros(rows), torch.zeros(rows if a.exact_kl else 0)
     native.policy_reference_logprobs(
-        _scoring(hidden, weight, labels, bias, temperature, softcap),
+        _scoring(hidden, a.weight, labels, bias, a.temperature, a.softcap),
         ref_hidden=ref_hidden.data_ptr(),
         ref_hidden_stride=ref_hidden.stride(0),
         ref_weight=ref_weight.data_ptr(),
         ref_weight_stride=ref_weight.stride(0),
         logprobs=logprobs.data_ptr(),
         ref_logprobs=ref_logprobs.data_ptr(),
-        kl=kl.data_ptr() if exact_kl else 0,
+        kl=kl.data_ptr() if a.exact_kl else 0,
     )
     return logprobs, ref_logprobs, kl
 
@@ -163,7 +126,7 @@ def _scoring(
         hidden_stride=hidden.stride(0),
         weight=weight.data_ptr(),
         weight_stride=weight.stride(0),
-        bias=0 if bias is None else bias.data_ptr(),
+        bias=address(bias),
         labels=labels.data_ptr(),
         rows=hidden.shape[0],
         vocabulary=weight.shape[0],
@@ -171,7 +134,7 @@ def _scoring(
         temperature=temperature,
         softcap=softcap or 0.0,
         bf16=hidden.dtype == torch.bfloat16,
-        level=LEVEL,
+        level=extension.LEVEL,
         threads=torch.get_num_threads(),
     )
 
@@ -180,7 +143,7 @@ def _scores(logprobs: Tensor, entropy: Tensor | None, statistics: Tensor) -> dic
     """The columns by address: the caller keeps the tensors alive."""
     return {
         "logprobs": logprobs.data_ptr(),
-        "entropy": 0 if entropy is None else entropy.data_ptr(),
+        "entropy": address(entropy),
         "max": statistics[0].data_ptr(),
         "log_sum": statistics[1].data_ptr(),
     }

@@ -7,121 +7,132 @@ but for rounding in the sums of the gradients of weight and bias.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlhf_kernels.precision import accumulation_dtype
+from rlhf_kernels.checks import accumulation_dtype
 
 IGNORED = -100  # the label of a row that is not scored
 CHUNK_ROWS = 256
 
 
-def linear_logprobs(
-    *,
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    entropy: bool,
-    directions: bool,
-    weight_gradient: bool = False,  # plays no part: the backward pass gives it
-    chunk_rows: int = CHUNK_ROWS,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The specification of `rlhf_kernels.linear_logprobs`; arguments are taken as checked.
+class Arguments(NamedTuple):
+    """Of `linear_logprobs`. Results, all in the precision of the sums:
 
-    Returns log-probs (N,), entropies (N,) or (0,), statistics (2, N): the largest logit of a row and
-    log sum e^(z - largest), and, where asked for, directions (N, H): the gradient of each row's log-prob by its hidden
-    state; else (0, H).
+    logprobs (N,), entropy (N,) or (0,), statistics (2, N): a row's largest logit and log sum e^(z - largest), and
+    directions (N, H) or (0, H): the gradient of each row's log-prob by its hidden state.
     """
-    n, (_, h), dtype = hidden.shape[0], weight.shape, accumulation_dtype(hidden, weight)
-    logprobs, entropies = (torch.zeros(size, dtype=dtype, device=hidden.device) for size in (n, n if entropy else 0))
-    statistics = torch.zeros(2, n, dtype=dtype, device=hidden.device)
-    gradients = torch.zeros(n if directions else 0, h, dtype=dtype, device=hidden.device)
-    project = Projection(weight, bias, temperature, softcap, dtype)
-    for rows in _chunks(labels, chunk_rows):
-        logits, slope = project(hidden[rows])
+
+    hidden: Tensor  # (N, H)
+    weight: Tensor  # (V, H)
+    labels: Tensor  # (N,)
+    bias: Tensor | None  # (V,)
+    temperature: float
+    softcap: float | None
+    entropy: bool
+    directions: bool
+    weight_gradient: bool  # of weight or bias, which the backward pass has to give
+
+
+class BackwardArguments(NamedTuple):
+    """What the forward pass took and gave, and the gradients of what it gave; entropy is (0,) only where d_entropy is
+    None.
+
+    Results: the gradients of hidden (N, H), weight (V, H) and bias (V,), each in the dtype of what it is the gradient
+    of; those not asked for are (0,).
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    labels: Tensor
+    bias: Tensor | None
+    temperature: float
+    softcap: float | None
+    logprobs: Tensor
+    entropy: Tensor
+    statistics: Tensor
+    d_logprobs: Tensor | None
+    d_entropy: Tensor | None
+    weight_gradient: bool
+    bias_gradient: bool
+
+
+class PairArguments(NamedTuple):
+    """Of `policy_reference_logprobs`. Results: log-probs (N,) of policy and reference, and KL (N,) or (0,)."""
+
+    hidden: Tensor  # (N, H)
+    ref_hidden: Tensor  # (N, H)
+    weight: Tensor  # (V, H)
+    labels: Tensor  # (N,)
+    ref_weight: Tensor | None  # (V, H)
+    bias: Tensor | None  # (V,)
+    temperature: float
+    softcap: float | None
+    exact_kl: bool
+
+
+def linear_logprobs(a: Arguments, *, chunk_rows: int = CHUNK_ROWS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The specification of `rlhf_kernels.linear_logprobs`."""
+    n, (_, h), dtype = a.hidden.shape[0], a.weight.shape, accumulation_dtype(a.hidden, a.weight)
+    on = a.hidden.device
+    logprobs, entropies = (torch.zeros(size, dtype=dtype, device=on) for size in (n, n if a.entropy else 0))
+    statistics = torch.zeros(2, n, dtype=dtype, device=on)
+    directions = torch.zeros(n if a.directions else 0, h, dtype=dtype, device=on)
+    project = Projection(a.weight, a.bias, a.temperature, a.softcap, dtype)
+    for rows in _chunks(a.labels, chunk_rows):
+        logits, slope = project(a.hidden[rows])
         statistics[:, rows] = torch.stack(_statistics(logits))
         all_logprobs = logits - statistics[0, rows, None] - statistics[1, rows, None]  # (n, V)
-        logprobs[rows] = all_logprobs.gather(1, labels[rows, None]).squeeze(1)
-        if entropy:
+        logprobs[rows] = all_logprobs.gather(1, a.labels[rows, None]).squeeze(1)
+        if a.entropy:
             entropies[rows] = -(all_logprobs.exp() * all_logprobs).sum(1)
-        if directions:
-            gradients[rows] = _product(_d_logprob(all_logprobs, labels[rows]) * slope, project.weight)
-    return logprobs, entropies, statistics, gradients
+        if a.directions:
+            directions[rows] = _product(_d_logprob(all_logprobs, a.labels[rows]) * slope, project.weight)
+    return logprobs, entropies, statistics, directions
 
 
-def linear_logprobs_backward(
-    *,
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    logprobs: Tensor,
-    entropy: Tensor,
-    statistics: Tensor,
-    d_logprobs: Tensor | None,
-    d_entropy: Tensor | None,
-    weight_gradient: bool,
-    bias_gradient: bool,
-    chunk_rows: int = CHUNK_ROWS,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of hidden (N, H), weight (V, H) and bias (V,); those not asked for are (0,).
-
-    d log p_y / dz_v = 1[v = y] - p_v and d entropy / dz_v = -p_v (log p_v + entropy).
-    """
-    dtype = accumulation_dtype(hidden, weight)
-    project = Projection(weight, bias, temperature, softcap, dtype)
-    d_hidden = torch.zeros_like(hidden)
-    d_weight = torch.zeros(weight.shape if weight_gradient else 0, dtype=dtype, device=hidden.device)
-    d_bias = torch.zeros(weight.shape[0] if bias_gradient else 0, dtype=dtype, device=hidden.device)
-    for rows in _chunks(labels, chunk_rows):
-        logits, slope = project(hidden[rows])
-        all_logprobs = logits - statistics[0, rows, None] - statistics[1, rows, None]  # (n, V)
+def linear_logprobs_backward(a: BackwardArguments, *, chunk_rows: int = CHUNK_ROWS) -> tuple[Tensor, Tensor, Tensor]:
+    """d log p_y / dz_v = 1[v = y] - p_v and d entropy / dz_v = -p_v (log p_v + entropy)."""
+    dtype, on, vocabulary = accumulation_dtype(a.hidden, a.weight), a.hidden.device, a.weight.shape[0]
+    project = Projection(a.weight, a.bias, a.temperature, a.softcap, dtype)
+    d_hidden = torch.zeros_like(a.hidden)
+    d_weight = torch.zeros(a.weight.shape if a.weight_gradient else 0, dtype=dtype, device=on)
+    d_bias = torch.zeros(vocabulary if a.bias_gradient else 0, dtype=dtype, device=on)
+    for rows in _chunks(a.labels, chunk_rows):
+        logits, slope = project(a.hidden[rows])
+        all_logprobs = logits - a.statistics[0, rows, None] - a.statistics[1, rows, None]  # (n, V)
         d_logits = torch.zeros_like(all_logprobs)
-        if d_logprobs is not None:
-            d_logits += d_logprobs[rows, None] * _d_logprob(all_logprobs, labels[rows])
-        if d_entropy is not None:
-            d_logits -= d_entropy[rows, None] * all_logprobs.exp() * (all_logprobs + entropy[rows, None])
+        if a.d_logprobs is not None:
+            d_logits += a.d_logprobs[rows, None] * _d_logprob(all_logprobs, a.labels[rows])
+        if a.d_entropy is not None:
+            d_logits -= a.d_entropy[rows, None] * all_logprobs.exp() * (all_logprobs + a.entropy[rows, None])
         d_logits *= slope
-        d_hidden[rows] = _product(d_logits, project.weight).to(hidden.dtype)
-        if weight_gradient:
-            d_weight += _product(d_logits.t(), hidden[rows].to(dtype))
-        if bias_gradient:
+        d_hidden[rows] = _product(d_logits, project.weight).to(a.hidden.dtype)
+        if a.weight_gradient:
+            d_weight += _product(d_logits.t(), a.hidden[rows].to(dtype))
+        if a.bias_gradient:
             d_bias += d_logits.sum(0)
-    return d_hidden, d_weight.to(weight.dtype), d_bias if bias is None else d_bias.to(bias.dtype)
+    return d_hidden, d_weight.to(a.weight.dtype), d_bias if a.bias is None else d_bias.to(a.bias.dtype)
 
 
-def policy_reference_logprobs(
-    *,
-    hidden: Tensor,
-    ref_hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    ref_weight: Tensor | None,
-    bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    exact_kl: bool,
-    chunk_rows: int = CHUNK_ROWS,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification of `rlhf_kernels.policy_reference_logprobs`; the last result is (0,) without `exact_kl`."""
-    dtype, n = accumulation_dtype(hidden, weight), hidden.shape[0]
+def policy_reference_logprobs(a: PairArguments, *, chunk_rows: int = CHUNK_ROWS) -> tuple[Tensor, Tensor, Tensor]:
+    """The specification of `rlhf_kernels.policy_reference_logprobs`."""
+    dtype, n = accumulation_dtype(a.hidden, a.weight), a.hidden.shape[0]
     logprobs, ref_logprobs, kl = (
-        torch.zeros(size, dtype=dtype, device=hidden.device) for size in (n, n, n if exact_kl else 0)
+        torch.zeros(size, dtype=dtype, device=a.hidden.device) for size in (n, n, n if a.exact_kl else 0)
     )
-    project = Projection(weight, bias, temperature, softcap, dtype)
-    ref_project = project if ref_weight is None else Projection(ref_weight, bias, temperature, softcap, dtype)
-    for rows in _chunks(labels, chunk_rows):
-        policy = torch.log_softmax(project(hidden[rows])[0], 1)  # (n, V)
-        ref = torch.log_softmax(ref_project(ref_hidden[rows])[0], 1)
-        logprobs[rows] = policy.gather(1, labels[rows, None]).squeeze(1)
-        ref_logprobs[rows] = ref.gather(1, labels[rows, None]).squeeze(1)
-        if exact_kl:
+    project = Projection(a.weight, a.bias, a.temperature, a.softcap, dtype)
+    ref_project = project
+    if a.ref_weight is not None:
+        ref_project = Projection(a.ref_weight, a.bias, a.temperature, a.softcap, dtype)
+    for rows in _chunks(a.labels, chunk_rows):
+        policy = torch.log_softmax(project(a.hidden[rows])[0], 1)  # (n, V)
+        ref = torch.log_softmax(ref_project(a.ref_hidden[rows])[0], 1)
+        logprobs[rows] = policy.gather(1, a.labels[rows, None]).squeeze(1)
+        ref_logprobs[rows] = ref.gather(1, a.labels[rows, None]).squeeze(1)
+        if a.exact_kl:
             kl[rows] = (policy.exp() * (policy - ref)).sum(1)
     return logprobs, ref_logprobs, kl
 

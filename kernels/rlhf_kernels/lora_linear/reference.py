@@ -11,10 +11,43 @@ Where one adapter serves every row, as in training, nothing is cut out or filled
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Arguments(NamedTuple):
+    """Results: y (M, N), and for the backward pass `inner` (M, R) and `factors`."""
+
+    x: Tensor  # (M, K)
+    weight: Tensor  # (N, K)
+    bias: Tensor | None  # (N,)
+    lora_a: list[Tensor]  # (R_s, K) each
+    lora_b: list[Tensor]  # (N, R_s) each
+    scale: list[float]
+    slots: list[int]  # of the groups
+    rows: list[int]  # of the groups
+
+
+class BackwardArguments(NamedTuple):
+    """Results: dx, dweight, dbias, and dA and dB of each adapter; empty where none is asked for or no row is served."""
+
+    x: Tensor
+    weight: Tensor
+    inner: Tensor
+    factors: Tensor
+    lora_a: list[Tensor]
+    lora_b: list[Tensor]
+    scale: list[float]
+    slots: list[int]
+    rows: list[int]
+    dy: Tensor  # (M, N)
+    x_gradient: bool
+    weight_gradient: bool
+    bias_gradient: bool
+    adapter_gradients: bool
 
 
 def groups(slots: Sequence[int], rows: Sequence[int]) -> Iterator[tuple[int, slice]]:
@@ -56,68 +89,42 @@ def cut(x: Tensor, at: slice, columns: int | None = None) -> Tensor:
     return part if columns in (None, part.shape[1]) else part[:, :columns]
 
 
-def lora_linear(
-    *,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    lora_a: Sequence[Tensor],
-    lora_b: Sequence[Tensor],
-    scale: Sequence[float],
-    slots: Sequence[int],
-    rows: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification of `rlhf_kernels.lora_linear`, and `inner` and `factors` for the backward."""
-    factors, adapters = cast_factors(x, lora_a, lora_b, scale)
-    ranks, served = [a.shape[0] for a in lora_a], list(groups(slots, rows))
+def lora_linear(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """The specification of `rlhf_kernels.lora_linear`."""
+    factors, adapters = cast_factors(a.x, a.lora_a, a.lora_b, a.scale)
+    ranks, served = [A.shape[0] for A in a.lora_a], list(groups(a.slots, a.rows))
     written = sum(ranks[slot] * (at.stop - at.start) for slot, at in served)
-    inner = x.new_empty(x.shape[0], max(ranks))
+    inner = a.x.new_empty(a.x.shape[0], max(ranks))
     if written < inner.numel():
         inner.zero_()
-    y = F.linear(x, weight, bias)
+    y = F.linear(a.x, a.weight, a.bias)
     for slot, at in served:
-        a, b = adapters[slot]
+        A, B = adapters[slot]
         u = cut(inner, at, ranks[slot])
-        torch.mm(cut(x, at), a.t(), out=u)
-        cut(y, at).addmm_(u, b.t())
+        torch.mm(cut(a.x, at), A.t(), out=u)
+        cut(y, at).addmm_(u, B.t())
     return y, inner, factors
 
 
-def lora_linear_backward(
-    *,
-    x: Tensor,
-    weight: Tensor,
-    inner: Tensor,
-    factors: Tensor,
-    lora_a: Sequence[Tensor],  # for their dtypes and ranks
-    lora_b: Sequence[Tensor],
-    scale: Sequence[float],
-    slots: Sequence[int],
-    rows: Sequence[int],
-    dy: Tensor,
-    x_gradient: bool,
-    weight_gradient: bool,
-    bias_gradient: bool,
-    adapter_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """dx, dweight, dbias, and dA and dB of each adapter; empty where none is asked for or no row is served."""
-    (n, k), ranks = weight.shape, [a.shape[0] for a in lora_a]
-    adapters, empty = split(factors, ranks, k, n), x.new_empty
-    dx = dy @ weight if x_gradient else empty(0)
-    da: list[Tensor | None] = [None for _ in ranks]
-    db: list[Tensor | None] = [None for _ in ranks]
-    for slot, at in groups(slots, rows):
-        (a, b), u, x_group, dy_group = adapters[slot], cut(inner, at, ranks[slot]), cut(x, at), cut(dy, at)
-        v = dy_group @ b
-        if x_gradient:
-            cut(dx, at).addmm_(v, a)
-        if adapter_gradients:
-            d_a = torch.empty_like(a).addmm_(v.t(), x_group, beta=0, alpha=scale[slot])
-            _accumulate(da, slot, d_a.to(lora_a[slot].dtype))
-            _accumulate(db, slot, torch.empty_like(lora_b[slot]).copy_((u.t() @ dy_group).t()))
-    d_weight = dy.t() @ x if weight_gradient else empty(0)
-    d_bias = dy.sum(0) if bias_gradient else empty(0)
-    return dx, d_weight, d_bias, _or_empty(da, lora_a), _or_empty(db, lora_b)
+def lora_linear_backward(a: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Each group's part in dx, dA and dB is added to the others'."""
+    (n, k), ranks = a.weight.shape, [A.shape[0] for A in a.lora_a]
+    adapters, empty = split(a.factors, ranks, k, n), a.x.new_empty
+    dx = a.dy @ a.weight if a.x_gradient else empty(0)
+    d_a: list[Tensor | None] = [None for _ in ranks]
+    d_b: list[Tensor | None] = [None for _ in ranks]
+    for slot, at in groups(a.slots, a.rows):
+        (A, B), u, x, dy = adapters[slot], cut(a.inner, at, ranks[slot]), cut(a.x, at), cut(a.dy, at)
+        v = dy @ B
+        if a.x_gradient:
+            cut(dx, at).addmm_(v, A)
+        if a.adapter_gradients:
+            own = torch.empty_like(A).addmm_(v.t(), x, beta=0, alpha=a.scale[slot])
+            _accumulate(d_a, slot, own.to(a.lora_a[slot].dtype))
+            _accumulate(d_b, slot, torch.empty_like(a.lora_b[slot]).copy_((u.t() @ dy).t()))
+    d_weight = a.dy.t() @ a.x if a.weight_gradient else empty(0)
+    d_bias = a.dy.sum(0) if a.bias_gradient else empty(0)
+    return dx, d_weight, d_bias, _or_empty(d_a, a.lora_a), _or_empty(d_b, a.lora_b)
 
 
 def _accumulate(gradients: list[Tensor | None], slot: int, gradient: Tensor) -> None:

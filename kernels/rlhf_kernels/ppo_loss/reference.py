@@ -1,64 +1,69 @@
-"""PPO's loss and its gradients in plain torch."""
+"""PPO's loss and its gradients in plain torch, and what the operation takes and gives."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def ppo_loss(
-    *,
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    values: Tensor,
-    old_values: Tensor,
-    returns: Tensor,
-    mask: Tensor | None,
-    value_mask: Tensor | None,
-    cliprange: float,
-    cliprange_value: float | None,
-    vf_coef: float,
-    entropy: Tensor | None,
-    entropy_coef: float,
-    dual_clip: float | None,
-    log_ratio_clamp: float | None,
-    denominator: Tensor | None,
-    value_denominator: Tensor | None,
-    weight: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The specification of `rlhf_kernels.ppo_loss`; arguments are taken as checked.
-
-    Returns the metrics (8,) in the order of `PPOLoss` and the gradients of the loss by logprobs, values and entropy
-    ((0,) without one). Where two sides of a maximum tie, each has half of the gradient, as in torch.
+class Arguments(NamedTuple):
+    """Results: the metrics (8,), in the order of the fields of `PPOLoss`, with entropy 0 where none is given, and the
+    gradients of the loss by logprobs (T,), values (T,) and entropy (T,), or (0,) without; all in the columns' dtype.
     """
-    mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask
-    value_mask = mask if value_mask is None else value_mask
-    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
-    ratio, d_ratio = _ratio(log_ratio, log_ratio_clamp)
-    policy, d_policy, clipped = _policy_loss(ratio, advantages, cliprange, dual_clip)
-    if weight is not None:
-        policy, d_policy = policy * weight, d_policy * weight
-    value, d_value, value_clipped = _value_loss(values, old_values, returns, cliprange_value)
 
-    policy_loss = _mean(policy, mask, denominator)
-    value_loss = _mean(value, value_mask, value_denominator)
-    mean_entropy = _mean(torch.zeros_like(logprobs) if entropy is None else entropy, mask, denominator)
-    loss = policy_loss + vf_coef * value_loss - entropy_coef * mean_entropy
+    logprobs: Tensor  # (T,) as all columns
+    old_logprobs: Tensor
+    advantages: Tensor
+    values: Tensor
+    old_values: Tensor
+    returns: Tensor
+    mask: Tensor | None
+    value_mask: Tensor | None
+    cliprange: float
+    cliprange_value: float | None
+    vf_coef: float
+    entropy: Tensor | None
+    entropy_coef: float
+    dual_clip: float | None
+    log_ratio_clamp: float | None
+    denominator: Tensor | None  # ()
+    value_denominator: Tensor | None  # ()
+    weight: Tensor | None
+
+
+def ppo_loss(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The specification of `rlhf_kernels.ppo_loss`.
+
+    Where two sides of a maximum tie, each has half of the gradient, as in torch.
+    """
+    mask = torch.ones_like(a.logprobs, dtype=torch.bool) if a.mask is None else a.mask
+    value_mask = mask if a.value_mask is None else a.value_mask
+    log_ratio = torch.where(mask, a.logprobs - a.old_logprobs, 0.0)
+    ratio, d_ratio = _ratio(log_ratio, a.log_ratio_clamp)
+    policy, d_policy, clipped = _policy_loss(ratio, a.advantages, a.cliprange, a.dual_clip)
+    if a.weight is not None:
+        policy, d_policy = policy * a.weight, d_policy * a.weight
+    value, d_value, value_clipped = _value_loss(a.values, a.old_values, a.returns, a.cliprange_value)
+
+    policy_loss = _mean(policy, mask, a.denominator)
+    value_loss = _mean(value, value_mask, a.value_denominator)
+    mean_entropy = _mean(torch.zeros_like(a.logprobs) if a.entropy is None else a.entropy, mask, a.denominator)
     metrics = [
-        loss,
+        policy_loss + a.vf_coef * value_loss - a.entropy_coef * mean_entropy,
         policy_loss,
         value_loss,
         mean_entropy,
-        _mean(clipped.to(ratio.dtype), mask, denominator),
-        _mean(value_clipped.to(ratio.dtype), value_mask, value_denominator),
-        _mean(0.5 * log_ratio.square(), mask, denominator),
-        _mean(ratio, mask, denominator),
+        _mean(clipped.to(ratio.dtype), mask, a.denominator),
+        _mean(value_clipped.to(ratio.dtype), value_mask, a.value_denominator),
+        _mean(0.5 * log_ratio.square(), mask, a.denominator),
+        _mean(ratio, mask, a.denominator),
     ]
-    d_logprobs = _share(d_policy * d_ratio, mask, denominator)
-    d_values = _share(vf_coef * d_value, value_mask, value_denominator)
-    d_entropy = _share(torch.full_like(logprobs, -entropy_coef), mask, denominator)
-    return torch.stack(metrics), d_logprobs, d_values, d_entropy[: 0 if entropy is None else None]
+    d_logprobs = _share(d_policy * d_ratio, mask, a.denominator)
+    d_values = _share(a.vf_coef * d_value, value_mask, a.value_denominator)
+    d_entropy = _share(torch.full_like(a.logprobs, -a.entropy_coef), mask, a.denominator)
+    return torch.stack(metrics), d_logprobs, d_values, d_entropy[: 0 if a.entropy is None else None]
 
 
 def _ratio(log_ratio: Tensor, clamp: float | None) -> tuple[Tensor, Tensor]:

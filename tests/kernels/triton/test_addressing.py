@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from rlhf_kernels.logprobs.triton_chunks import LARGE_BUFFER, SMALL_BUFFER, buffer_bytes, chunk_rows
-
 
 def test_rows_are_addressed_in_64_bits(tmp_path, device):
     """Three rows 2^30 logits apart: the third begins at 2^31. The file has holes where nothing is touched."""
-    from rlhf_kernels.logprobs import triton_kernels
+    from rlhf_kernels.logprobs import row_kernels
 
     stride, vocabulary = 2**30, 5
     size = 2 * stride + vocabulary
@@ -21,7 +19,7 @@ def test_rows_are_addressed_in_64_bits(tmp_path, device):
     u.copy_(torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(4)))
     outputs = {name: torch.empty(3, device=device) for name in ("logprobs", "entropy", "largest", "log_sum")}
     expected = u.log_softmax(1)[:, 2]
-    triton_kernels.score(None, bias=False, softcap=False).launch(
+    row_kernels.score(None, bias=False, softcap=False).launch(
         (3,),
         u=u,
         labels=torch.full((3,), 2, device=device),
@@ -34,6 +32,8 @@ def test_rows_are_addressed_in_64_bits(tmp_path, device):
 
 
 def test_a_chunk_fills_the_buffer_in_whole_tiles():
+    from rlhf_kernels.logprobs.triton import LARGE_BUFFER, SMALL_BUFFER, buffer_bytes, chunk_rows
+
     assert SMALL_BUFFER == 256 * 2**20
     assert buffer_bytes(torch.device("cpu")) == SMALL_BUFFER
     assert chunk_rows(128256, LARGE_BUFFER) == 2048  # 2093 would fit

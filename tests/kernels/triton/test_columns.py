@@ -6,10 +6,7 @@ import pytest
 import torch
 
 import rlhf_kernels
-from rlhf_kernels.gae import triton as gae
-from rlhf_kernels.moments import triton as moments
-from rlhf_kernels.shaping import triton as shaping
-from rlhf_kernels.whiten import triton as whiten
+from tests.kernels.by_backend import triton
 
 LENGTHS = [[], [0], [1], [3, 0, 700, 1, 512, 0], [1100]]  # a block of time has 512 slots
 
@@ -36,8 +33,8 @@ def test_gae(lengths, bootstrapped, device):
     ours = rewards.to(device)
     args = {"rewards": ours, "values": values.to(device), "cu_responses": offsets(lengths).to(device), **settings}
     args["bootstrap"] = bootstrap.to(device) if bootstrapped else None
-    assert gae.supports(args) is None
-    returns = gae.gae_(**args)
+    assert triton.refusal("gae_", **args) is None
+    returns = triton.gae_(**args)
     close(ours, exact, 2e-5)
     close(returns, exact_returns, 2e-5)
 
@@ -45,7 +42,7 @@ def test_gae(lengths, bootstrapped, device):
 def test_gae_by_hand_writes_through_a_strided_column(device):
     """gamma 1/2, lam 1/2: d = (1 + 4 - 2, 0 + 0 - 8) = (3, -8), A = (3 - 2, -8)."""
     rewards = torch.tensor([[5.0, 99.0], [1.0, 99.0], [0.0, 99.0]], device=device)
-    returns = gae.gae_(
+    returns = triton.gae_(
         rewards=rewards[:, 0],
         values=torch.tensor([2.0, 2.0, 8.0], device=device),
         cu_responses=offsets([1, 2]).to(device),
@@ -60,7 +57,7 @@ def test_gae_by_hand_writes_through_a_strided_column(device):
 def test_a_nan_stays_in_its_own_sequence(device):
     rewards = torch.tensor([float("nan"), 1.0, 2.0], device=device)
     values = torch.tensor([1.0, 4.0, 0.0], device=device)
-    gae.gae_(
+    triton.gae_(
         rewards=rewards, values=values, cu_responses=offsets([1, 2]).to(device), gamma=1.0, lam=1.0, bootstrap=None
     )
     assert rewards[0].isnan() and rewards[1:].tolist() == [-1.0, 2.0]
@@ -77,8 +74,8 @@ def test_shaped_rewards(lengths, device):
     ours = torch.full_like(kl, float("nan")).to(device)
     names = ("scores", "score_index", "cu_responses")
     given = {"rewards": ours, "kl": kl.to(device), **{n: x.to(device) for n, x in zip(names, args, strict=True)}}
-    assert shaping.supports(given | {"kl_coef": 0.3}) is None
-    assert shaping.shape_rewards_(**given, kl_coef=0.3) is None
+    assert triton.refusal("shape_rewards_", **given, kl_coef=0.3) is None
+    assert triton.shape_rewards_(**given, kl_coef=0.3) is None
     close(ours, exact, 1e-6)
 
 
@@ -97,7 +94,7 @@ def test_moments(size, masked, dtype, device):
         pytest.skip("more blocks than programs: one dtype shows it")
     x, mask = column(size, masked)
     x = x.to(dtype)
-    ours = moments.moments(x=x.to(device), mask=None if mask is None else mask.to(device))
+    ours = triton.moments(x=x.to(device), mask=None if mask is None else mask.to(device))
     assert ours.dtype == torch.float64 and ours.shape == (3,)
     entries = (x if mask is None else x[mask]).double()
     mean = entries.mean() if len(entries) else torch.zeros(())
@@ -116,7 +113,7 @@ def test_whitening(masked, shift_mean, dtype, given, device):
     ours = x.clone().to(device).view(50, 50).t()  # not contiguous
     held = mask.to(device).view(50, 50).t() if masked else None
     stats = torch.tensor([10.0, 999.0, 40.0], dtype=torch.float64)
-    whiten.whiten_(x=ours, mask=held, moments=stats.to(device) if given else None, **settings)
+    triton.whiten_(x=ours, mask=held, moments=stats.to(device) if given else None, **settings)
     entries = (x[mask] if masked else x).double()
     count, mean, m2 = stats if given else (len(entries), entries.mean(), entries.var(correction=0) * len(entries))
     exact = (x.double() - mean) / torch.sqrt(m2 / (count - 1) + 1e-8) + (0 if shift_mean else mean)
@@ -127,5 +124,5 @@ def test_whitening(masked, shift_mean, dtype, given, device):
 @pytest.mark.parametrize("x", [[], [7.0]], ids=str)
 def test_whitening_leaves_too_few_entries_alone(x, device):
     ours = torch.tensor(x, device=device)
-    whiten.whiten_(x=ours, mask=None, moments=None, shift_mean=True, ddof=1, eps=1e-8)
+    triton.whiten_(x=ours, mask=None, moments=None, shift_mean=True, ddof=1, eps=1e-8)
     assert ours.tolist() == x

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_kernels import decode_attention
-from rlhf_kernels.decode_attention import triton as backend
+from tests.kernels.by_backend import triton as backend
 
 LENGTHS = (1, 64, 65, 200, 7)
 
@@ -27,7 +27,7 @@ def problem(heads, kv_heads, size, dtype, capacity=7, length=201):
 @pytest.mark.parametrize("window, softcap", [(None, None), (50, None), (None, 3.0)])
 @pytest.mark.parametrize("heads, kv_heads, size", [(2, 2, 64), (6, 2, 20), (40, 2, 96)])
 def test_agrees_with_float64(device, monkeypatch, heads, kv_heads, size, window, softcap, parts):
-    monkeypatch.setattr(backend, "parts_of", lambda *_: parts)
+    monkeypatch.setattr("rlhf_kernels.decode_attention_triton.parts_of", lambda *_: parts)
     dtypes = (torch.float32, torch.bfloat16) if size <= 64 else (torch.float16, torch.bfloat16)
     for dtype in dtypes:
         q, keys, values = problem(heads, kv_heads, size, dtype)
@@ -43,7 +43,7 @@ def test_agrees_with_float64(device, monkeypatch, heads, kv_heads, size, window,
         )
         args = {"q": q, "keys": keys, "values": values, "lengths": lengths}
         args = {name: x.to(device) for name, x in args.items()}
-        assert backend.supports(args) is None
+        assert backend.refusal("decode_attention", **args) is None
         found = backend.decode_attention(**args, **settings)
         assert found.dtype == dtype and found.shape == q.shape
         # shares are rounded to the operands' dtype before their product with the values, as in flash attention
@@ -53,12 +53,14 @@ def test_agrees_with_float64(device, monkeypatch, heads, kv_heads, size, window,
 
 def test_large_heads_in_float32_are_left_to_the_reference(device):
     q, keys, values = (x.to(device) for x in problem(2, 2, 65, torch.float32))
-    reason = backend.supports({"q": q, "keys": keys, "values": values, "lengths": torch.ones(5, device=device)})
+    reason = backend.refusal("decode_attention", q=q, keys=keys, values=values, lengths=torch.ones(5, device=device))
     assert reason == "heads have 65 entries, and it takes up to 64 in torch.float32"
 
 
 def test_parts_are_enough_for_all_processors_and_never_tiny():
-    assert backend.parts_of(rows=64, kv_heads=8, length=4096, processors=132) == 1
-    assert backend.parts_of(rows=1, kv_heads=8, length=4096, processors=132) == 32
-    assert backend.parts_of(rows=1, kv_heads=8, length=300, processors=132) == 2
-    assert backend.parts_of(rows=1, kv_heads=1, length=10, processors=132) == 1
+    from rlhf_kernels.decode_attention_triton import parts_of
+
+    assert parts_of(rows=64, kv_heads=8, length=4096, processors=132) == 1
+    assert parts_of(rows=1, kv_heads=8, length=4096, processors=132) == 32
+    assert parts_of(rows=1, kv_heads=8, length=300, processors=132) == 2
+    assert parts_of(rows=1, kv_heads=1, length=10, processors=132) == 1

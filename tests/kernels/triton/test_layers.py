@@ -235,10 +235,8 @@ def test_rows_are_addressed_in_64_bits(op, tmp_path, device):
 
 
 def test_every_width_up_to_the_stated_one_has_a_block():
-    from rlhf_kernels.rms_norm.triton import MAX_TRAINED_WIDTH, MAX_WIDTH
-    from rlhf_kernels.rms_norm.triton_kernels import BLOCKS
-    from rlhf_kernels.rotary.triton import MAX_HEAD_DIM
-    from rlhf_kernels.rotary.triton_kernels import HALVES
+    from rlhf_kernels.rms_norm_triton import BLOCKS, MAX_TRAINED_WIDTH, MAX_WIDTH
+    from rlhf_kernels.rotary_triton import HALVES, MAX_HEAD_DIM
 
     assert list(BLOCKS) == sorted(BLOCKS) and max(BLOCKS) == MAX_WIDTH and MAX_TRAINED_WIDTH in BLOCKS
     assert list(HALVES) == sorted(HALVES) and 2 * max(HALVES) == MAX_HEAD_DIM

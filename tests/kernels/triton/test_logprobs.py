@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_kernels.logprobs import triton as backend
-from rlhf_kernels.logprobs import triton_chunks
+from tests.kernels.by_backend import triton as backend
 from tests.kernels.triton.logprob_checks import (
     CASES,
     assert_as_accurate_as_torch,
@@ -22,7 +21,7 @@ each_case = pytest.mark.parametrize("name", [n for n in CASES if n != "banned to
 
 @pytest.fixture(autouse=True)
 def chunks_of_two_rows(monkeypatch):
-    monkeypatch.setattr(triton_chunks, "chunk_rows", lambda *_: 2)
+    monkeypatch.setattr("rlhf_kernels.logprobs.triton.chunk_rows", lambda *_: 2)
 
 
 def gradients_from_above(given):
@@ -33,7 +32,7 @@ def gradients_from_above(given):
 def test_forward(name, device):
     given = CASES[name]
     args = on(device, given)
-    assert backend.supports(args) is None
+    assert backend.refusal("linear_logprobs", **args) is None
     logprobs, entropy, statistics, directions = backend.linear_logprobs(**args, entropy=True, directions=True)
     above = gradients_from_above(given)
     exact, plain = by_torch(given, torch.float64, *above), by_torch(given, torch.float32, *above)

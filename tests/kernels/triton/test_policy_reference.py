@@ -6,14 +6,13 @@ import pytest
 import torch
 
 import rlhf_kernels
-from rlhf_kernels.logprobs import triton as backend
-from rlhf_kernels.logprobs import triton_chunks
+from tests.kernels.by_backend import triton as backend
 from tests.kernels.triton.logprob_checks import CASES, assert_as_accurate_as_torch, in_dtype, on
 
 
 @pytest.fixture(autouse=True)
 def chunks_of_two_rows(monkeypatch):
-    monkeypatch.setattr(triton_chunks, "chunk_rows", lambda *_: 2)
+    monkeypatch.setattr("rlhf_kernels.logprobs.triton.chunk_rows", lambda *_: 2)
 
 
 def with_reference(given, distance, *, own_weight):
@@ -35,7 +34,7 @@ def by_torch(given, dtype):
 def test_both_log_probs_and_exact_kl(name, own_weight, device):
     given = with_reference(CASES[name], 0.1, own_weight=own_weight)
     args = on(device, given)
-    assert backend.supports(args) is None
+    assert backend.refusal("policy_reference_logprobs", **args) is None
     ours = backend.policy_reference_logprobs(**args, exact_kl=True)
     for key, result, exact, plain in zip(
         ("logprobs", "ref_logprobs", "kl"),

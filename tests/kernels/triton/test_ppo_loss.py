@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rlhf_kernels
-from rlhf_kernels.ppo_loss import triton as backend
+from tests.kernels.by_backend import triton as backend
 
 NAMES = ("logprobs", "old_logprobs", "advantages", "values", "old_values", "returns")
 PLAIN = {
@@ -33,7 +33,7 @@ def columns(size, seed=0):
 
 def triton_result(given, device):
     args = {k: x.to(device) if isinstance(x, torch.Tensor) else x for k, x in given.items()}
-    assert backend.supports(args) is None
+    assert backend.refusal("ppo_loss", **args) is None
     return [x.cpu() for x in backend.ppo_loss(**args)]
 
 

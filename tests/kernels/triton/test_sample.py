@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_kernels.sample import reference
-from rlhf_kernels.sample import triton as backend
+from tests.kernels.by_backend import reference
+from tests.kernels.by_backend import triton as backend
 
 
 def problem(rows, vocabulary, size, dtype=torch.float32):
@@ -26,7 +26,7 @@ def test_draws_are_those_of_the_reference(device, rows, vocabulary, size, temper
     given = problem(rows, vocabulary, size)
     given["bias"] = given["bias"] if biased else None
     args = {k: v if v is None else v.to(device) for k, v in given.items()} | {"softcap": softcap}
-    assert backend.supports(args) is None
+    assert backend.refusal("sample", **args) is None
     tokens, logprobs = backend.sample(**args, temperature=temperature)
     exact = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in given.items()}
     expected, expected_logprobs = reference.sample(**exact, softcap=softcap, temperature=temperature)

@@ -1,0 +1,27 @@
+"""The operations in one backend, whatever would be chosen, as functions of keyword arguments."""
+
+from __future__ import annotations
+
+from rlhf_kernels.op import OPS
+
+
+class ByBackend:
+    """`ByBackend("native").gae_(rewards=..., ...)` runs it; an argument that is left out is None."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __getattr__(self, op):
+        return lambda **given: OPS[op].backends[self.name].run(arguments(op, **given))
+
+    def refusal(self, op, **given):
+        """What its `supports` says."""
+        return OPS[op].backends[self.name].supports(arguments(op, **given))
+
+
+def arguments(op, **given):
+    fields = OPS[op].arguments._fields
+    return OPS[op].arguments(**dict.fromkeys(fields) | given)
+
+
+native, triton, reference = ByBackend("native"), ByBackend("triton"), ByBackend("reference")
