@@ -24,7 +24,7 @@ from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, re
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import from_main, gather
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.identity import differences, identity, refuse_another_run
+from rlhf_fast.runtime.identity import as_told, differences, identity, refuse_another_run
 
 FINISHED = "run.json"
 logger = logging.getLogger(__name__)
@@ -64,13 +64,14 @@ def _choose(config: StageConfig, output: Path, own: dict[str, Any]) -> Start:
         _refuse_overwriting(output)
         return Start(own)
     if config.resume != "auto":
-        return _from_path(Path(config.resume), output, own)
+        return _from_path(Path(config.resume), output, own, config)
     if (done := _finished(output)) is not None:
-        refuse_another_run(output / FINISHED, done, own)
+        done = as_told(done, config)
+        refuse_another_run(output / FINISHED, done, own, config)
         if not differences(done, own):
             logger.warning("the run in %s is finished already: there is nothing to resume", output)
             return Start(own, finished=True)
-    return _from_newest(output, own)
+    return _from_newest(output, own, config)
 
 
 def _refuse_hidden(output: Path) -> None:
@@ -94,7 +95,7 @@ def _refuse_overwriting(output: Path) -> None:
         )
 
 
-def _from_path(path: Path, output: Path, own: dict[str, Any]) -> Start:
+def _from_path(path: Path, output: Path, own: dict[str, Any], config: StageConfig) -> Start:
     try:
         verify(path)
     except DamagedCheckpoint as error:
@@ -103,11 +104,11 @@ def _from_path(path: Path, output: Path, own: dict[str, Any]) -> Start:
         ) from error
     if path.resolve().parent != output.resolve():
         _refuse_overwriting(output)
-    refuse_another_run(path, read_facts(path)["run"]["identity"], own)
+    refuse_another_run(path, as_told(read_facts(path)["run"]["identity"], config), own, config)
     return Start(own, path)
 
 
-def _from_newest(output: Path, own: dict[str, Any]) -> Start:
+def _from_newest(output: Path, own: dict[str, Any], config: StageConfig) -> Start:
     """The newest whole checkpoint; a damaged one is reported and passed over."""
     damaged: list[str] = []
     for path in list_checkpoints(output):
@@ -116,7 +117,7 @@ def _from_newest(output: Path, own: dict[str, Any]) -> Start:
         except DamagedCheckpoint as error:
             damaged.append(f"{path} is damaged: {error}")
             continue
-        refuse_another_run(path, read_facts(path)["run"]["identity"], own)
+        refuse_another_run(path, as_told(read_facts(path)["run"]["identity"], config), own, config)
         _report(damaged, f"{path.name} is used instead")
         return Start(own, path)
     _report(damaged, "there is no whole one, so the run starts from the beginning")

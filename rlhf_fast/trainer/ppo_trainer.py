@@ -27,6 +27,7 @@ from rlhf_fast.runtime.state import Stateful
 from rlhf_fast.runtime.tracking import Tracker, say_start
 from rlhf_fast.train.collapse import CollapseWatch
 from rlhf_fast.train.ppo import PPO
+from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.ppo_run import SHOWN, describe, save_policy, watch_of
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.responses import judge
@@ -85,7 +86,7 @@ class PPOTrainer(Surface):
         reward = build_reward(reward_model, args, prompts.columns)
         args.total_episodes = args.total_episodes or max(1, int(args.num_train_epochs * len(prompts)))
         ppo = PPO(
-            args, roles.policy, roles.reference, roles.critic, reward, processing_class, prompts,
+            args.run_config(), roles.policy, roles.reference, roles.critic, reward, processing_class, prompts,
             starts_as_reference=roles.starts_as_reference,
         )  # fmt: skip
         args.num_total_batches = ppo.iterations
@@ -111,21 +112,22 @@ class PPOTrainer(Surface):
         if resume_from_checkpoint:
             args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
         args.remember()
+        args.take_over(self.ppo.config, "train", "step")
         with hold(output):
-            self._train(args, output)
+            self._train(self.ppo.config, output)
 
-    def _train(self, args: PPOConfig, output: Path) -> None:
-        start = choose_start(args, self._inputs())
+    def _train(self, config: PPORunConfig, output: Path) -> None:
+        start = choose_start(config, self._inputs())
         if start.finished:
             return
         ppo, watch = self.ppo, watch_of(self.ppo)
-        rollouts = RolloutLog(output, enabled=args.log_rollouts, special_tokens=ppo.reward.special_tokens)
+        rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=ppo.reward.special_tokens)
         say_start("PPO", describe(ppo))
         parts: dict[str, Stateful] = {"ppo": ppo, "optimiser": ppo.optimiser, "collapse": watch, "rollouts": rollouts}
         save = main_only(lambda folder: self.save_model(str(folder), _internal_call=True))
-        checkpoints = Checkpoints(args, start, ppo.iterations, parts, save, undo=ppo.undoes)
+        checkpoints = Checkpoints(config, start, ppo.iterations, parts, save, undo=ppo.undoes)
         held = partial(holdings, [ppo.reference.model, ppo.policy.model, *ppo.critic.models], ppo.optimiser)
-        ppo.rollouts, quiet, device = rollouts, bool(args.disable_tqdm), ppo.policy.model.device
+        ppo.rollouts, quiet, device = rollouts, config.disable_tqdm, ppo.policy.model.device
         with (
             Tracker(output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet, device=device) as tracker,
             rollouts,
@@ -138,7 +140,7 @@ class PPOTrainer(Surface):
                     break
             ppo.optimiser.refuse_stuck()
             self.call("on_train_end")
-        if args.save_strategy != "no":
+        if config.save_strategy != "no":
             checkpoints.save_results()
             checkpoints.finish()
 
@@ -148,6 +150,7 @@ class PPOTrainer(Surface):
         The reward scores it, unless `scores` has one number for each response. Its columns are filled in place. Of
         several processes each gives its part of the rollout.
         """
+        self.args.take_over(self.ppo.config, "step")
         if scores is None:
             lengths = rollout.prompt_lengths.tolist()
             ids = [sequence[:length] for sequence, length in zip(rollout.sequences(), lengths, strict=True)]
@@ -230,6 +233,7 @@ class PPOTrainer(Surface):
     def _iterate(self, iteration: int, tracker: Tracker, watch: CollapseWatch, checkpoints: Checkpoints) -> None:
         self.call("on_step_begin")
         self.args.refuse_changes()
+        self.args.take_over(self.ppo.config, "step")
         metrics = self.take_step()
         watch.look(metrics)
         self.call("on_step_end")
@@ -256,6 +260,7 @@ class PPOTrainer(Surface):
         """Once an iteration, with its checkpoint or without."""
         after, self._after = self._after, None
         if after is not None:
+            self.args.take_over(self.ppo.config, "step")
             after(due=save)
 
     def _use_optimizer(self) -> None:
@@ -273,5 +278,6 @@ class PPOTrainer(Surface):
         return {
             "contents of the data": fingerprint((prompts.ids, prompts.texts, prompts.columns)),
             "base": self.roles.base,
+            **self.args.beside_run(),
             "rewards": [[source.name, weight] for source, weight in self.ppo.reward.sources],
         }

@@ -279,8 +279,41 @@ def test_a_field_that_is_set_too_late_is_refused(tmp_path, name, value):
 
 
 def test_fields_that_are_read_anew_may_change_in_a_run(tmp_path):
-    trainer(tmp_path, callbacks=[Sets("vf_coef", 0.5)], options={"save_strategy": "no"}).train()
-    assert len(read_metrics(tmp_path)) == 3
+    """The first of three steps is taken with the old value, the others with the new one."""
+    losses = []
+    for name, value in (("vf_coef", 0.1), ("vf_coef", 0.5), ("cliprange", 1e-3)):
+        made = trainer(tmp_path / f"{name} {value}", callbacks=[Sets(name, value)], options={"save_strategy": "no"})
+        made.train()
+        losses.append([row["loss/policy_avg"] for row in read_metrics(tmp_path / f"{name} {value}")])
+        assert getattr(made.ppo.config, name) == value and len(losses[-1]) == 3
+    plain, value_weight, clipped = losses
+    assert plain[0] == value_weight[0] == clipped[0]
+    assert plain[2] != value_weight[2] and plain[1:] != clipped[1:]
+
+
+def test_saving_that_is_switched_off_in_a_run_stops(tmp_path):
+    """At the end of the first step, whose checkpoint is due by then."""
+    made = trainer(tmp_path, callbacks=[Sets("save_strategy", "no")], options={"save_steps": 1})
+    made.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("cliprange", -0.1, "cliprange=-0.1 .* above 0 and below 1"), ("gamma", "1", "gamma='1' .* a number")],
+)
+def test_a_value_that_cannot_be_used_is_refused_in_a_run_too(tmp_path, name, value, message):
+    with pytest.raises(UsageError, match=message):
+        trainer(tmp_path, callbacks=[Sets(name, value)]).train()
+
+
+def test_two_trainers_of_one_config_do_not_share_the_engines(tmp_path):
+    args = config(tmp_path)
+    one, two = (
+        PPOTrainer(args, tiny_tokenizer(), policy(), None, likes_even, rows(), peft_config=lora()) for _ in "ab"
+    )
+    one.ppo.config.cliprange = 0.5
+    assert two.ppo.config.cliprange == 0.2 and one.ppo.config is not two.ppo.config
 
 
 @pytest.mark.parametrize("name", ["reward_model", "train_dataset", "policy_model"])
