@@ -27,3 +27,5 @@ def test_the_fields_that_may_change_are_fields_and_are_named():
     named = PAGE.split("## What may change")[1].split("## ")[0]
     rest = {name for name in may_change if not name.startswith("save_") and name not in named}
     assert rest == {"gradient_checkpointing"}  # the old name of activation_checkpointing
+    fields = {f for config in configs for f in fields_that_are(config, "result")}
+    assert not {name for name in re.findall(r"`(\w+)`", named) if name in fields} - {"loss_mean"}

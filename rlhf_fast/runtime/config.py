@@ -56,7 +56,7 @@ def at_least(least: float) -> Check:
 
 
 def above(limit: float) -> Check:
-    return Check(lambda value: value > limit, f"above {limit}")
+    return Check(lambda value: value > limit, f"a number above {limit}")
 
 
 def zero_or_more(of_zero: str = "") -> Check:

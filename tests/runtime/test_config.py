@@ -195,7 +195,7 @@ def test_a_field_carries_its_check():
     assert Declared(plain=2, rate=None).rate is None
     with pytest.raises(UsageError, match=r"plain=1 cannot be used: expected at least 2\."):
         Declared(plain=1)
-    with pytest.raises(UsageError, match=r"rate=0 cannot be used: expected above 0, or nothing\."):
+    with pytest.raises(UsageError, match=r"rate=0 cannot be used: expected a number above 0, or nothing\."):
         Declared(rate=0)
     one, other = Declared(), Declared()
     one.names.append("b")

@@ -291,11 +291,32 @@ def test_fields_that_are_read_anew_may_change_in_a_run(tmp_path):
     assert plain[2] != value_weight[2] and plain[1:] != clipped[1:]
 
 
-def test_saving_that_is_switched_off_in_a_run_stops(tmp_path):
-    """At the end of the first step, whose checkpoint is due by then."""
-    made = trainer(tmp_path, callbacks=[Sets("save_strategy", "no")], options={"save_steps": 1})
-    made.train()
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+class SetsBefore(TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 2:
+            args.cliprange = 1e-3
+
+
+def test_a_field_that_is_set_before_a_step_counts_in_it(tmp_path):
+    """In the third of three, two of which are those of a run without it."""
+    losses = []
+    for name, callbacks in (("plain", []), ("set", [SetsBefore()])):
+        trainer(tmp_path / name, callbacks=callbacks, options={"save_strategy": "no"}).train()
+        losses.append([row["loss/policy_avg"] for row in read_metrics(tmp_path / name)])
+    assert losses[0][:2] == losses[1][:2] and losses[0][2] != losses[1][2]
+
+
+class KeepsOne(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 3:
+            args.save_total_limit = 1
+
+
+def test_saving_goes_by_what_was_set_at_the_end_of_the_step(tmp_path):
+    trainer(tmp_path / "all", options={"save_steps": 1}).train()
+    assert len(list((tmp_path / "all").glob("checkpoint-*"))) == 3
+    trainer(tmp_path / "one", callbacks=[KeepsOne()], options={"save_steps": 1}).train()
+    assert [path.name for path in (tmp_path / "one").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 @pytest.mark.parametrize(
