@@ -26,7 +26,7 @@ from benchmarks.vs_trl.sides import PACKAGES, SIDES, TRL, Side, run
 from benchmarks.vs_trl.task import make_task, prompts
 
 ROWS = {name: side for name, side in SIDES.items() if "micro-batch 4" not in name} | {
-    "rlhf_fast, full critic": Side("benchmarks.vs_trl.drop_in", "full"),  # from the classifier, as TRL's
+    "rlhf_fast, full critic": Side("benchmarks.vs_trl.trainer", "full"),  # from the classifier, as TRL's
 }
 BATCH, RESPONSE_LENGTH, LEARNING_RATE = 32, 16, 1e-3
 LAST = 10  # iterations that a row's result is the mean of

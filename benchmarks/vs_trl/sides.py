@@ -14,7 +14,7 @@ from benchmarks.vs_trl.ours import CRITICS
 from benchmarks.vs_trl.report import Run
 
 TRL = environments.ROOT / ".venv-trl"
-PACKAGES = ("trl==1.12.0", environments.same("transformers"), environments.same("peft"))
+PACKAGES = ("trl==1.12.0", environments.same("transformers"), environments.same("peft"), "pytest", "psutil")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,20 @@
 // The Python module rlhf_kernels._native.
-#include "module.h"
+#include "bindings/bindings.h"
+#include "isa/kernels.h"
+
+namespace {
+
+std::vector<std::string> levels() {
+    std::vector<std::string> names;
+    for (const rlhf::Kernels* kernels : rlhf::available_kernels()) names.emplace_back(kernels->level);
+    return names;
+}
+
+}  // namespace
+
+rlhf::Compute compute(const std::string& level, bool bf16, int threads) {
+    return {&rlhf::kernels_of(level), element(bf16), threads};
+}
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "C++ kernels on raw pointers; see csrc/.";
@@ -8,14 +23,11 @@ PYBIND11_MODULE(_native, m) {
 #else
     m.attr("openmp") = false;
 #endif
+    m.def("levels", &levels, "Instruction sets that this processor can run, the fastest last.");
+    define_columns(m);
     define_decode(m);
-    define_gae(m);
     define_layers(m);
-    define_linear_logprobs(m);
-    define_lora_linear(m);
-    define_moments(m);
+    define_logprobs(m);
+    define_lora(m);
     define_ppo_loss(m);
-    define_sample(m);
-    define_shape_rewards(m);
-    define_whiten(m);
 }

@@ -187,7 +187,6 @@ class LayerCompute:
 class Attention:
     def __init__(
         self,
-        *,
         q: Strided,
         k: Strided,
         v: Strided,
@@ -339,7 +338,7 @@ class LoraLayer:
         threads: int,
     ) -> None: ...
 
-def lora_linear(layer: LoraLayer, x: int, bias: int, inner: int, y: int) -> None: ...
+def lora_linear(layer: LoraLayer, x: int, bias: int, inner: int, y: int, /) -> None: ...
 def lora_linear_backward(
-    layer: LoraLayer, x: int, inner: int, dy: int, dx: int, gradients: list[LoraGradients]
+    layer: LoraLayer, x: int, inner: int, dy: int, dx: int, gradients: list[LoraGradients], /
 ) -> None: ...

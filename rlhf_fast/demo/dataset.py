@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rlhf_fast.runtime.durable import write_text
+
 MIDDLE_RANK = 2
 """Demonstrations come from the middle: bad ones would make PPO's gain look larger than it is."""
 
@@ -29,7 +31,9 @@ def load_rows() -> list[dict[str, Any]]:
 
 
 def write_files(folder: str | Path, *, heldout: int | None = None) -> DemoFiles:
-    """Write the files of a demonstration to `folder`; of the held-out prompts the first `heldout`, or all."""
+    """Write the files of a demonstration to `folder`; of the held-out prompts the first `heldout`, or all.
+
+    Raises `OSError` if the disk refuses."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = load_rows()
@@ -53,5 +57,5 @@ def _comparisons(rows: list[dict[str, Any]], split: str) -> list[dict[str, Any]]
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_fast import __version__
+from rlhf_fast.runtime.durable import write_text
 
 MARKER = "finished.json"
 
@@ -33,7 +34,7 @@ def is_finished(folder: Path, key: str) -> bool:
 
 
 def mark_finished(folder: Path, key: str) -> None:
-    (folder / MARKER).write_text(json.dumps({"key": key}) + "\n")
+    write_text(folder / MARKER, json.dumps({"key": key}) + "\n")
 
 
 def mark_unfinished(folder: Path) -> None:

@@ -27,7 +27,9 @@ from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.preferences.fit import Evaluation
 from rlhf_fast.preferences.result import REWARD_FACTS
 from rlhf_fast.preferences.reward_model import run_reward
+from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.runtime.distributed import refuse_many
+from rlhf_fast.runtime.durable import disk_errors
 from rlhf_fast.runtime.records import read_record
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import read_metrics
@@ -57,10 +59,13 @@ class _Pipeline:
             self.console.print(f"{head}: reused from {folder}")
             return folder
         self.console.print(head)
-        mark_unfinished(folder)
+        left = "The stages before it are whole: the same command goes on from there."
+        with disk_errors(f"begin {str(folder)!r}", left):
+            mark_unfinished(folder)
         started = time.perf_counter()
         run(settings)
-        mark_finished(folder, key)
+        with disk_errors(f"note that {str(folder)!r} is finished", left):
+            mark_finished(folder, key)
         self.console.print(f"    saved to {folder} ({time.perf_counter() - started:.0f} s)")
         return folder
 
@@ -73,7 +78,8 @@ def run_demo(config: DemoConfig) -> Path:
     notices.setLevel(logging.ERROR)  # the stages have lines of their own here
     started = time.perf_counter()
     folder, size = Path(config.output_dir), QUICK if config.quick else FULL
-    files = write_files(folder / "data", heldout=size.heldout)
+    with disk_errors(f"write the rows to {str(folder / 'data')!r}", "No stage has begun."):
+        files = write_files(folder / "data", heldout=size.heldout)
     base = config.model_name_or_path or str(fetch_base_model(folder / "base"))
     settings, pipeline = Settings(config, size, folder, files, base, last_third(base)), _Pipeline(console)
     pipeline.stage("SFT on the middle replies", lambda s: run_sft(SFTConfig(**s)), settings.sft())
@@ -90,7 +96,9 @@ def run_demo(config: DemoConfig) -> Path:
         ("ppo", "gold_reward"),
     )  # fmt: skip
     results = read_results(folder)
-    report = write_report(results, folder / "report.html")
+    report = folder / REPORT_FILE
+    with disk_errors(f"write {str(report)!r}", "Every stage is whole: the same command writes the report alone."):
+        write_report(results, report)
     print_summary(console, results, folder, seconds=time.perf_counter() - started)
     return report
 

@@ -24,6 +24,7 @@ from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import refuse_many
+from rlhf_fast.runtime.durable import disk_errors
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
@@ -58,9 +59,12 @@ def run_evaluate(config: EvaluateConfig, rewards: Sequence[RewardSource | Reward
     with activity(f"two responses to each of {len(prompts)} prompts, then their scores"):
         comparison = _compare(config, models, prompts)
     output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    write_record(output / RESULT_FILE, asdict(comparison) | {"over_optimised_under": comparison.over_optimised_under})
-    build_report(comparison, config.model_path).write(output / REPORT_FILE)
+    facts = asdict(comparison) | {"over_optimised_under": comparison.over_optimised_under}
+    with disk_errors(f"write {str(output / RESULT_FILE)!r}", "What was in that folder is as it was."):
+        output.mkdir(parents=True, exist_ok=True)
+        write_record(output / RESULT_FILE, facts)
+    with disk_errors(f"write {str(output / REPORT_FILE)!r}", f"{output / RESULT_FILE} is whole and holds the results."):
+        build_report(comparison, config.model_path).write(output / REPORT_FILE)
     return comparison
 
 

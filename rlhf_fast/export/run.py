@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_fast.data.rendering import Rendering
@@ -22,7 +21,7 @@ from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, re
 from rlhf_fast.model.shared import eos_ids
 from rlhf_fast.rollout.sampling import end_with, stop_ids
 from rlhf_fast.runtime.distributed import refuse_many
-from rlhf_fast.runtime.durable import write_folder
+from rlhf_fast.runtime.durable import disk_errors, write_folder
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 
@@ -68,10 +67,8 @@ def run_export(config: ExportConfig) -> Path:
             rendering.save(folder)
         write_card(folder, output.name, source, dtype, facts, gguf=file, score_bias=bias if is_reward else None)
 
-    try:
+    with disk_errors(f"write the model to {config.output_dir!r}", "Nothing is left there."):
         write_folder(output, fill)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot write the model to {config.output_dir!r}: {error}. Make room.") from error
     return output
 
 

@@ -21,6 +21,7 @@ from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import refuse_many
+from rlhf_fast.runtime.durable import disk_errors, write_text
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.shown import notices
@@ -63,8 +64,10 @@ def run_generate(config: GenerateConfig) -> Path:
         {"prompt": rows[i // copies].prompt, "response": text, "finished": response.finished}
         for i, (text, response) in enumerate(zip(texts, responses, strict=True))
     ]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    left = "What was there before is as it was; the same command gives the same responses."
+    with disk_errors(f"write {str(output)!r}", left):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return output
 
 

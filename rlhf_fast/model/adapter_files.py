@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.targets import begun
 from rlhf_fast.runtime.errors import UsageError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -62,8 +63,7 @@ def load_adapter(shared: SharedModel, folder: str | Path, name: str) -> None:
             f"and {ADAPTER_WEIGHTS} as PEFT writes them; train it again or copy it afresh."
         ) from error
     _check_fields(config, folder)
-    if config.init_lora_weights in (False, "gaussian"):
-        config.init_lora_weights = True  # how A and B began no longer matters; the base was not changed by it
+    config = begun(config)
     if head is None and (config.task_type == "SEQ_CLS" or any(map(_SCORE.fullmatch, tensors))):
         head = _take_score(config, tensors, folder)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,14 @@ def refuse_unserved(config: LoraConfig) -> None:
             "target_modules, exclude_modules, layers_to_transform, layers_pattern, rank_pattern, alpha_pattern, "
             "use_rslora. Leave the others at PEFT's defaults (dropout at 0: rollout and update see the same network)."
         )
+
+
+def begun(config: LoraConfig) -> LoraConfig:
+    """A copy for an adapter that is there: how A and B began no longer matters, unless the base was changed by it."""
+    config = copy.deepcopy(config)
+    if config.init_lora_weights in (False, "gaussian", "orthogonal"):
+        config.init_lora_weights = True
+    return config
 
 
 @dataclass(frozen=True)

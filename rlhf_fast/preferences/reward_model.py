@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -98,8 +98,11 @@ def run_reward(config: RewardConfig) -> RewardResult:
         checkpoints.save_results()  # again, as the head has changed
     result = RewardResult(output, evaluation, scale, read_history(output))
     if is_main():
-        with checkpoints.disk_errors(f"write the results to {str(output)!r}"):
-            _write(output, config, split, result, run_facts | {"Memory": describe_memory(device)})
+        with checkpoints.page_errors(REWARD_FACTS):
+            write_record(output / REWARD_FACTS, facts(config, split, result))
+        page = run_facts | {"Memory": describe_memory(device)}
+        with checkpoints.page_errors(REPORT_FILE):
+            build_report(output.name, page, read_metrics(output), result.evaluation).write(output / REPORT_FILE)
     checkpoints.finish()
     return result
 
@@ -136,13 +139,6 @@ def describe(training: RewardTraining, split: Split) -> dict[str, str]:
         "Trained": describe_trained(model, ADAPTER, training.critic.named_parameters()),
         "Computed": describe_device(model.dtype, model.device),
     }
-
-
-def _write(
-    output: Path, config: RewardConfig, split: Split, result: RewardResult, run_facts: Mapping[str, str]
-) -> None:
-    write_record(output / REWARD_FACTS, facts(config, split, result))
-    build_report(output.name, run_facts, read_metrics(output), result.evaluation).write(output / REPORT_FILE)
 
 
 def _save(

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from rlhf_fast.profiling.rates import Rates, measure_rates
 from rlhf_fast.runtime import phases
+from rlhf_fast.runtime.durable import write_into
 
 PROFILE_FILE = "profile.json"
 TRACE_FILE = "trace.json.gz"
@@ -83,10 +84,23 @@ class Profile:
         shown.add_row("all", f"{whole:.1f}", "100%", f"{floor:.1f}", f"{floor / whole:.0%}", style="bold")
         return shown
 
+    def write(self, folder: Path) -> None:
+        """`profile.json`, and the trace of the second iteration where there was one, each whole. Raises `OSError` if
+        the disk refuses."""
+        facts = {"rates": asdict(self.rates), "phases": {name: asdict(total) for name, total in self.totals.items()}}
+
+        def fill(temporary: Path) -> None:
+            (temporary / PROFILE_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            if self.tracer is not None:
+                self.tracer.export_chrome_trace(str(temporary / TRACE_FILE))
+                (temporary / TRACE_FILE).stat()  # the tracer raises nothing itself
+
+        write_into(folder, fill, name="profile")
+
 
 @contextmanager
-def profiled(folder: Path, dtype: torch.dtype, device: torch.device) -> Iterator[Profile]:
-    """Profile what runs inside; then print the table, and write it and the trace of the second iteration to `folder`.
+def profiled(dtype: torch.dtype, device: torch.device) -> Iterator[Profile]:
+    """Profile what runs inside; then print the table.
 
     The floor of a phase is the time of its products at the rates of a large product and a large copy, measured first.
     """
@@ -97,7 +111,3 @@ def profiled(folder: Path, dtype: torch.dtype, device: torch.device) -> Iterator
     finally:
         result.stop()
     Console().print(result.table())
-    facts = {"rates": asdict(result.rates), "phases": {name: asdict(total) for name, total in result.totals.items()}}
-    (folder / PROFILE_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-    if result.tracer is not None:
-        result.tracer.export_chrome_trace(str(folder / TRACE_FILE))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlhf_fast.report.page_style import STYLE
 from rlhf_fast.report.sections import table, training
+from rlhf_fast.runtime.durable import write_text
 from rlhf_fast.runtime.tracking import duration
 
 REPORT_FILE = "report.html"
@@ -40,8 +41,9 @@ class Report:
         )
 
     def write(self, path: str | Path) -> Path:
+        """The whole page or nothing. Raises `OSError` if the disk refuses."""
         path = Path(path)
-        path.write_text(self.html(), encoding="utf-8")
+        write_text(path, self.html())
         return path
 
 

@@ -18,11 +18,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rlhf_fast.runtime.durable import temporary_of, write_folder
-from rlhf_fast.runtime.errors import UsageError, disk_remedy
+from rlhf_fast.runtime.durable import disk_errors, temporary_of, write_folder
 from rlhf_fast.runtime.state import State
 from rlhf_fast.runtime.tracking import METRICS_FILE
 
@@ -61,14 +59,9 @@ def write_checkpoint(path: Path, state: State, fill: Callable[[Path], None]) -> 
         (folder / FACTS).write_text(json.dumps(state.facts) + "\n", encoding="utf-8")
         (folder / MANIFEST).write_text(json.dumps({"sha256": _digests(folder)}, indent=2) + "\n", encoding="utf-8")
 
-    try:
+    left = "Older checkpoints are whole: go on with resume=auto; a lower save_total_limit takes less room."
+    with disk_errors(f"write the checkpoint {str(path)!r}", left):
         write_folder(path, write)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary_of(path), ignore_errors=True)
-        raise UsageError(
-            f"cannot write the checkpoint {str(path)!r}: {error}. Older checkpoints are whole. {disk_remedy(error)} "
-            "Then go on with resume=auto; a lower save_total_limit takes less room."
-        ) from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -100,10 +100,14 @@ class Config:
     """The base of every config. Making one raises `UsageError` for a name that it does not have, a value of another
     kind than its annotation, and a value that its check does not pass."""
 
+    instead: ClassVar[dict[str, str]] = {}
+    """What serves names that it does not have, before what `rlhf_fast.runtime.hints` says."""
+
     def __new__(cls, *args: Any, **given: Any) -> Any:
         taken = inspect.signature(cls.__init__).parameters  # a subclass may have an `__init__` of its own
+        own = any(one.kind is one.VAR_KEYWORD for one in taken.values())
         for name in given:
-            if name not in taken and not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+            if not own and name not in taken:
                 raise UsageError(unknown_field(name, cls, cls.__name__, f"help({cls.__name__}) lists the fields"))
         return super().__new__(cls)
 
@@ -333,7 +337,8 @@ def default_of(config_class: type, name: str) -> Any:
 
 def unknown_field(name: str, config_class: type, where: str, otherwise: str = "--help lists the fields") -> str:
     """What to say of a name that `config_class` does not have, given in `where`; otherwise: where nothing is near."""
-    hint = field_hint(name, field_names(config_class)) or otherwise
+    instead = getattr(config_class, "instead", {}).get(name)
+    hint = f"use {instead}" if instead else field_hint(name, field_names(config_class)) or otherwise
     return f"unknown field {name!r} in {where}; {hint}{'' if hint.endswith('?') else '.'}"
 
 

@@ -1,11 +1,36 @@
-"""Files and folders that are there whole or not at all, whenever the process or the machine stops."""
+"""Files and folders that are there whole or not at all, whenever the process or the machine stops, and what is said
+where the disk refuses one."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from rlhf_fast.runtime.errors import UsageError, disk_remedy
+
+
+@contextmanager
+def disk_errors(what: str, left: str | Callable[[], str] = "") -> Iterator[None]:
+    """Around what writes files: an error of the disk becomes a `UsageError` that names `what` could not be done, the
+    remedy, and what is `left` (a sentence, or what gives one then)."""
+    try:
+        yield
+    except Exception as error:
+        if not _of_the_disk(error):
+            raise
+        after = left() if callable(left) else left
+        raise UsageError(f"cannot {what}: {error}. {disk_remedy(error)} {after}".rstrip()) from error
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Libraries in Rust raise kinds of their own for it: safetensors, and tokenizers a bare `Exception`."""
+    bare = type(error) is Exception and "(os error " in str(error)
+    return bare or isinstance(error, (OSError, SafetensorError))
 
 
 def temporary_of(path: Path) -> Path:
@@ -16,7 +41,11 @@ def temporary_of(path: Path) -> Path:
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder `path`, which must not be there yet, of what `fill` writes into a temporary one."""
     temporary = _filled(path, fill)
-    os.replace(temporary, path)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     sync(path.parent)
 
 
@@ -25,22 +54,29 @@ def write_into(path: Path, fill: Callable[[Path], None], *, name: str) -> dict[s
     over the one that was there. Returns their sizes in bytes by their names below `path`."""
     temporary = _filled(path / name, fill)
     sizes = {}
-    for file in sorted(file for file in temporary.rglob("*") if file.is_file()):
-        own = file.relative_to(temporary)
-        sizes[own.as_posix()] = file.stat().st_size
-        (path / own).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, path / own)
-        sync((path / own).parent)
-    shutil.rmtree(temporary)
+    try:
+        for file in sorted(file for file in temporary.rglob("*") if file.is_file()):
+            own = file.relative_to(temporary)
+            sizes[own.as_posix()] = file.stat().st_size
+            (path / own).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, path / own)
+            sync((path / own).parent)
+    finally:
+        shutil.rmtree(temporary)
     return sizes
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file `path`, or make it."""
+    """Replace the file `path`, or make it; where the disk refuses, it is as it was."""
     temporary = temporary_of(path)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
@@ -57,11 +93,15 @@ def _filled(path: Path, fill: Callable[[Path], None]) -> Path:
     temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    fill(temporary)
-    for folder, _, names in os.walk(temporary):
-        for name in names:
-            sync(Path(folder, name))
-        sync(Path(folder))
+    try:
+        fill(temporary)
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                sync(Path(folder, name))
+            sync(Path(folder))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # half a model takes room that may be what is missing
+        raise
     return temporary
 
 

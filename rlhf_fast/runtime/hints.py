@@ -200,7 +200,7 @@ FIELDS: dict[str, Hint] = _table([
     ("num_generations num_samples n_samples_per_prompt group_size rloo_k n", _ONE_EACH),
     ("num_return_sequences samples", _ONE_EACH),
     (
-        "beta kl_beta kl_penalty init_kl_coef init_kl_coeff kl_coeff kl_loss_coef",
+        "beta kl kl_beta kl_penalty init_kl_coef init_kl_coeff kl_coeff kl_loss_coef",
         use("kl_coef", otherwise="not served: it weighs a KL penalty, which PPO has (kl_coef of rlhf-fast ppo)"),
     ),
     ("target kl_target_value adap_kl_ctrl", use("kl_target")),
@@ -297,7 +297,7 @@ def field_hint(name: str, known: Collection[str]) -> str:
     plain = name.lower().replace("-", "_")
     if plain in FIELDS:
         return FIELDS[plain].sentence(known)
-    close = difflib.get_close_matches(plain, known, n=3)
+    close = difflib.get_close_matches(plain, known, n=3) or [one for one in known if one.startswith(f"{plain}_")][:3]
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 

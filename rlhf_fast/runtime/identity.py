@@ -14,7 +14,7 @@ from rlhf_fast.runtime.shown import without_secrets
 
 _SAMPLE = 1 << 20  # bytes
 _CONFIGS = ("config.json", "adapter_config.json", "generation_config.json")
-_PLACES = ("base_model_name_or_path", "_name_or_path", "transformers_version")
+PLACES = ("base_model_name_or_path", "_name_or_path", "transformers_version")
 """What a model's config says of where its files are and who wrote them: nothing depends on it."""
 
 
@@ -80,7 +80,7 @@ def _config(path: Path) -> str:
     except ValueError:
         return text
     return json.dumps(
-        {k: v for k, v in facts.items() if k not in _PLACES} if isinstance(facts, dict) else facts, sort_keys=True
+        {k: v for k, v in facts.items() if k not in PLACES} if isinstance(facts, dict) else facts, sort_keys=True
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from transformers import get_scheduler
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import sum_gradients
 from rlhf_fast.runtime.errors import StepFailed, UsageError
-from rlhf_fast.runtime.state import State
+from rlhf_fast.runtime.state import State, Stateful
 
 MAX_SKIPPED = 3
 
@@ -23,7 +24,9 @@ MAX_SKIPPED = 3
 class Optimiser:
     """AdamW, a learning-rate schedule over `total_steps`, gradient clipping, and the count of skipped steps.
 
-    `begun` counts the changes of the parameters in this process, from the moment that one begins.
+    `begun` counts the changes of the parameters in this process, from the moment that one begins. `pace` saves and
+    restores the place of a schedule that is not the config's, with what it changes in the optimiser; by default a
+    place is a number of steps, which has its rates in a schedule of any length.
     """
 
     parameters: list[nn.Parameter]
@@ -34,6 +37,7 @@ class Optimiser:
     skipped_in_a_row: int = 0
     last_skipped: str = ""
     begun: int = 0
+    pace: Stateful | None = None
 
     @classmethod
     def build(
@@ -95,11 +99,23 @@ class Optimiser:
         return float(self.schedule.get_last_lr()[0])
 
     def state(self) -> State:
-        """The trained parameters and their moments by position in AdamW, the schedule's place, the skipped steps."""
-        tensors = {f"{i}/parameter": parameter.detach() for i, parameter in enumerate(self._in_order())}
+        """The trained parameters and their moments by position in AdamW (of an optimiser that keeps numbers beside
+        tensors, these as facts), the schedule's place, the skipped steps."""
+        tensors = {f"{i}/parameter": parameter.detach() for i, parameter in enumerate(self.in_order())}
+        numbers: dict[str, Any] = {}
         for i, moments in self.adamw.state_dict()["state"].items():
-            tensors |= {f"{i}/{key}": value for key, value in moments.items()}
-        facts = {"scheduled": self.schedule.last_epoch, "skipped": self.skipped, "in_a_row": self.skipped_in_a_row}
+            for key, value in moments.items():
+                if not isinstance(value, (Tensor, int, float, type(None))):
+                    raise UsageError(
+                        f"{type(self.adamw).__name__} keeps a {type(value).__name__} for a parameter ({key}), which no "
+                        "checkpoint holds: expected tensors and numbers. Use another optimizer."
+                    )
+                if isinstance(value, Tensor):
+                    tensors[f"{i}/{key}"] = value
+                else:
+                    numbers[f"{i}/{key}"] = value
+        place = self.schedule.last_epoch if self.pace is None else self.pace.state().facts
+        facts = {"scheduled": place, "skipped": self.skipped, "in_a_row": self.skipped_in_a_row, "numbers": numbers}
         return State(tensors, facts)
 
     @torch.no_grad()
@@ -108,11 +124,11 @@ class Optimiser:
 
         Raises `UsageError` where other parameters are trained.
         """
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.tensors.items():
+        moments: dict[int, dict[str, Any]] = {}
+        for key, value in {**state.tensors, **state.facts.get("numbers", {})}.items():
             position, _, name = key.partition("/")
             moments.setdefault(int(position), {})[name] = value
-        parameters = self._in_order()
+        parameters = self.in_order()
         saved = [moments[i].pop("parameter") for i in sorted(moments)]
         if [value.shape for value in saved] != [parameter.shape for parameter in parameters]:
             raise UsageError(
@@ -122,11 +138,15 @@ class Optimiser:
         for parameter, value in zip(parameters, saved, strict=True):
             parameter.copy_(value)
         self.adamw.load_state_dict(self.adamw.state_dict() | {"state": {i: m for i, m in moments.items() if m}})
-        self._schedule_to(state.facts["scheduled"])
+        if self.pace is None:
+            self._schedule_to(state.facts["scheduled"])
+        else:
+            self.pace.load_state(State(facts=state.facts["scheduled"]))
         self.skipped, in_a_row = state.facts["skipped"], state.facts["in_a_row"]
         self.skipped_in_a_row = in_a_row if in_a_row < MAX_SKIPPED else 0  # a run that stopped for it may try again
 
-    def _in_order(self) -> list[nn.Parameter]:
+    def in_order(self) -> list[nn.Parameter]:
+        """What is trained, by position in AdamW."""
         return [parameter for group in self.adamw.param_groups for parameter in group["params"]]
 
     def _schedule_to(self, place: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import as_told, differences, identity, refuse_another_run
 
 FINISHED = "run.json"
+Held = Callable[[Path], dict[str, Any]]
 logger = logging.getLogger(__name__)
 
 
@@ -39,12 +41,14 @@ class Start:
     finished: bool = False
 
 
-def choose_start(config: StageConfig, inputs: dict[str, Any]) -> Start:
+def choose_start(config: StageConfig, inputs: dict[str, Any], held: Held | None = None) -> Start:
     """What `config.resume` asks for; `inputs` is what the result depends on beside the config. Changes nothing.
 
-    Of several processes, process 0 looks, as the folder may be on its node only, and all start where it says. Raises
-    `UsageError` for processes of different runs, for a checkpoint of another run, for a path that holds no whole
-    checkpoint, where a run that was cut off would be overwritten, and where another process sees a newer checkpoint.
+    held: what inputs would be if what a checkpoint holds were given, by its path, for those that may be either that or
+    what the run began with. Of several processes, process 0 looks, as the folder may be on its node only, and all start
+    where it says. Raises `UsageError` for processes of different runs, for a checkpoint of another run, for a path that
+    holds no whole checkpoint, where a run that was cut off would be overwritten, and where another process sees a newer
+    checkpoint.
     """
     own, output = identity(config, inputs), Path(str(config.output_dir))
     refuse_disagreement(own | computation(config) | {"resume": config.resume})
@@ -52,26 +56,27 @@ def choose_start(config: StageConfig, inputs: dict[str, Any]) -> Start:
         _refuse_hidden(output)
 
     def look() -> list[Any]:
-        start = _choose(config, output, own)
-        return [start.path and str(start.path), start.finished]
+        start = _choose(config, output, own, held)
+        return [start.identity, start.path and str(start.path), start.finished]
 
-    path, finished = from_main(look)
-    return Start(own, path and Path(path), finished)
+    begun_with, path, finished = from_main(look)
+    return Start(begun_with, path and Path(path), finished)
 
 
-def _choose(config: StageConfig, output: Path, own: dict[str, Any]) -> Start:
+def _choose(config: StageConfig, output: Path, own: dict[str, Any], held: Held | None) -> Start:
     if config.resume is None:
         _refuse_overwriting(output)
         return Start(own)
     if config.resume != "auto":
-        return _from_path(Path(config.resume), output, own, config)
+        return _from_path(Path(config.resume), output, own, held, config)
     if (done := _finished(output)) is not None:
+        newest = next(iter(list_checkpoints(output)), None)
         done = as_told(done, config)
-        refuse_another_run(output / FINISHED, done, own, config)
+        own = _fitting(output / FINISHED, done, own, held, newest, config)
         if not differences(done, own):
             logger.warning("the run in %s is finished already: there is nothing to resume", output)
             return Start(own, finished=True)
-    return _from_newest(output, own, config)
+    return _from_newest(output, own, held, config)
 
 
 def _refuse_hidden(output: Path) -> None:
@@ -95,7 +100,7 @@ def _refuse_overwriting(output: Path) -> None:
         )
 
 
-def _from_path(path: Path, output: Path, own: dict[str, Any], config: StageConfig) -> Start:
+def _from_path(path: Path, output: Path, own: dict[str, Any], held: Held | None, config: StageConfig) -> Start:
     try:
         verify(path)
     except DamagedCheckpoint as error:
@@ -104,11 +109,11 @@ def _from_path(path: Path, output: Path, own: dict[str, Any], config: StageConfi
         ) from error
     if path.resolve().parent != output.resolve():
         _refuse_overwriting(output)
-    refuse_another_run(path, as_told(read_facts(path)["run"]["identity"], config), own, config)
-    return Start(own, path)
+    saved = as_told(read_facts(path)["run"]["identity"], config)
+    return Start(_fitting(path, saved, own, held, path, config), path)
 
 
-def _from_newest(output: Path, own: dict[str, Any], config: StageConfig) -> Start:
+def _from_newest(output: Path, own: dict[str, Any], held: Held | None, config: StageConfig) -> Start:
     """The newest whole checkpoint; a damaged one is reported and passed over."""
     damaged: list[str] = []
     for path in list_checkpoints(output):
@@ -117,11 +122,30 @@ def _from_newest(output: Path, own: dict[str, Any], config: StageConfig) -> Star
         except DamagedCheckpoint as error:
             damaged.append(f"{path} is damaged: {error}")
             continue
-        refuse_another_run(path, as_told(read_facts(path)["run"]["identity"], config), own, config)
+        saved = as_told(read_facts(path)["run"]["identity"], config)
+        own = _fitting(path, saved, own, held, path, config)
         _report(damaged, f"{path.name} is used instead")
         return Start(own, path)
     _report(damaged, "there is no whole one, so the run starts from the beginning")
     return Start(own)
+
+
+def _fitting(
+    source: Path,
+    saved: dict[str, Any],
+    own: dict[str, Any],
+    held: Held | None,
+    checkpoint: Path | None,
+    config: StageConfig,
+) -> dict[str, Any]:
+    """`own`, with what the run of `saved` began with where what the checkpoint holds was given instead. Raises
+    `UsageError` for another run, which is named by `source`."""
+    differ = [name for name in differences(saved, own) if name in saved]
+    if differ and held is not None and checkpoint is not None:
+        there = held(checkpoint)
+        own = own | {name: saved[name] for name in differ if name in there and there[name] == own.get(name)}
+    refuse_another_run(source, saved, own, config)
+    return own
 
 
 def _report(damaged: list[str], instead: str) -> None:

@@ -7,11 +7,11 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from rlhf_fast.runtime.agreement import refuse_other_weights
 from rlhf_fast.runtime.checkpoint import (
@@ -24,8 +24,8 @@ from rlhf_fast.runtime.checkpoint import (
 )
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import from_main, is_main, main_only, tensors_from_main, wait_for_all
-from rlhf_fast.runtime.durable import remove_folder, sync, write_into, write_text
-from rlhf_fast.runtime.errors import UsageError, disk_remedy
+from rlhf_fast.runtime.durable import disk_errors, remove_folder, sync, write_into, write_text
+from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import asked, give_way
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.random_state import RandomState
@@ -34,7 +34,7 @@ from rlhf_fast.runtime.state import State, Stateful
 from rlhf_fast.runtime.tracking import METRICS_FILE
 
 RESULTS = "results"  # the name under which they are made
-RECORDS = ("reward_model.json",)  # files that stages write into the output folder themselves
+RECORDS = ("reward_model.json", "report.html", "profile")  # what stages write into the output folder themselves
 logger = logging.getLogger(__name__)
 
 
@@ -119,13 +119,18 @@ class Checkpoints:
                 write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
         wait_for_all()
 
-    @contextmanager
-    def disk_errors(self, what: str) -> Iterator[None]:
+    def disk_errors(self, what: str) -> AbstractContextManager[None]:
         """Around what writes files: an error of the disk becomes a `UsageError` that says what is saved."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"cannot {what}: {error}. {disk_remedy(error)} {self.how_to_go_on()}") from error
+        return disk_errors(what, self.how_to_go_on)
+
+    def page_errors(self, file: str) -> AbstractContextManager[None]:
+        """The same around a file beside the model, once that is saved."""
+
+        def left() -> str:
+            saved = f"The model in {self.output} is saved."
+            return f"{saved} {self.how_to_go_on()}" if list_checkpoints(self.output) else saved
+
+        return disk_errors(f"write {str(self.output / file)!r}", left)
 
     @main_only
     def save_before(self) -> None:

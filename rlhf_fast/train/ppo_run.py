@@ -19,7 +19,8 @@ from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
-from rlhf_fast.profiling.profile import profiled
+from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
+from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, patient, refuse_columns
 from rlhf_fast.rewards.classifier import ClassifierReward
@@ -87,7 +88,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     facts = describe(ppo, left_out)
     say_start("PPO", facts, too_few(ppo.iterations, MORE_ITERATIONS))
     with (
-        profiled(output, model.dtype, model.device) if config.profile and is_main() else nullcontext(),
+        profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile,
         Tracker(
             output, "PPO", ppo.iterations, SHOWN, done=checkpoints.done, quiet=quiet, device=model.device
         ) as tracker,
@@ -101,8 +102,12 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
             checkpoints.after(iteration, metrics)
         ppo.optimiser.refuse_stuck()
     checkpoints.save_results()
+    if profile is not None:
+        with checkpoints.page_errors(PROFILE_FILE):
+            profile.write(output)
     if is_main():
-        write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
+        with checkpoints.page_errors(REPORT_FILE):
+            write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
     checkpoints.finish()
     return output
 

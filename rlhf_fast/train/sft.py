@@ -23,6 +23,7 @@ from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, 
 from rlhf_fast.model.packed import Packed, cut_by_tokens
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.sharding import in_step
+from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rollout.sampling import end_with, stop_ids
 from rlhf_fast.runtime.budget import MORE_STEPS, Budget, Passes, too_few
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
@@ -143,9 +144,10 @@ def run_sft(config: SFTConfig) -> Path:
         run.optimiser.refuse_stuck()
     checkpoints.save_results()
     if is_main():
-        write_sft_page(
-            output, facts | {"Memory": describe_memory(device)}, tokenizer, heldout or rows, held_out=bool(heldout)
-        )
+        with checkpoints.page_errors(REPORT_FILE):
+            write_sft_page(
+                output, facts | {"Memory": describe_memory(device)}, tokenizer, heldout or rows, held_out=bool(heldout)
+            )
     checkpoints.finish()
     return output
 

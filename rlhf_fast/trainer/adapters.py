@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.model.targets import default_targets, find_places, refuse_unserved, resolve_targets
+from rlhf_fast.model.targets import begun, default_targets, find_places, refuse_unserved, resolve_targets
 from rlhf_fast.model.trunk import decoder_layers
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
@@ -59,7 +59,7 @@ class Adapters:
 def fresh_adapter(model: PreTrainedModel, peft_config: object) -> Adapters:
     """`model` as a `PeftModel` with a new adapter, added in place as `peft.get_peft_model` does."""
     config = checked(peft_config)
-    refuse_unserved(config)
+    refuse_unserved(begun(config))  # PEFT makes the adapter, with its own ways of beginning
     base = mirror(model, trained=False)
     if config.target_modules is None:
         config.target_modules = default_targets(base.config.model_type)
@@ -117,7 +117,7 @@ def served(model: PeftModel, adapter: str, saved: list[str] | None = None) -> Lo
     """The adapter's config. Raises `UsageError` for PEFT's options that are not served; a classifier's own layer may be
     among modules_to_save (`saved`)."""
     config = checked(model.peft_config[adapter])
-    asked = copy.deepcopy(config)
+    asked = begun(config)
     if saved is not None and set(asked.modules_to_save or ()) <= set(saved):
         asked.modules_to_save = None
     refuse_unserved(asked)

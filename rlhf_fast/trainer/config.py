@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -85,7 +85,15 @@ SAME_OPTIMISER = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_
 """Values of `optim` that are implementations of AdamW, which is what is used."""
 BY_EPOCH = {"logging_strategy": "logging_steps", "eval_strategy": "eval_steps", "save_strategy": "save_steps"}
 """Strategies that may be `epoch`, once in each pass over the prompts, and the field that counts their iterations."""
-INSTEAD = {"fp16": "bf16", "optim": "optimizers=(optimizer, None) of PPOTrainer"}
+INSTEAD = {
+    "fp16": "bf16", "optim": "optimizers=(optimizer, None) of PPOTrainer", "dtype": "bf16, or models loaded in it",
+    "max_rollout_batch": "local_rollout_forward_batch_size", "dataset_name": "train_dataset of PPOTrainer",
+    "dataset_format": "train_dataset of PPOTrainer", "chat_template_path": "processing_class.chat_template",
+    "reward_funcs": "reward_model of PPOTrainer, a function if you like", "use_peft": "peft_config of PPOTrainer",
+    "reward_weights": "reward_model of PPOTrainer, a function that adds them up",
+} | dict.fromkeys(("lora_r", "lora_alpha", "lora_target_modules", "lora_layers"), "peft_config of PPOTrainer") \
+  | dict.fromkeys(("profile", "shard_base"), "`rlhf-fast ppo`, which has it")  # fmt: skip
+"""What serves a field that is not here."""
 COMPUTED = frozenset({
     "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "local_mini_batch_size", "batch_size",
     "mini_batch_size",
@@ -109,6 +117,8 @@ _AS_PARSED: dict[str, tuple[Any, Any]] = {"include_num_input_tokens_seen": (Fals
 @dataclass
 class PPOConfig(PPOOptions, TrainingArguments):
     """TRL's `PPOConfig`. `preset="trl"` is the default: its formulas, past EOS unless a stop token is named."""
+
+    instead: ClassVar[dict[str, str]] = INSTEAD
 
     preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = option(
         "trl", "Whose formulas are taken, in the fields that have their default values."

@@ -80,6 +80,11 @@ class Events:
         seconds = time.perf_counter() - self.began
         return metrics | {"eps": (self.state.episode - self.episodes_before) / seconds}
 
+    def log_is_due(self) -> bool:
+        """Whether the config has this iteration logged; a callback may ask for others in `control`."""
+        flows = [each for each in self.callback_handler.callbacks if isinstance(each, DefaultFlowCallback)]
+        return any(flow.on_step_end(self.args, self.state, TrainerControl()).should_log for flow in flows)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep `logs` in the state's history and hand them to the callbacks.
 

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCardData
 
 from rlhf_fast.export.card import CARD, code
+from rlhf_fast.runtime.durable import disk_errors, write_text
 from rlhf_fast.trainer.config import PPOConfig
 
 
@@ -21,7 +22,7 @@ def push(
     commit, or its future where not `blocking`."""
     folder = Path(str(args.output_dir))
     name = args.hub_model_id or folder.resolve().name
-    (folder / CARD).write_text(model_card(name, base, dataset_name, tags), encoding="utf-8")
+    write_card(folder, model_card(name, base, dataset_name, tags))
     api = HfApi(token=token or args.hub_token)
     repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
     return api.upload_folder(  # type: ignore[call-overload]  # one overload for each value of run_as_future
@@ -29,6 +30,13 @@ def push(
         allow_patterns=[CARD, *map(glob.escape, files)], revision=revision or args.hub_revision,
         run_as_future=not blocking,
     )  # fmt: skip
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Raises `UsageError` if the disk refuses."""
+    with disk_errors(f"write {str(folder / CARD)!r}", "The model is as it was."):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CARD, text)
 
 
 def model_card(name: str, base: str, dataset_name: str | list[str] | None, tags: str | list[str] | None) -> str:

@@ -16,7 +16,7 @@ from rlhf_fast.model.holdings import holdings
 from rlhf_fast.rollout.arena import Rollout
 from rlhf_fast.runtime.device import seed_everything
 from rlhf_fast.runtime.distributed import is_main, main_only
-from rlhf_fast.runtime.durable import write_into
+from rlhf_fast.runtime.durable import disk_errors, write_into
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.guard import guard
 from rlhf_fast.runtime.identity import fingerprint
@@ -36,6 +36,7 @@ from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.config import PPOConfig
 from rlhf_fast.trainer.events import Callback
+from rlhf_fast.trainer.identity import HandedOver
 from rlhf_fast.trainer.inputs import check_models, read_datasets
 from rlhf_fast.trainer.optimisers import Optimisers, refuse_half, use_given
 from rlhf_fast.trainer.prompts import Collator
@@ -100,6 +101,10 @@ class PPOTrainer(Surface):
         self.optimizer, self.lr_scheduler = optimizers
         self.create_optimizer_and_scheduler(ppo.iterations)
         self._use_optimizer()
+        self.handed_over = HandedOver(
+            args, ppo, roles, ref_model, reward_model, value_model, fresh=peft_config is not None
+        )
+        self._begun_with: dict[str, Any] = {}  # once training begins, the facts of what was handed over
         super().__init__(args, ppo, processing_class, callbacks or [])
         args.remember()
 
@@ -108,6 +113,7 @@ class PPOTrainer(Surface):
         args, output = self.args, Path(str(self.args.output_dir))
         self.refuse_replaced()
         self._use_optimizer()
+        self._begun_with = self._begun_with or self.handed_over.with_optimiser()
         args.refuse_changes(at_start=True)
         if resume_from_checkpoint:
             args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
@@ -117,7 +123,7 @@ class PPOTrainer(Surface):
             self._train(self.ppo.config, output)
 
     def _train(self, config: PPORunConfig, output: Path) -> None:
-        start = choose_start(config, self._inputs())
+        start = choose_start(config, self._inputs(), self.handed_over.held)
         if start.finished:
             return
         ppo, watch = self.ppo, watch_of(self.ppo)
@@ -198,7 +204,13 @@ class PPOTrainer(Surface):
 
         Process 0 writes. Checkpoints and the end of training call it too, with `_internal_call`.
         """
-        if is_main():
+        if not is_main():
+            return
+        if _internal_call:
+            self._save(output_dir)
+            return
+        folder = output_dir or str(self.args.output_dir)
+        with disk_errors(f"write the model to {folder!r}", "Files that are there are whole."):
             self._save(output_dir)
 
     def create_model_card(
@@ -208,9 +220,8 @@ class PPOTrainer(Surface):
         """Write README.md, a short model card, into `output_dir`."""
         if is_main():
             folder = Path(str(self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
             card = hub.model_card(model_name or folder.resolve().name, self.roles.base, dataset_name, tags)
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            hub.write_card(folder, card)
 
     def push_to_hub(
         self, commit_message: str = "End of training", blocking: bool = True, token: str | None = None,
@@ -224,7 +235,8 @@ class PPOTrainer(Surface):
         if not is_main():
             return None
         output = Path(str(self.args.output_dir))
-        files = write_into(output, lambda folder: self.save_model(str(folder)), name=RESULTS)
+        with disk_errors(f"write the model to {str(output)!r}", "Nothing was uploaded."):
+            files = write_into(output, lambda folder: self.save_model(str(folder), _internal_call=True), name=RESULTS)
         return hub.push(
             self.args, self.roles.base, files, commit_message=commit_message, blocking=blocking, token=token,
             revision=revision, dataset_name=dataset_name, tags=tags,
@@ -236,8 +248,11 @@ class PPOTrainer(Surface):
         self.args.take_over(self.ppo.config, "step")
         metrics = self.take_step()
         watch.look(metrics)
+        logged = self.log_is_due()
+        if logged:  # before on_step_end, as in TRL: its callbacks may read the history
+            self.log(metrics)
         self.call("on_step_end")
-        if self.control.should_log:
+        if self.control.should_log and not logged:
             self.log(metrics)
         if self.control.should_evaluate:
             metrics |= self.evaluate()
@@ -269,15 +284,14 @@ class PPOTrainer(Surface):
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         """What `save_model` does in process 0. `state_dict` is transformers'; the policy's own weights are written."""
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_policy(self.ppo, self.roles, self.processing_class, folder)
+        write_into(folder, partial(save_policy, self.ppo, self.roles, self.processing_class), name=RESULTS)
 
     def _inputs(self) -> dict[str, Any]:
         """What the result depends on beside the config, as far as a checkpoint has to fit it."""
         prompts = self.ppo.prompts
         return {
             "contents of the data": fingerprint((prompts.ids, prompts.texts, prompts.columns)),
-            "base": self.roles.base,
             **self.args.beside_run(),
             "rewards": [[source.name, weight] for source, weight in self.ppo.reward.sources],
+            **self._begun_with,
         }

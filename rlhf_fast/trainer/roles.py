@@ -24,6 +24,7 @@ from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic, ValueMode
 from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.targets import begun
 from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
@@ -73,7 +74,7 @@ def build_roles(
     reference = own if other is None else other
     if reference is not own:
         _check_reference(reference.model, shared)
-    lora = None if given is None else given.config
+    lora = None if given is None else begun(given.config)
     critic = _critic(args, reference.model if trains_base else shared, lora, value_model)
     if args.activation_checkpointing:
         for each_model in {id(m): m for m in (shared, *critic.models)}.values():
@@ -81,7 +82,8 @@ def build_roles(
     policy = Policy(shared, None if trains_base else "policy")
     if not any(parameter.requires_grad for _, parameter in policy.named_parameters()):
         notices.warning("no parameter of the model requires a gradient: only the critic is trained.")
-    starts = same and not isinstance(model, PeftModel)
+    at_zero = given is None or given.config.init_lora_weights in (True, "gaussian")
+    starts = same and at_zero and not isinstance(model, PeftModel)
     return GivenRoles(
         policy, reference, critic, starts, str(base.name_or_path), model if given is None else given.model
     )

@@ -43,6 +43,7 @@ INSTEAD = {
     "training_step": "a callback's on_step_end comes after each iteration",
     "get_train_dataloader": "pass the rows as train_dataset and, if need be, a data_collator",
     "get_eval_dataloader": "pass the rows as eval_dataset",
+    "predict": "evaluate() scores responses to held-out prompts, generate_completions() returns them",
     "null_ref_context": "pass ref_model, or ref_adapter_name in PPOConfig",
 }
 OLD = {
@@ -108,6 +109,11 @@ class Surface(Events):
     def __getattr__(self, name: str) -> Any:
         if name in OLD:
             raise AttributeError(f"PPOTrainer has no {name}, as in TRL since 0.12: {OLD[name]}. See docs/migration.md.")
+        if not name.startswith("_") and hasattr(Trainer, name):
+            remedy = INSTEAD.get(name, "training calls callbacks, and methods that docs/migration.md names")
+            raise AttributeError(
+                f"PPOTrainer has no {name} of transformers' trainer, whose loop is not PPO's; {remedy}."
+            )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @cached_property

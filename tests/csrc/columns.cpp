@@ -1,10 +1,9 @@
 #include <algorithm>
 
 #include "check.h"
-#include "cpu/gae.h"
-#include "cpu/moments.h"
-#include "cpu/shaping.h"
-#include "cpu/whiten.h"
+#include "columns/columns.h"
+
+namespace columns = rlhf::columns;
 
 namespace {
 
@@ -26,8 +25,9 @@ void check_gae(const std::vector<int>& lengths, bool bootstrapped) {
     const auto sequences = static_cast<std::int64_t>(lengths.size());
     const auto rewards = normal<T>(cu.back()), values = normal<T>(cu.back()), bootstrap = normal<T>(sequences);
     std::vector<T> advantages = rewards, returns(rewards.size());
-    rlhf::gae<T>(advantages.data(), values.data(), returns.data(), cu.data(), bootstrapped ? bootstrap.data() : nullptr,
-                 sequences, static_cast<T>(gamma), static_cast<T>(gamma_lam), kThreads);
+    columns::gae<T>(advantages.data(), values.data(), returns.data(), cu.data(),
+                    bootstrapped ? bootstrap.data() : nullptr, sequences, static_cast<T>(gamma),
+                    static_cast<T>(gamma_lam), kThreads);
     for (std::size_t b = 0; b < lengths.size(); ++b) {
         double advantage = 0, next = bootstrapped ? bootstrap[b] : 0;
         for (auto t = static_cast<std::size_t>(cu[b + 1]); t-- > static_cast<std::size_t>(cu[b]);) {
@@ -52,8 +52,8 @@ void check_shaping(const std::vector<int>& lengths) {
         if (index[b] >= 0) expected[static_cast<std::size_t>(index[b])] += scores[b];
     }
     std::vector<T> rewards(kl.size(), static_cast<T>(kNaN));
-    rlhf::shape_rewards<T>(rewards.data(), kl.data(), cu.back(), scores.data(), index.data(), sequences, T(0.3),
-                           kThreads);
+    columns::shape_rewards<T>(rewards.data(), kl.data(), cu.back(), scores.data(), index.data(), sequences, T(0.3),
+                              kThreads);
     for (std::size_t t = 0; t < kl.size(); ++t) expect_near<T>("reward", rewards[t], expected[t]);
 }
 
@@ -70,13 +70,13 @@ void check_moments_and_whitening(std::int64_t entries, bool masked) {
     const double mean = sum / std::max(count, 1.0);
     for (const T entry : x) m2 += std::isnan(entry) ? 0 : (entry - mean) * (entry - mean);
     const std::uint8_t* selected = masked ? mask.data() : nullptr;
-    const rlhf::Moments moments = rlhf::moments<T>(x.data(), selected, entries, kThreads);
+    const columns::Moments moments = columns::moments<T>(x.data(), selected, entries, kThreads);
     expect_near<double>("count", moments.count, count, 1, 0);
     expect_near<double>("mean", moments.mean, mean);
     expect_near<double>("m2", moments.m2, m2, count);
 
     std::vector<T> whitened = x;
-    rlhf::whiten<T>(whitened.data(), selected, entries, moments, {true, 1, 0.5}, kThreads);
+    columns::whiten<T>(whitened.data(), selected, entries, moments, {true, 1, 0.5}, kThreads);
     for (std::size_t i = 0; i < x.size(); ++i) {
         const double expected = count > 1 ? (x[i] - mean) / std::sqrt(m2 / (count - 1) + 0.5) : x[i];
         if (!std::isnan(x[i])) expect_near<T>("whitened entry", whitened[i], expected);

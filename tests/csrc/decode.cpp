@@ -2,7 +2,10 @@
 #include <cstring>
 
 #include "check.h"
-#include "cpu/decode/decoder.h"
+#include "decode/decoder.h"
+#include "isa/kernels.h"
+
+namespace decode = rlhf::decode;
 
 namespace {
 
@@ -62,7 +65,7 @@ struct Linear {
         for (float& x : a) x = rounded(0.3f * x, element);
         for (float& x : b) x = rounded(0.3f * x, element);
     }
-    rlhf::LinearSource source() {
+    decode::LinearSource source() {
         return {weight.data(), outputs, inputs, inputs, bias.data(), adapted ? a.data() : nullptr,
                 adapted ? b.data() : nullptr, adapted ? kRank : 0, static_cast<float>(kAdapterScale)};
     }
@@ -105,7 +108,7 @@ struct Layer {
           attention_norm(normal<float>(s.hidden)), mlp_norm(normal<float>(s.hidden)),
           q_norm(normal<float>(head_norms ? s.dim : 0)), k_norm(normal<float>(head_norms ? s.dim : 0)),
           window(window) {}
-    rlhf::LayerSource source() {
+    decode::LayerSource source() {
         const auto given = [](const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); };
         return {{q.source(), k.source(), v.source()}, {o.source()},   {gate.source(), up.source()},
                 {down.source()},                      attention_norm.data(), mlp_norm.data(),
@@ -173,8 +176,8 @@ void add(Row& x, const Row& y) {
     for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];
 }
 
-void check(const Sizes& s, std::int64_t rows, rlhf::Level level, Element element, bool adapted, bool head_norms,
-           std::int64_t window) {
+void check(const Sizes& s, std::int64_t rows, const rlhf::Kernels* level, Element element, bool adapted,
+           bool head_norms, std::int64_t window) {
     std::vector<Layer> layers;
     for (std::int64_t l = 0; l < kLayers; ++l) {
         layers.emplace_back(s, element, adapted, head_norms, l == 0 ? window : 0);
@@ -202,8 +205,9 @@ void check(const Sizes& s, std::int64_t rows, rlhf::Level level, Element element
         }
         expected.push_back(normed(x.data(), final_norm));
     }
-    rlhf::Decoder decoder({s.hidden, s.heads, s.kv_heads, s.dim, s.inner, static_cast<float>(kEps),
-                           static_cast<float>(s.scale)}, final_norm.data(), level, element);
+    decode::Decoder decoder(
+        {s.hidden, s.heads, s.kv_heads, s.dim, s.inner, static_cast<float>(kEps), static_cast<float>(s.scale)},
+        final_norm.data(), *level, element);
     for (std::size_t l = 0; l < kLayers; ++l) {
         decoder.add_layer(layers[l].source());
         key_data.push_back(keys[l].data()), value_data.push_back(values[l].data());
@@ -219,7 +223,7 @@ void check(const Sizes& s, std::int64_t rows, rlhf::Level level, Element element
 }
 
 // Far below 0 silu is 0, however large the gate and up: in whole vectors and behind them.
-void check_huge_gates(rlhf::Level level, Element element) {
+void check_huge_gates(const rlhf::Kernels* level, Element element) {
     const std::vector<float> gates{-100, -1e4f, -1e30f, -3e38f, -0.5f, 0.5f, 1e4f, 1e30f};
     for (const std::size_t copies : {1, 5}) {
         std::vector<float> gate;
@@ -227,8 +231,7 @@ void check_huge_gates(rlhf::Level level, Element element) {
         gate.push_back(-1e4f);
         const std::vector<float> up(gate.size(), 1e6f);
         std::vector<float> out(gate.size());
-        rlhf::decode_kernels(level, element).swiglu(gate.data(), up.data(), static_cast<std::int64_t>(gate.size()),
-                                                    out.data());
+        level->decode[element].swiglu(gate.data(), up.data(), static_cast<std::int64_t>(gate.size()), out.data());
         for (std::size_t i = 0; i < gate.size(); ++i) {
             const double silu = gate[i] / (1 + std::exp(-double(gate[i])));
             expect_near<float>("silu", out[i] / 1e6, silu, std::max(std::abs(silu), 1e-30));
@@ -239,9 +242,7 @@ void check_huge_gates(rlhf::Level level, Element element) {
 }  // namespace
 
 void check_decode() {
-    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
-                             rlhf::Level::kAmx}) {
-        if (!rlhf::level_available(level)) continue;
+    for (const rlhf::Kernels* level : rlhf::available_kernels()) {
         for (const auto element : {Element::kFloat32, Element::kBFloat16}) {
             check_huge_gates(level, element);
             for (const std::int64_t rows : {1, 3, 9, 16, 33}) {

@@ -1,21 +1,24 @@
-#include "cpu/layers.h"
+#include "layers/layers.h"
 
 #include <algorithm>
 
 #include "check.h"
-#include "cpu/bfloat16.h"
+#include "common.h"
+#include "isa/kernels.h"
+
+namespace layers = rlhf::layers;
 
 namespace {
 
 using Column = std::vector<float>;
 
-rlhf::LayerCompute on(rlhf::Level level) { return {level, rlhf::Element::kFloat32, 2}; }
+rlhf::Compute on(const rlhf::Kernels* level) { return {level, rlhf::Element::kFloat32, 2}; }
 
-void check_rows(rlhf::Level level, std::int64_t rows, std::int64_t width) {
+void check_rows(const rlhf::Kernels* level, std::int64_t rows, std::int64_t width) {
     const auto x = normal<float>(rows * width), weight = normal<float>(width), dy = normal<float>(rows * width);
     Column y(x.size()), rstd(static_cast<std::size_t>(rows)), dx(x.size()), d_up(x.size());
-    rlhf::rms_norm({x.data(), weight.data(), y.data(), rstd.data(), width, 0.1f}, rows, on(level));
-    rlhf::rms_norm_backward({x.data(), weight.data(), dy.data(), rstd.data(), dx.data(), width}, rows, on(level));
+    layers::rms_norm({x.data(), weight.data(), y.data(), rstd.data(), width, 0.1f}, rows, on(level));
+    layers::rms_norm_backward({x.data(), weight.data(), dy.data(), rstd.data(), dx.data(), width}, rows, on(level));
     for (std::int64_t row = 0; row < rows; ++row) {
         const float *xs = x.data() + row * width, *ds = dy.data() + row * width;
         double squares = 0, dot = 0;
@@ -30,8 +33,8 @@ void check_rows(rlhf::Level level, std::int64_t rows, std::int64_t width) {
             expect_near<float>("d rms norm", dx[row * width + i], gradient, 8);
         }
     }
-    rlhf::swiglu({x.data(), dy.data(), y.data()}, rows * width, on(level));
-    rlhf::swiglu_backward({x.data(), dy.data(), x.data(), dx.data(), d_up.data()}, rows * width, on(level));
+    layers::swiglu({x.data(), dy.data(), y.data()}, rows * width, on(level));
+    layers::swiglu_backward({x.data(), dy.data(), x.data(), dx.data(), d_up.data()}, rows * width, on(level));
     for (std::size_t i = 0; i < x.size(); ++i) {
         const double open = 1 / (1 + std::exp(-double(x[i])));
         expect_near<float>("swiglu", y[i], x[i] * open * dy[i]);
@@ -40,15 +43,15 @@ void check_rows(rlhf::Level level, std::int64_t rows, std::int64_t width) {
     }
 }
 
-void check_rotary(rlhf::Level level, std::int64_t tokens, std::int64_t heads, std::int64_t head_dim) {
+void check_rotary(const rlhf::Kernels* level, std::int64_t tokens, std::int64_t heads, std::int64_t head_dim) {
     const std::int64_t half = head_dim / 2;
     const auto x = normal<float>(tokens * heads * head_dim), angles = normal<float>(tokens * half);
     Column cos(angles.size()), sin(angles.size()), y(x.size()), back(x.size());
     for (std::size_t i = 0; i < angles.size(); ++i) cos[i] = std::cos(angles[i]), sin[i] = std::sin(angles[i]);
     const auto turn = [&](const Column& from, Column& to, float direction) {
-        rlhf::rotary({from.data(), cos.data(), sin.data(), to.data(), heads * head_dim, head_dim, half, heads, head_dim,
-                      direction},
-                     tokens, on(level));
+        layers::rotary({from.data(), cos.data(), sin.data(), to.data(), heads * head_dim, head_dim, half, heads,
+                        head_dim, direction},
+                       tokens, on(level));
     };
     turn(x, y, 1);
     turn(y, back, -1);
@@ -110,43 +113,48 @@ void expect_attention(const AttentionCase& c, const Column& q, const Column& k, 
     }
 }
 
-rlhf::Heads rows_of(const void* x, std::int64_t heads, std::int64_t head_dim) {
+layers::Heads rows_of(const void* x, std::int64_t heads, std::int64_t head_dim) {
     return {x, heads * head_dim, head_dim};
 }
 
-void check_attention(rlhf::Level level, const AttentionCase& c) {
+void check_attention(const rlhf::Kernels* level, const AttentionCase& c) {
     const std::int64_t tokens = c.offsets.back(), size = tokens * c.heads * c.head_dim;
     const std::int64_t kv_size = tokens * c.kv_heads * c.head_dim;
     const auto q = normal<float>(size), d_out = normal<float>(size);
     const auto k = normal<float>(kv_size), v = normal<float>(kv_size);
     Column out(q.size()), dq(q.size()), dk(k.size()), dv(v.size());
     Column log_sum(static_cast<std::size_t>(tokens * c.heads));
-    const rlhf::Attention a{rows_of(q.data(), c.heads, c.head_dim),
-                            rows_of(k.data(), c.kv_heads, c.head_dim),
-                            rows_of(v.data(), c.kv_heads, c.head_dim),
-                            c.heads, c.kv_heads, c.head_dim, tokens, 0.5f, c.window};
-    rlhf::attention({a, out.data(), log_sum.data()}, c.offsets, on(level));
-    rlhf::attention_backward({a, rows_of(out.data(), c.heads, c.head_dim), rows_of(d_out.data(), c.heads, c.head_dim),
-                              log_sum.data(), dq.data(), dk.data(), dv.data()},
-                             c.offsets, on(level));
+    const layers::Attention a{rows_of(q.data(), c.heads, c.head_dim),
+                              rows_of(k.data(), c.kv_heads, c.head_dim),
+                              rows_of(v.data(), c.kv_heads, c.head_dim),
+                              c.heads,
+                              c.kv_heads,
+                              c.head_dim,
+                              tokens,
+                              0.5f,
+                              c.window};
+    layers::attention({a, out.data(), log_sum.data()}, c.offsets, on(level));
+    layers::attention_backward({a, rows_of(out.data(), c.heads, c.head_dim), rows_of(d_out.data(), c.heads, c.head_dim),
+                                log_sum.data(), dq.data(), dk.data(), dv.data()},
+                               c.offsets, on(level));
     expect_attention(c, q, k, v, d_out, out, dq, dk, dv);
 }
 
 // bf16 takes other packing: ones in, ones out, and no read beyond the ends
-void check_bf16_attention(rlhf::Level level, const AttentionCase& c) {
+void check_bf16_attention(const rlhf::Kernels* level, const AttentionCase& c) {
     const std::int64_t tokens = c.offsets.back();
     const std::uint16_t one = rlhf::to_bfloat16(1.0f);
     const std::vector<std::uint16_t> q(static_cast<std::size_t>(tokens * c.heads * c.head_dim), one);
     const std::vector<std::uint16_t> k(static_cast<std::size_t>(tokens * c.kv_heads * c.head_dim), one);
     std::vector<std::uint16_t> out(q.size()), dq(q.size()), dk(k.size()), dv(k.size());
     Column log_sum(static_cast<std::size_t>(tokens * c.heads));
-    const rlhf::Heads queries = rows_of(q.data(), c.heads, c.head_dim);
-    const rlhf::Heads keys = rows_of(k.data(), c.kv_heads, c.head_dim);
-    const rlhf::Attention a{queries, keys, keys, c.heads, c.kv_heads, c.head_dim, tokens, 0.01f, c.window};
-    const rlhf::LayerCompute compute{level, rlhf::Element::kBFloat16, 2};
-    rlhf::attention({a, out.data(), log_sum.data()}, c.offsets, compute);
-    const rlhf::Heads outs = rows_of(out.data(), c.heads, c.head_dim);
-    rlhf::attention_backward({a, outs, queries, log_sum.data(), dq.data(), dk.data(), dv.data()}, c.offsets, compute);
+    const layers::Heads queries = rows_of(q.data(), c.heads, c.head_dim);
+    const layers::Heads keys = rows_of(k.data(), c.kv_heads, c.head_dim);
+    const layers::Attention a{queries, keys, keys, c.heads, c.kv_heads, c.head_dim, tokens, 0.01f, c.window};
+    const rlhf::Compute compute{level, rlhf::Element::kBFloat16, 2};
+    layers::attention({a, out.data(), log_sum.data()}, c.offsets, compute);
+    const layers::Heads outs = rows_of(out.data(), c.heads, c.head_dim);
+    layers::attention_backward({a, outs, queries, log_sum.data(), dq.data(), dk.data(), dv.data()}, c.offsets, compute);
     for (const std::uint16_t entry : out) expect_near<float>("bf16 attention", rlhf::to_float(entry), 1, 1, 65536);
     double sum = 0;  // each query hands its gradient of ones out to the values that it sees
     for (const std::uint16_t entry : dv) sum += rlhf::to_float(entry);
@@ -161,9 +169,7 @@ void check_layers() {
                                    {4, 2, 33, 0, {0, 17, 48}},
                                    {1, 1, 64, 49, {0, 100}},
                                    {6, 1, 40, 33, {0, 35, 99}}};
-    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
-                             rlhf::Level::kAmx}) {
-        if (!rlhf::level_available(level)) continue;
+    for (const rlhf::Kernels* level : rlhf::available_kernels()) {
         for (const std::int64_t width : {1, 7, 16, 37}) check_rows(level, 5, width);
         for (const std::int64_t head_dim : {2, 10, 32, 64}) check_rotary(level, 3, 2, head_dim);
         for (const AttentionCase& c : cases) {

@@ -1,9 +1,12 @@
-#include "cpu/linear_logprobs.h"
+#include "logprobs/logprobs.h"
 
 #include <algorithm>
 #include <cstring>
 
 #include "check.h"
+#include "isa/kernels.h"
+
+namespace logprobs = rlhf::logprobs;
 
 namespace {
 
@@ -35,7 +38,7 @@ struct Operand {
         for (float& x : fp32) bf16.push_back(bfloat16(x)), x = from_bfloat16(bf16.back());
         bf16.shrink_to_fit();
     }
-    rlhf::Matrix matrix() const {
+    logprobs::Matrix matrix() const {
         return {bf16.empty() ? static_cast<const void*>(fp32.data()) : bf16.data(), stride};
     }
     double at(std::int64_t row, std::int64_t column) const {
@@ -73,7 +76,7 @@ struct Row {
 
 constexpr double kRoundings = 1000;  // of float32, for logits of some units
 
-void check(const Shape& s, rlhf::Level level, Element element) {
+void check(const Shape& s, const rlhf::Kernels* level, Element element) {
     const Operand hidden(s.rows, s.hidden_size, s.gap, element), ref_hidden(s.rows, s.hidden_size, 0, element);
     const Operand weight(s.vocabulary, s.hidden_size, s.gap, element);
     const Operand ref_weight(s.vocabulary, s.hidden_size, 1, element);
@@ -81,23 +84,26 @@ void check(const Shape& s, rlhf::Level level, Element element) {
     std::vector<std::int64_t> labels(static_cast<std::size_t>(s.rows));
     for (auto& label : labels) label = generator()() % 4 == 0 ? -100 : generator()() % s.vocabulary;
     const rlhf::Compute compute{level, element, 2};
-    const rlhf::Scoring scoring{
+    const logprobs::Scoring scoring{
         {s.vocabulary, s.hidden_size, s.biased ? bias.data() : nullptr, s.temperature, s.softcap},
-        hidden.matrix(), weight.matrix(), labels.data(), s.rows};
+        hidden.matrix(),
+        weight.matrix(),
+        labels.data(),
+        s.rows};
 
     std::vector<float> logprobs(labels.size()), entropy(labels.size()), max(labels.size()), log_sum(labels.size());
-    const rlhf::Scores scores{logprobs.data(), entropy.data(), max.data(), log_sum.data()};
-    rlhf::linear_logprobs(scoring, scores, compute);
+    const logprobs::Scores scores{logprobs.data(), entropy.data(), max.data(), log_sum.data()};
+    logprobs::linear_logprobs(scoring, scores, compute);
     std::vector<float> policy(labels.size()), reference(labels.size()), kl(labels.size());
-    rlhf::policy_reference_logprobs(scoring, ref_hidden.matrix(), ref_weight.matrix(), policy.data(), reference.data(),
-                                    kl.data(), compute);
+    logprobs::policy_reference_logprobs(scoring, ref_hidden.matrix(), ref_weight.matrix(), policy.data(),
+                                        reference.data(), kl.data(), compute);
     const auto d_logprobs = normal<float>(s.rows), d_entropy = normal<float>(s.rows);
     const auto entries = static_cast<std::size_t>(s.rows * s.hidden_size);
     const bool bf16 = element == Element::kBFloat16;
     std::vector<float> d_float(bf16 ? 0 : entries);
     std::vector<std::uint16_t> d_bfloat(bf16 ? entries : 0);
     void* d_hidden = bf16 ? static_cast<void*>(d_bfloat.data()) : d_float.data();
-    rlhf::linear_logprobs_backward(scoring, scores, d_logprobs.data(), d_entropy.data(), d_hidden, compute);
+    logprobs::linear_logprobs_backward(scoring, scores, d_logprobs.data(), d_entropy.data(), d_hidden, compute);
 
     for (std::int64_t r = 0; r < s.rows; ++r) {
         const auto i = static_cast<std::size_t>(r);
@@ -134,17 +140,17 @@ void check(const Shape& s, rlhf::Level level, Element element) {
 }
 
 // Without entropy, its gradient and KL
-void check_optional_outputs(rlhf::Level level, Element element) {
+void check_optional_outputs(const rlhf::Kernels* level, Element element) {
     const Operand hidden(3, 5, 0, element), weight(9, 5, 0, element);
     const std::vector<std::int64_t> labels = {8, -100, 0};
     const rlhf::Compute compute{level, element, 1};
-    const rlhf::Scoring scoring{{9, 5, nullptr, 1, 0}, hidden.matrix(), weight.matrix(), labels.data(), 3};
+    const logprobs::Scoring scoring{{9, 5, nullptr, 1, 0}, hidden.matrix(), weight.matrix(), labels.data(), 3};
     std::vector<float> logprobs(3), max(3), log_sum(3), policy(3), reference(3), d_logprobs(3, 1.0f), d_hidden(15);
-    const rlhf::Scores scores{logprobs.data(), nullptr, max.data(), log_sum.data()};
-    rlhf::linear_logprobs(scoring, scores, compute);
-    rlhf::linear_logprobs_backward(scoring, scores, d_logprobs.data(), nullptr, d_hidden.data(), compute);
-    rlhf::policy_reference_logprobs(scoring, hidden.matrix(), weight.matrix(), policy.data(), reference.data(), nullptr,
-                                    compute);
+    const logprobs::Scores scores{logprobs.data(), nullptr, max.data(), log_sum.data()};
+    logprobs::linear_logprobs(scoring, scores, compute);
+    logprobs::linear_logprobs_backward(scoring, scores, d_logprobs.data(), nullptr, d_hidden.data(), compute);
+    logprobs::policy_reference_logprobs(scoring, hidden.matrix(), weight.matrix(), policy.data(), reference.data(),
+                                        nullptr, compute);
     for (std::size_t r = 0; r < 3; ++r) {
         expect_near<float>("policy's log-prob", policy[r], logprobs[r], 1, kRoundings);
         expect_near<float>("reference's log-prob", reference[r], logprobs[r], 1, kRoundings);
@@ -159,9 +165,7 @@ void check_linear_logprobs() {
                                        {17, 33, 16, 3, 1.3f, 4, true}, {67, 131, 31, 0, 1, 0, true},
                                        {9, 1100, 5, 2, 1, 0, false},   {33, 300, 70, 2, 1, 0, true},
                                        {3, 20, 700, 0, 1, 0, false}};
-    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
-                             rlhf::Level::kAmx}) {
-        if (!rlhf::level_available(level)) continue;
+    for (const rlhf::Kernels* level : rlhf::available_kernels()) {
         for (const auto element : {Element::kFloat32, Element::kBFloat16}) {
             for (const Shape& shape : shapes) check(shape, level, element);
             check_optional_outputs(level, element);

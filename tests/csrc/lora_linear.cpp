@@ -1,9 +1,11 @@
-#include "cpu/lora_linear.h"
+#include "lora/lora_linear.h"
 
 #include "check.h"
-#include "cpu/bfloat16.h"
+#include "common.h"
+#include "isa/kernels.h"
 
-#if RLHF_AMX
+namespace lora = rlhf::lora;
+
 namespace {
 
 using Bits = std::vector<std::uint16_t>;
@@ -24,7 +26,8 @@ Bits rounded(const std::vector<float>& x) {
 void expect_equal(const char* what, double got, double expected) { expect_near<double>(what, got, expected, 0, 0); }
 
 // Rows in two groups, the second without an adapter
-void check(std::int64_t rows, std::int64_t inputs, std::int64_t outputs, std::int64_t rank) {
+void check(std::int64_t rows, std::int64_t inputs, std::int64_t outputs, std::int64_t rank,
+           const lora::LoraKernels& kernels) {
     const std::int64_t served = rows - rows / 3;
     const auto x = integers(rows * inputs, 1), weight = integers(outputs * inputs, 1), dy = integers(rows * outputs, 1);
     const auto a = integers(rank * inputs, 1), b = integers(outputs * rank, 1), bias = integers(outputs, 3);
@@ -32,11 +35,18 @@ void check(std::int64_t rows, std::int64_t inputs, std::int64_t outputs, std::in
     Bits scaled_a(a.size()), rounded_b(b.size()), y(dy.size()), dx(x.size());
     Bits inner(static_cast<std::size_t>(rows * rank));
     std::vector<float> da(a.size()), db(b.size());
-    const rlhf::LoraLayer layer{weight_bits.data(), outputs, inputs, inputs, 1,
+    const lora::LoraLayer layer{weight_bits.data(),
+                                outputs,
+                                inputs,
+                                inputs,
+                                1,
                                 {{a.data(), b.data(), scaled_a.data(), rounded_b.data(), rank, 2.0f}},
-                                {{0, 0, served}, {-1, served, rows}}, rank, 2};
-    rlhf::lora_linear(layer, x_bits.data(), bias.data(), inner.data(), y.data());
-    rlhf::lora_linear_backward(layer, x_bits.data(), inner.data(), dy_bits.data(), dx.data(), {{da.data(), db.data()}});
+                                {{0, 0, served}, {-1, served, rows}},
+                                rank,
+                                &kernels,
+                                2};
+    lora::lora_linear(layer, x_bits.data(), bias.data(), inner.data(), y.data());
+    lora::lora_linear_backward(layer, x_bits.data(), inner.data(), dy_bits.data(), dx.data(), {{da.data(), db.data()}});
     std::vector<double> expected_da(a.size()), expected_db(b.size());
     for (std::int64_t m = 0; m < rows; ++m) {
         std::vector<double> u(static_cast<std::size_t>(rank)), v(u);
@@ -66,15 +76,13 @@ void check(std::int64_t rows, std::int64_t inputs, std::int64_t outputs, std::in
 }  // namespace
 
 void check_lora_linear() {
-    if (!rlhf::level_available(rlhf::Level::kAmx)) return;
+    const lora::LoraKernels& kernels = rlhf::available_kernels().back()->lora;
+    if (kernels.multiply == nullptr) return;
     for (const std::int64_t rows : {1, 33, 290}) {
         for (const std::int64_t inputs : {3, 64}) {
             for (const std::int64_t outputs : {1, 50, 96}) {
-                for (const std::int64_t rank : {1, 16, 35}) check(rows, inputs, outputs, rank);
+                for (const std::int64_t rank : {1, 16, 35}) check(rows, inputs, outputs, rank, kernels);
             }
         }
     }
 }
-#else
-void check_lora_linear() {}
-#endif

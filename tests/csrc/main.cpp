@@ -1,4 +1,4 @@
-// Every kernel of csrc/cpu on small odd shapes, against plain loops in double. Meant to be built with sanitizers.
+// Every kernel of csrc on small odd shapes, against plain loops in double. Meant to be built with sanitizers.
 #include "check.h"
 
 int main() {

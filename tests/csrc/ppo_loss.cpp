@@ -1,8 +1,11 @@
-#include "cpu/ppo_loss.h"
+#include "ppo_loss/ppo_loss.h"
 
 #include <algorithm>
 
 #include "check.h"
+#include "isa/kernels.h"
+
+namespace ppo = rlhf::ppo;
 
 namespace {
 
@@ -29,7 +32,7 @@ Slot value(double v, double old, double target) {
 }
 
 template <typename T>
-void check_ppo_loss(std::int64_t slots, bool optional, rlhf::Level level) {
+void check_ppo_loss(std::int64_t slots, bool optional, const rlhf::Kernels& level) {
     auto logprobs = normal<T>(slots);
     const auto old_logprobs = logprobs;
     const auto advantages = normal<T>(slots), values = normal<T>(slots), old_values = normal<T>(slots);
@@ -40,10 +43,10 @@ void check_ppo_loss(std::int64_t slots, bool optional, rlhf::Level level) {
     std::vector<T> metrics(8), d_logprobs(mask.size()), d_values(mask.size()), d_entropy(optional ? mask.size() : 0);
     const auto given = [=](const auto& column) { return optional ? column.data() : nullptr; };
     const double value_denominator = 3;
-    rlhf::ppo_loss<T>({logprobs.data(), old_logprobs.data(), advantages.data(), values.data(), old_values.data(),
-                       returns.data(), given(entropy), given(weight), given(mask), given(value_mask), slots},
-                      {kClip, kClipValue, kVfCoef, kEntropyCoef, kDualClip, kClamp, nullptr, &value_denominator},
-                      {metrics.data(), d_logprobs.data(), d_values.data(), d_entropy.data()}, level, 2);
+    ppo::ppo_loss<T>({logprobs.data(), old_logprobs.data(), advantages.data(), values.data(), old_values.data(),
+                      returns.data(), given(entropy), given(weight), given(mask), given(value_mask), slots},
+                     {kClip, kClipValue, kVfCoef, kEntropyCoef, kDualClip, kClamp, nullptr, &value_denominator},
+                     {metrics.data(), d_logprobs.data(), d_values.data(), d_entropy.data()}, level, 2);
 
     double count = 0, policy_loss = 0, value_loss = 0, entropy_sum = 0;
     for (std::size_t t = 0; t < mask.size(); ++t) count += !optional || mask[t];
@@ -72,11 +75,10 @@ void check_ppo_loss(std::int64_t slots, bool optional, rlhf::Level level) {
 void check_ppo_loss() {
     for (const std::int64_t slots : {0, 1, 2, 7, 33, 4097, 9001}) {
         for (const bool optional : {false, true}) {
-            for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
-                             rlhf::Level::kAmx}) {
-                if (rlhf::level_available(level)) check_ppo_loss<float>(slots, optional, level);
+            for (const rlhf::Kernels* level : rlhf::available_kernels()) {
+                check_ppo_loss<float>(slots, optional, *level);
             }
-            check_ppo_loss<double>(slots, optional, rlhf::Level::kPortable);
+            check_ppo_loss<double>(slots, optional, rlhf::portable::kernels());
         }
     }
 }

@@ -1,9 +1,12 @@
-#include "cpu/sample.h"
+#include "logprobs/logprobs.h"
 
 #include <algorithm>
 #include <cstring>
 
 #include "check.h"
+#include "isa/kernels.h"
+
+namespace logprobs = rlhf::logprobs;
 
 namespace {
 
@@ -29,19 +32,20 @@ struct Operand {
 };
 
 // The likeliest token, log-probs, and that a draw of a row alone is the one that it has among others.
-void check(std::int64_t rows, std::int64_t vocabulary, std::int64_t size, rlhf::Level level, rlhf::Element element) {
+void check(std::int64_t rows, std::int64_t vocabulary, std::int64_t size, const rlhf::Kernels* level,
+           rlhf::Element element) {
     const Operand hidden(rows * size), weight(vocabulary * size);
     const auto bias = normal<float>(vocabulary);
     std::vector<std::int64_t> seeds, steps, tokens(static_cast<std::size_t>(rows), -1), drawn(tokens), alone(1);
     for (std::int64_t r = 0; r < rows; ++r) seeds.push_back(r - 3), steps.push_back(7 * r);
     std::vector<float> logprobs(tokens.size()), drawn_logprobs(tokens.size()), alone_logprob(1);
     const rlhf::Compute compute{level, element, 2};
-    const rlhf::Projection projection{vocabulary, size, bias.data(), 1.0f, 0.0f};
-    const rlhf::Matrix rows_of_weight{weight.row(0, size, element), size};
-    rlhf::Drawing drawing{projection, {hidden.row(0, size, element), size}, rows_of_weight, rows, nullptr, nullptr};
-    rlhf::sample(drawing, tokens.data(), logprobs.data(), compute);
+    const logprobs::Projection projection{vocabulary, size, bias.data(), 1.0f, 0.0f};
+    const logprobs::Matrix rows_of_weight{weight.row(0, size, element), size};
+    logprobs::Drawing drawing{projection, {hidden.row(0, size, element), size}, rows_of_weight, rows, nullptr, nullptr};
+    logprobs::sample(drawing, tokens.data(), logprobs.data(), compute);
     drawing.seeds = seeds.data(), drawing.steps = steps.data();
-    rlhf::sample(drawing, drawn.data(), drawn_logprobs.data(), compute);
+    logprobs::sample(drawing, drawn.data(), drawn_logprobs.data(), compute);
     const auto width = static_cast<std::size_t>(size);
     for (std::size_t r = 0; r < tokens.size(); ++r) {
         std::vector<double> logits(bias.begin(), bias.end());
@@ -55,9 +59,9 @@ void check(std::int64_t rows, std::int64_t vocabulary, std::int64_t size, rlhf::
         expect_near<double>("greedy token", static_cast<double>(tokens[r]), static_cast<double>(best), 0, 0);
         expect_near<float>("log-prob", logprobs[r], logits[static_cast<std::size_t>(best)] - std::log(sum));
         expect_near<float>("log-prob", drawn_logprobs[r], logits[static_cast<std::size_t>(drawn[r])] - std::log(sum));
-        const rlhf::Matrix row{hidden.row(static_cast<std::int64_t>(r), size, element), size};
-        const rlhf::Drawing one{projection, row, rows_of_weight, 1, seeds.data() + r, steps.data() + r};
-        rlhf::sample(one, alone.data(), alone_logprob.data(), compute);
+        const logprobs::Matrix row{hidden.row(static_cast<std::int64_t>(r), size, element), size};
+        const logprobs::Drawing one{projection, row, rows_of_weight, 1, seeds.data() + r, steps.data() + r};
+        logprobs::sample(one, alone.data(), alone_logprob.data(), compute);
         expect_near<double>("token alone", static_cast<double>(alone[0]), static_cast<double>(drawn[r]), 0, 0);
     }
 }
@@ -65,9 +69,7 @@ void check(std::int64_t rows, std::int64_t vocabulary, std::int64_t size, rlhf::
 }  // namespace
 
 void check_sample() {
-    for (const auto level : {rlhf::Level::kPortable, rlhf::Level::kAvx2, rlhf::Level::kAvx512Bf16,
-                             rlhf::Level::kAmx}) {
-        if (!rlhf::level_available(level)) continue;
+    for (const rlhf::Kernels* level : rlhf::available_kernels()) {
         for (const std::int64_t rows : {0, 1, 5, 50}) {
             for (const std::int64_t vocabulary : {1, 7, 129, 1100}) {
                 check(rows, vocabulary, 5, level, rlhf::Element::kFloat32);

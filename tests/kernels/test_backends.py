@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from rlhf_kernels import backends, extension, gae_
+from rlhf_kernels import backends, extension, gae_, linear_logprobs, rms_norm
 
 needs_native = pytest.mark.skipif(
     extension.MISSING is not None, reason="the C++ extension is not built: install the package from source"
@@ -55,6 +55,26 @@ def test_an_automatic_fall_back_is_logged_once_with_its_reason(monkeypatch, capl
     assert [record.getMessage() for record in caplog.records] == [
         "fake runs without its backend 'native': it is raining"
     ]
+
+
+def test_a_reason_that_follows_from_what_is_asked_for_is_not_logged(monkeypatch, caplog):
+    fake = Fake(monkeypatch, native=backends.Meant("the weight is trained"))
+    assert fake() == "reference" and not caplog.records
+    with pytest.raises(ValueError, match="cannot run fake: the weight is trained"):
+        fake("native")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_training_all_weights_logs_nothing(monkeypatch, caplog, bias):
+    """What a full fine-tuning runs: the log-probs of a head, and a norm, whose weights need a gradient."""
+    backends._log_once.cache_clear()
+    monkeypatch.delenv("RLHF_FAST_BACKEND", raising=False)
+    x, weight, norm = (torch.randn(*shape, requires_grad=True) for shape in ((4, 16), (9, 16), (16,)))
+    head_bias = torch.zeros(9, requires_grad=True) if bias else None
+    states = rms_norm(x, norm, eps=1e-6)
+    linear_logprobs(states, weight, torch.tensor([0, 3, 8, 1]), bias=head_bias).logprobs.sum().backward()
+    assert weight.grad is not None and norm.grad is not None
+    assert not [record for record in caplog.records if "'native'" in record.getMessage()]
 
 
 def test_the_environment_variable_chooses(monkeypatch):

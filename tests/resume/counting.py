@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from rlhf_fast.runtime.checkpoint import list_checkpoints
@@ -31,14 +33,18 @@ class Counter:
         self.vector = state.tensors["vector"].clone()
 
 
-def count(output, steps: int = 6, *, losses=(0.5,) * 6, until: int | None = None, **options) -> Counter:
+def save_model(folder: Path) -> None:
+    (folder / "model").write_text("m")
+
+
+def count(
+    output, steps: int = 6, *, losses=(0.5,) * 6, until: int | None = None, save=save_model, **options
+) -> Counter:
     """A run that only counts; `until` leaves it unfinished after that step."""
     config = StageConfig(**({"output_dir": str(output), "use_cpu": True, "save_steps": 1} | options))
     counter = Counter()
     start = choose_start(config, {})
-    checkpoints = Checkpoints(
-        config, start, steps, {"counter": counter}, lambda folder: (folder / "model").write_text("m")
-    )
+    checkpoints = Checkpoints(config, start, steps, {"counter": counter}, save)
     with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker, guard(checkpoints):
         for step in checkpoints.remaining():
             counter.step()

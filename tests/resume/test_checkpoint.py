@@ -88,7 +88,9 @@ def test_a_full_disk_stops_the_run_with_the_remedy_and_leaves_older_checkpoints(
     with monkeypatch.context() as patch:
         fails = iter([os.fsync, os.fsync, full])  # two for metrics.jsonl, then the checkpoint's first file
         patch.setattr(os, "fsync", lambda descriptor: next(fails)(descriptor))
-        with pytest.raises(UsageError, match=r"checkpoint-3': .*No space left on device\. Older checkpoints are whole"):
+        with pytest.raises(
+            UsageError, match=r"checkpoint-3': .*No space left on device\. Make room\. Older checkpoints"
+        ):
             count(tmp_path, resume="auto")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2", "metrics.jsonl"]
     assert count(tmp_path, resume="auto").count == 6

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
+from dataclasses import dataclass
 
 import pytest
 from transformers import TrainingArguments
 
-from rlhf_fast import UsageError
+from rlhf_fast import (
+    DemoConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    PPOConfig,
+    PPORunConfig,
+    RewardConfig,
+    SFTConfig,
+    UsageError,
+)
 from rlhf_fast.cli import VERBS, load, main
 from rlhf_fast.runtime import hints
 from rlhf_fast.runtime.config import field_names
@@ -105,6 +118,44 @@ def test_values_from_python_and_files_are_answered_too(tmp_path, field, value, w
     (tmp_path / "c.yaml").write_text(f"{field}: {value}\n")
     with pytest.raises(UsageError, match=words):
         parse_config(config, ["--config", str(tmp_path / "c.yaml")], prog="rlhf-fast ppo")
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "words"),
+    [
+        (SFTConfig, "lr", "use learning_rate."), (PPOConfig, "kl", "use kl_coef."),
+        (RewardConfig, "num_train_epoch", "did you mean num_train_epochs"), (PPORunConfig, "lr", "use learning_rate."),
+        (PPOConfig, "lora_r", "use peft_config of PPOTrainer."),
+        (PPOConfig, "reward_timeou", "did you mean reward_timeout"),
+        (GenerateConfig, "kv", r"help(GenerateConfig) lists the fields."), (EvaluateConfig, "model", "use model_path."),
+        (ExportConfig, "quant", "use gguf or dtype"), (DemoConfig, "out", "use output_dir."),
+        (SFTConfig, "save", "did you mean save_"), (SFTConfig, "grpo_beta", "help(SFTConfig) lists the fields."),
+    ],
+)  # fmt: skip
+def test_an_unknown_keyword_from_python_is_answered_as_on_the_command_line(config, field, words):
+    with pytest.raises(UsageError) as raised:
+        config(**{field: 1})
+    assert str(raised.value).startswith(f"unknown field {field!r} in {config.__name__}; {words}")
+
+
+def test_a_config_of_a_script_s_own_goes_by_its_own_fields(tmp_path):
+    @dataclass
+    class Mine(PPOConfig):
+        note: str = "none"
+
+    class Own(SFTConfig):
+        def __init__(self, **given):
+            self.note = given.pop("note")
+            super().__init__(**given)
+
+    common = {"output_dir": str(tmp_path), "use_cpu": True}
+    assert Mine(note="a", **common).note == "a" == Own(note="a", **common).note
+    with pytest.raises(UsageError, match="unknown field 'lr' in Mine; use learning_rate"):
+        Mine(note="a", lr=1, **common)
+    with pytest.raises(TypeError, match="'lr'"):
+        Own(note="a", lr=1, **common)
+    config = SFTConfig(**common)
+    assert copy.deepcopy(config).output_dir == pickle.loads(pickle.dumps(config)).output_dir == str(tmp_path)
 
 
 def test_what_hints_name_exists():

@@ -17,9 +17,10 @@ from tests.train.cases import run
 
 def test_phases_floors_and_trace_are_written(tmp_path, capsys):
     ppo = run(tmp_path)
-    with profiled(tmp_path, torch.float32, torch.device("cpu")):
+    with profiled(torch.float32, torch.device("cpu")) as profile:
         for _ in range(3):
             ppo.step()
+    profile.write(tmp_path)
     facts = json.loads((tmp_path / "profile.json").read_text())
     assert list(facts["phases"]) == ["rollout", "trunk", "scoring", "update"]
     assert all(phase["times"] == 3 and phase["seconds"] > 0 for phase in facts["phases"].values())

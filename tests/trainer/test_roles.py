@@ -93,6 +93,27 @@ def test_named_adapters_are_policy_and_reference(tmp_path):
     close(logprobs(made.reference), expected["default"])
 
 
+@pytest.mark.parametrize(("beginning", "zero"), [("gaussian", True), (False, False), ("orthogonal", False)])
+def test_an_adapter_begins_as_the_config_says(tmp_path, beginning, zero):
+    """PEFT's: `gaussian` has B = 0, so that the policy starts as its reference; the others have not."""
+    made = trainer(tmp_path, peft_config=lora(init_lora_weights=beginning), options={"total_episodes": 8})
+    config = made.policy_model.peft_config["default"]
+    assert config.init_lora_weights == beginning and made.roles.critic is not None
+    factors = {n: p.detach().clone() for n, p in made.policy_model.named_parameters() if "lora_" in n}
+    assert all((p == 0).all() for n, p in factors.items() if "lora_B" in n) is zero
+    made.train()
+    assert (made.state.log_history[-1]["objective/kl"] == 0) is zero
+    again = trainer(tmp_path / "again", model=made.policy_model, peft_config=None)  # now a PeftModel
+    again.train()
+    assert any((p != factors[n]).any() for n, p in again.policy_model.named_parameters() if n in factors)
+
+
+def test_a_beginning_that_changes_the_base_is_refused(tmp_path):
+    for beginning in ("pissa", "olora"):
+        with pytest.raises(UsageError, match=f"init_lora_weights='{beginning}'"):
+            trainer(tmp_path, peft_config=lora(init_lora_weights=beginning))
+
+
 def test_a_ref_model_with_the_same_weights_is_left_aside_and_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "rlhf_fast.notices"):
         made = trainer(tmp_path, ref_model=policy()).ppo

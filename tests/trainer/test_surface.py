@@ -159,6 +159,17 @@ def test_attributes_are_those_of_trls_trainer(tmp_path):
         assert torch.equal(made.model(ids).logits, model(ids).logits)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("predict", "generate_completions\\(\\) returns them"), ("compute_loss", "fields of PPOConfig"),
+     ("hyperparameter_search", "docs/migration.md"), ("no_such_thing", "object has no attribute 'no_such_thing'")],
+)  # fmt: skip
+def test_what_only_transformers_trainer_has_is_answered_with_what_serves(tmp_path, name, message):
+    made = trainer(tmp_path)
+    with pytest.raises(AttributeError, match=message):
+        getattr(made, name)
+
+
 def test_state_metrics_and_card_are_written_and_logs_take_a_start(tmp_path):
     made = trainer(tmp_path, options={"save_strategy": "no", "total_episodes": 8})
     made.train()

@@ -69,19 +69,43 @@ class Recorder(TrainerCallback):
         self.note("train_end", state, control)
 
 
-def test_events_come_in_the_order_of_transformers_trainer(tmp_path):
+def test_events_come_in_the_order_of_trls_trainer(tmp_path):
     recorder = Recorder()
     options = {"logging_steps": 2, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 2, "total_episodes": 32}
     trainer(tmp_path, options=options, eval_dataset=rows(3, 4), callbacks=[recorder]).train()
     assert recorder.events == [
         ("init_end", 0), ("train_begin", 0),
         ("step_begin", 0), ("step_end", 1),
-        ("step_begin", 1), ("step_end", 2), ("log", 2), ("save", 2),
+        ("step_begin", 1), ("log", 2), ("step_end", 2), ("save", 2),
         ("step_begin", 2), ("step_end", 3), ("log", 3), ("evaluate", 3),
-        ("step_begin", 3), ("step_end", 4), ("log", 4), ("log", 4), ("evaluate", 4), ("save", 4),
+        ("step_begin", 3), ("log", 4), ("step_end", 4), ("log", 4), ("evaluate", 4), ("save", 4),
         ("train_end", 4),
     ]  # fmt: skip
     assert "objective/kl" in recorder.logs[0] and recorder.logs[0]["epoch"] == 2.0  # of 8 prompts, 8 a batch
+
+
+class ReadsHistory(TrainerCallback):
+    """Reads the iteration's numbers where it ends, and has the second one logged that the config does not log."""
+
+    def __init__(self):
+        self.read = []
+
+    def on_step_end(self, args, state, control, **_):
+        self.read.append((state.global_step, [row["step"] for row in state.log_history]))
+        control.should_log = state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("logging_steps", "expected"),
+    [(1, [(1, [1]), (2, [1, 2]), (3, [1, 2, 3])]), (3, [(1, []), (2, []), (3, [2, 3])])],
+)
+def test_a_step_that_ends_is_in_the_history_already(tmp_path, logging_steps, expected):
+    """`state.log_history[-1]` in on_step_end is the iteration's own, as in TRL, and no iteration is logged twice."""
+    reader = ReadsHistory()
+    made = trainer(tmp_path, options={"logging_steps": logging_steps, "save_strategy": "no"}, callbacks=[reader])
+    made.train()
+    assert reader.read == expected
+    assert [row["step"] for row in made.state.log_history] == ([1, 2, 3] if logging_steps == 1 else [2, 3])
 
 
 def test_a_callback_can_save_and_stop(tmp_path):

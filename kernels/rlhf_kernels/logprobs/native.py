@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_kernels.backends import Meant
 from rlhf_kernels.extension import LEVEL, MISSING, native
 
 
@@ -43,7 +44,7 @@ def supports(args: Mapping[str, Any]) -> str | None:
 def supports_forward(args: Mapping[str, Any]) -> str | None:
     """Why the extension cannot take these arguments of `linear_logprobs`, or None."""
     if args["weight_gradient"]:
-        return "weight or bias needs a gradient, and it gives that of hidden only; freeze them or leave it"
+        return Meant("weight or bias needs a gradient, and it gives that of hidden only; freeze them or leave it")
     return supports(args)
 
 
@@ -51,7 +52,7 @@ def supports_backward(args: Mapping[str, Any]) -> str | None:
     """Why the extension cannot take these arguments of `linear_logprobs_backward`, or None."""
     for name in ("weight", "bias"):
         if args[f"{name}_gradient"]:
-            return f"{name} needs a gradient, and it gives that of hidden only; freeze {name} or leave it"
+            return Meant(f"{name} needs a gradient, and it gives that of hidden only; freeze {name} or leave it")
     return supports(args)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_kernels.backends import Meant
 from rlhf_kernels.extension import LEVEL, MISSING, native
 from rlhf_kernels.library import Arguments
 from rlhf_kernels.lora_linear.reference import groups, split
@@ -30,7 +31,7 @@ def supports(args: Arguments) -> str | None:
     if 1 not in weight.stride():
         return f"the weight has strides {weight.stride()}, expected contiguous rows or columns"
     if args.get("weight_gradient") or args.get("bias_gradient"):
-        return "it leaves the weight and the bias frozen"
+        return Meant("it leaves the weight and the bias frozen")
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_kernels.backends import Meant
 from rlhf_kernels.extension import native
 from rlhf_kernels.layer_native import cannot_take, compute
 
@@ -15,7 +16,7 @@ from rlhf_kernels.layer_native import cannot_take, compute
 def supports(args: Mapping[str, Any]) -> str | None:
     """Why the extension cannot take these arguments of `rms_norm` or its backward, or None."""
     if args.get("weight_gradient"):
-        return "weight needs a gradient, and it gives that of x only; freeze weight or leave it"
+        return Meant("weight needs a gradient, and it gives that of x only; freeze weight or leave it")
     return cannot_take(args)
 
 
