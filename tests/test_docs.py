@@ -13,7 +13,8 @@ import pytest
 
 import rlhf_fast
 from rlhf_fast.cli import VERBS, load, main
-from rlhf_fast.runtime.parse import config_parser, field_names
+from rlhf_fast.runtime.config import field_names
+from rlhf_fast.runtime.parse import config_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

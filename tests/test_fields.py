@@ -31,8 +31,8 @@ from rlhf_fast import (
 )  # fmt: skip
 from rlhf_fast.model.lora import LoRALinear
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.config import field_names
 from rlhf_fast.runtime.device import choose_device
-from rlhf_fast.runtime.parse import field_names
 from tests.field_values import ELSEWHERE, EVALUATE, GENERATE, PPO, REWARD, SFT, Change
 from tests.tiny_tokenizer import CHATML, tiny_tokenizer
 

@@ -28,7 +28,7 @@ from rlhf_fast.runtime.durable import disk_errors
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
-from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics
+from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics, show_notices
 
 RESULT_FILE = "evaluation.json"
 RETRIES = 2  # of a function or endpoint that fails, as PPO's default
@@ -38,6 +38,7 @@ def run_evaluate(config: EvaluateConfig, rewards: Sequence[RewardSource | Reward
     """Compare by the rewards of the config and any `rewards` (functions, sources) after them, write both files to
     `output_dir`, return the comparison. Raises `UsageError`."""
     refuse_many("evaluate")
+    show_notices()
     outside = _outside_rewards(config, rewards)
     if not config.model_path or not config.dataset_name or not (config.reward_model_paths or outside):
         raise UsageError(

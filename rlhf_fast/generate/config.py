@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from rlhf_fast.runtime.inference_config import InferenceConfig
+from rlhf_fast.runtime.config import Check, InferenceConfig, at_least, option, zero_or_more
 
 
 @dataclass
 class GenerateConfig(InferenceConfig):
     """Answer prompts with a model or an adapter."""
 
-    model_path: str | None = field(default=None, metadata={"help": "A model or adapter folder, or a hub name."})
-    prompts: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Prompts as text, instead of dataset_name; a user's turn each if there is a chat template."},
+    model_path: str | None = option(None, "A model or adapter folder, or a hub name.")
+    prompts: list[str] = option(
+        [], "Prompts as text, instead of dataset_name; a user's turn each if there is a chat template."
     )
-    top_k: int = field(default=0, metadata={"help": "Sample from the k likeliest tokens; 0: from all."})
-    top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens of this probability."})
-    num_responses: int = field(default=1, metadata={"help": "Responses to each prompt."})
-    output_file: str = field(
-        default="responses.jsonl", metadata={"help": "One JSON object a response: prompt, response, finished."}
-    )
+    top_k: int = option(0, "Sample from the k likeliest tokens; 0: from all.", check=zero_or_more("off"))
+    top_p: float = option(
+        1.0, "Sample from the likeliest tokens of this probability.",
+        check=Check(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    )  # fmt: skip
+    num_responses: int = option(1, "Responses to each prompt.", check=at_least(1))
+    output_file: str = option("responses.jsonl", "One JSON object a response: prompt, response, finished.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.top_k >= 0, "top_k", "0 (off) or more")
-        self.require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
-        self.require(self.num_responses >= 1, "num_responses", "at least 1")
         self.require(not (self.prompts and self.dataset_name), "prompts", "nothing beside dataset_name")

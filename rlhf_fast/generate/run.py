@@ -25,11 +25,13 @@ from rlhf_fast.runtime.durable import disk_errors, write_text
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.shown import notices
+from rlhf_fast.runtime.tracking import show_notices
 
 
 def run_generate(config: GenerateConfig) -> Path:
     """Write `output_file` and return its path. Raises `UsageError` before anything is sampled."""
     refuse_many("generate")
+    show_notices()
     if not config.model_path or not (config.prompts or config.dataset_name):
         raise UsageError("generation needs model_path, and prompts or dataset_name.")
     output = _output(config)

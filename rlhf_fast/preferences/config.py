@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.config import Check, StageConfig, above, at_least, option, zero_or_more
 
 
 @dataclass
@@ -14,41 +14,36 @@ class RewardConfig(StageConfig):
 
     stage: ClassVar[str] = "reward"
 
-    output_dir: str | None = field(
-        default="reward", metadata={"help": "Where the adapter, its head and its numbers go."}
+    output_dir: str = option("reward", "Where the adapter, its head and its numbers go.", resume="free")
+    model_name_or_path: str | None = option(
+        None, "What it starts from: an SFT output (full model or adapter folder), or a base model."
     )
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "What it starts from: an SFT output (full model or adapter folder), or a base model."},
+    learning_rate: float = option(2e-4, "Peak learning rate of AdamW.", check=above(0))
+    num_train_epochs: float = option(
+        2.0, "Passes over the comparisons; steps are rounded up.", check=above(0), resume="length"
     )
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
-    num_train_epochs: float = field(
-        default=2.0, metadata={"help": "Passes over the comparisons; steps are rounded up."}
+    per_device_train_batch_size: int = option(
+        16, "Comparisons in an optimiser step; the last of a pass has those that are left.",
+        check=at_least(1), resume="division",
+    )  # fmt: skip
+    center_rewards_coefficient: float = option(
+        0.01, "Weight of the squared mean score of a comparison: keeps scores around 0.", check=zero_or_more("off")
     )
-    per_device_train_batch_size: int = field(
-        default=16, metadata={"help": "Comparisons in an optimiser step; the last of a pass has those that are left."}
+    eval_dataset_name: str | None = option(
+        None, "Comparisons to evaluate on. Default: eval_fraction of the training prompts."
     )
-    center_rewards_coefficient: float = field(
-        default=0.01, metadata={"help": "Weight of the squared mean score of a comparison: keeps scores around 0."}
-    )
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Comparisons to evaluate on. Default: eval_fraction of the training prompts."}
-    )
-    eval_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the prompts held out where there is no eval_dataset_name; 0: none."}
-    )
-    normalise: bool = field(
-        default=True, metadata={"help": "Shift and scale scores to mean 0 and std 1 on responses of the start model."}
-    )
-    normalise_samples: int = field(default=64, metadata={"help": "Responses that are sampled to normalise."})
-    response_length: int = field(default=53, metadata={"help": "Most tokens of a response sampled to normalise."})
-    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of these responses."})
+    eval_fraction: float = option(
+        0.1, "Share of the prompts held out where there is no eval_dataset_name; 0: none.",
+        check=Check(lambda value: 0 <= value < 1, "a share from 0 (no evaluation) to below 1"),
+    )  # fmt: skip
+    normalise: bool = option(True, "Shift and scale scores to mean 0 and std 1 on responses of the start model.")
+    normalise_samples: int = option(
+        64, "Responses that are sampled to normalise.",
+        check=Check(lambda value: value >= 2, "at least 2, to have a standard deviation"),
+    )  # fmt: skip
+    response_length: int = option(53, "Most tokens of a response sampled to normalise.", check=at_least(1))
+    temperature: float = option(0.7, "Sampling temperature of these responses.", check=zero_or_more("greedy"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.use_peft, "use_peft", "True: a reward model is an adapter with a head on the frozen base")
-        self.require(self.center_rewards_coefficient >= 0, "center_rewards_coefficient", "0 (off) or more")
-        self.require(0 <= self.eval_fraction < 1, "eval_fraction", "a share from 0 (no evaluation) to below 1")
-        self.require(self.normalise_samples >= 2, "normalise_samples", "at least 2, to have a standard deviation")
-        self.require(self.response_length >= 1, "response_length", "at least 1")
-        self.require(self.temperature >= 0, "temperature", "0 (greedy) or more")

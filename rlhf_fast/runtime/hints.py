@@ -99,6 +99,7 @@ _PROCESSES = no("remove it: torchrun --nproc-per-node N -m rlhf_fast VERB ... st
 _LOADER = no("remove it: rows are tokenised once, before the first step, and packed without padding")
 _REWARD = use("reward_model_path", "reward_model_paths", "reward_funcs")
 _RESUME_FIELD = use("resume", note="auto, or the path of a checkpoint")
+_CHECKPOINTS = no("remove it: process 0 writes all that a run needs to go on, also where a signal stops it")
 _ENGINE = no("not served: responses are sampled in the training process, with the training weights")
 _CRITIC = use("critic", note="adapter, policy_head or reference_mlp")
 
@@ -140,9 +141,9 @@ FIELDS: dict[str, Hint] = _table([
     ("trust_remote_code", no("not served: code that comes with a model is never run")),
     ("shuffle", no("remove it: rows are shuffled in every pass, by seed")),
     # length of the run, and its steps
-    ("batch_size bs train_batch_size global_batch_size micro_batch_size", _BATCH),
+    ("batch_size bs train_batch_size global_batch_size micro_batch_size local_batch_size", _BATCH),
     (
-        "rollout_batch_size mini_batch_size local_rollout_forward_batch_size",
+        "rollout_batch_size mini_batch_size local_mini_batch_size num_total_batches local_rollout_forward_batch_size",
         use("num_mini_batches", "per_device_train_batch_size", "max_rollout_batch"),
     ),
     ("grad_accum gradient_accumulation accumulation_steps", use("gradient_accumulation_steps")),
@@ -188,6 +189,8 @@ FIELDS: dict[str, Hint] = _table([
     ("torch_compile torch_compile_backend torch_compile_mode compile", _NO_COMPILE),
     ("liger_kernel_config", no("remove it: logits are never stored, in every run")),
     ("use_gradient_checkpointing", use("gradient_checkpointing")),
+    ("use_cache", no("remove it: rollouts always cache keys and values")),
+    ("torch_empty_cache_steps", no("remove it: nothing is padded, so the cache does not fragment")),
     (
         "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
         no("remove it: recomputation is non-reentrant"),
@@ -229,23 +232,33 @@ FIELDS: dict[str, Hint] = _table([
     ("resume_from_checkpoint resume_from checkpoint load_checkpoint", _RESUME_FIELD),
     ("load_best_model_at_end save_best", use("metric_for_best_model", note="keeps the best checkpoint")),
     ("save_every save_interval checkpointing_steps", use("save_steps")),
+    ("save_on_each_node enable_jit_checkpoint ignore_data_skip restore_callback_states_from_checkpoint", _CHECKPOINTS),
     ("save_only_model", use("save_strategy", note="no: only the results are saved")),
     ("logging_steps logging_strategy logging_first_step log_interval logging_dir log_every", _LOGS),
     ("report_to run_name project wandb use_wandb wandb_project tensorboard", _LOGS),
     ("log_level verbose include_num_input_tokens_seen logging_nan_inf_filter", _LOGS),
-    ("eval_strategy evaluation_strategy eval_steps eval_on_start do_eval eval_every", _EVALS),
+    ("log_on_each_node log_level_replica skip_memory_metrics debug include_tokens_per_second", _LOGS),
+    ("trackio_space_id trackio_bucket_id trackio_static_space_id num_sample_generations", _LOGS),
+    ("eval_strategy evaluation_strategy eval_steps eval_on_start eval_delay do_eval eval_every", _EVALS),
+    ("prediction_loss_only eval_accumulation_steps eval_do_concat_batches eval_use_gather_object", _EVALS),
+    ("include_for_metrics batch_eval_metrics", _EVALS),
     ("do_train do_predict", no("remove it: a verb does what it is named after")),
     ("per_device_eval_batch_size", use("max_tokens_per_micro_batch")),
-    ("push_to_hub hub_model_id hub_token hub_strategy hub_private_repo", _NO_HUB),
-    ("fsdp fsdp_config deepspeed zero_stage tensor_parallel_size", _SHARDS),
-    ("num_gpus gpus n_gpu num_processes nproc_per_node local_rank ddp_backend", _PROCESSES),
+    ("push_to_hub hub_model_id hub_token hub_strategy hub_private_repo hub_always_push hub_revision", _NO_HUB),
+    ("fsdp fsdp_config deepspeed zero_stage tensor_parallel_size parallelism_config", _SHARDS),
+    ("ds3_gather_for_generation", no("remove it: DeepSpeed is not used")),
+    ("num_gpus gpus n_gpu num_processes nproc_per_node local_rank world_size accelerator_config", _PROCESSES),
+    ("ddp_backend ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph", _PROCESSES),
+    ("average_tokens_across_devices", no("remove it: means are over the whole batch, whichever process holds a row")),
     ("no_cuda cpu device device_map", use("use_cpu", note="true: the CPU even where there is a GPU")),
     ("dataloader_num_workers dataloader_drop_last dataloader_pin_memory remove_unused_columns", _LOADER),
+    ("dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context", _LOADER),
+    ("dataloader_in_order train_sampling_strategy length_column_name label_names", _LOADER),
     ("preprocessing_num_workers dataset_num_proc num_proc streaming", _LOADER),
     ("quiet silent no_progress", use("disable_tqdm")),
     ("skip_bad_rows skip_errors ignore_errors", use("on_bad_row", note="skip")),
     ("quantize quant outtype merge", use("gguf", "dtype")),
-    ("adapter adapter_path lora_path peft_model", _MODEL),
+    ("adapter adapter_path lora_path peft_model model_adapter_name ref_adapter_name", _MODEL),
 ])  # fmt: skip
 
 VALUES: dict[tuple[str, str], str] = {
@@ -265,6 +278,8 @@ VALUES: dict[tuple[str, str], str] = {
     ("gguf", "q4_k_m"): "q8_0 is the smallest here; llama.cpp's llama-quantize makes smaller ones of it",
     ("gguf", "q4_0"): "q8_0 is the smallest here; llama.cpp's llama-quantize makes smaller ones of it",
     ("save_strategy", "epoch"): "save_steps below 1 is a share of all steps",
+    ("lr_scheduler_type", "reduce_lr_on_plateau"): "it follows evaluations, of which there are none between steps",
+    ("lr_scheduler_type", "greedy"): "it follows evaluations, of which there are none between steps",
 }
 
 

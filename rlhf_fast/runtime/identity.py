@@ -8,27 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlhf_fast.runtime.config import StageConfig
+from rlhf_fast.runtime.config import Resume, StageConfig, default_of, fields_that_are
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.parse import field_names
 from rlhf_fast.runtime.shown import without_secrets
-
-FREE = frozenset({
-    "output_dir", "resume", "save_strategy", "save_steps", "save_total_limit", "metric_for_best_model",
-    "greater_is_better", "disable_tqdm", "ddp_timeout", "profile", "log_rollouts", "reward_timeout",
-    "reward_retries",
-})  # fmt: skip
-"""Fields that no number depends on."""
-ROUNDING = frozenset({
-    "max_tokens_per_micro_batch", "max_rollout_batch", "gradient_checkpointing", "activation_checkpointing",
-    "auto_find_batch_size", "shard_base",
-})  # fmt: skip
-"""Fields that change the order of sums only: a run that ran out of memory may go on with others."""
-DIVISION = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps"})
-"""Fields that divide a batch, as the number of processes does: only their product, `batch_size`, has to stay, unless
-`loss_mean=micro` is a mean over the parts."""
-LENGTH = frozenset({"num_train_epochs", "total_episodes"})
-"""Fields that say how long the run is: one may go on for longer. Its learning rates are those of the new length."""
 
 _SAMPLE = 1 << 20  # bytes
 _CONFIGS = ("config.json", "adapter_config.json", "generation_config.json")
@@ -39,13 +21,19 @@ PLACES = ("base_model_name_or_path", "_name_or_path", "transformers_version")
 def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the result depends on, as JSON gives it back: fields of the config, and `inputs` beside them. It is written
     to files and told in errors: of an address's secrets it has digests."""
-    free = FREE | ROUNDING | config.free
-    if getattr(config, "loss_mean", "token") == "token":
-        free |= DIVISION
-    names = [name for name in field_names(type(config)) if name not in free]
+    counts: list[Resume] = ["result", "length"]
+    if getattr(config, "loss_mean", "token") == "micro":
+        counts.append("division")
+    names = fields_that_are(type(config), *counts)
     own = {"stage": config.stage, "batch_size": config.batch_size}
     values = own | {name: getattr(config, name) for name in names} | inputs
     return without_secrets(json.loads(json.dumps(values)), digest=True)
+
+
+def as_told(saved: dict[str, Any], config: StageConfig) -> dict[str, Any]:
+    """The identity that an earlier version may have `saved`: a field that came later had its default."""
+    names = fields_that_are(type(config), "result", "length")
+    return json.loads(json.dumps({name: default_of(type(config), name) for name in names})) | saved
 
 
 def differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
@@ -53,9 +41,10 @@ def differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
     return sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
 
 
-def refuse_another_run(path: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:
-    """Raise `UsageError` naming what differs, unless it is only how long the run is."""
-    names = [name for name in differences(saved, own) if name not in LENGTH]
+def refuse_another_run(path: Path, saved: dict[str, Any], own: dict[str, Any], config: StageConfig) -> None:
+    """Raise `UsageError` naming what differs, unless it is only how long the run of `config` is."""
+    length = fields_that_are(type(config), "length")
+    names = [name for name in differences(saved, own) if name not in length]
     if names:
         what = "; ".join(f"{name} was {saved.get(name)!r} and is {own.get(name)!r}" for name in names)
         raise UsageError(

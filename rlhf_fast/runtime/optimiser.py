@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import SchedulerType, get_scheduler
+from transformers import get_scheduler
 
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import sum_gradients
@@ -162,11 +162,10 @@ def _schedule(
     config: StageConfig, adamw: torch.optim.AdamW, total_steps: int, steps_per_rate: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """The config's schedule. Raises `UsageError` for one whose arguments are missing or wrong."""
-    name = SchedulerType(config.lr_scheduler_type).value
-    kwargs = config.lr_scheduler_kwargs if isinstance(config.lr_scheduler_kwargs, dict) else None
-    rates = -(-total_steps // steps_per_rate)
+    name, rates, kwargs = config.lr_scheduler_type, -(-total_steps // steps_per_rate), config.lr_scheduler_kwargs
+    assert not isinstance(kwargs, str)  # the config has read it
     try:
-        schedule = get_scheduler(name, adamw, config.get_warmup_steps(rates), rates, kwargs)
+        schedule = get_scheduler(name, adamw, config.count_warmup(rates), rates, kwargs)
     except (TypeError, ValueError) as error:
         raise UsageError(f"lr_scheduler_type={name!r} cannot be used: {error}. Set lr_scheduler_kwargs.") from error
     if steps_per_rate > 1:

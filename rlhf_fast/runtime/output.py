@@ -1,4 +1,7 @@
-"""The folder that a run's results go to: whether it can be written, and that one run at a time does."""
+"""The folder that a run's results go to: whether it can be written, and that one run at a time does.
+
+`alone` is where a run begins.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 
 from rlhf_fast.runtime.distributed import from_main
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.launch import start
 
 LOCK = ".run.lock"
 logger = logging.getLogger(__name__)
@@ -34,11 +38,12 @@ def refuse_unwritable(field: str, folder: str | Path) -> None:
 
 
 def alone(stage: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`stage(config, ...)`, which holds the config's `output_dir` while it runs."""
+    """`stage(config, ...)`: connects the run's processes, and holds the config's `output_dir` while it runs."""
 
     @wraps(stage)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         config: Any = args[0] if args else kwargs["config"]
+        start(use_cpu=config.use_cpu, timeout=config.ddp_timeout)
         with hold(Path(str(config.output_dir))):
             return stage(*args, **kwargs)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -12,12 +11,11 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
+from rlhf_fast.runtime.config import unknown_field
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.fields import field_names, unknown_field
 from rlhf_fast.runtime.hints import value_hint
 
 Config = TypeVar("Config")
-COMMAND_LINE = "the command line"
 _CHOICE = re.compile(r"argument --(\w+).*: invalid choice: '(.*?)'")  # as argparse says it
 
 
@@ -30,12 +28,12 @@ def parse_config(config_class: type[Config], arguments: list[str], *, prog: str)
         parser.set_defaults(**_read_yaml(path, config_class, parser))
     namespace, unknown = parser.parse_known_args(rest)
     if unknown:
-        raise UsageError(_unknown(unknown[0].split("=")[0], config_class, COMMAND_LINE))
+        raise UsageError(_unknown(unknown[0].split("=")[0], config_class))
     return config_class(**{name: value for name, value in vars(namespace).items() if value != untouched[name]})
 
 
 def config_parser(config_class: type, prog: str) -> argparse.ArgumentParser:
-    """The parser of a config; its help shows only fields that do something."""
+    """The parser of a config."""
     parser = HfArgumentParser(
         config_class,  # type: ignore[arg-type]
         prog=prog,
@@ -44,10 +42,6 @@ def config_parser(config_class: type, prog: str) -> argparse.ArgumentParser:
     parser.error = partial(_refuse, parser.prog)  # type: ignore[method-assign]  # no page of usage before the reason
     parser.description = (config_class.__doc__ or "").split("\n")[0]
     parser.add_argument("--config", help="YAML file with values for the fields below; the command line wins.")
-    shown = set(field_names(config_class))
-    for action in parser._actions:
-        if action.dest not in shown and action.dest not in ("help", "config"):
-            action.help = argparse.SUPPRESS
     return parser
 
 
@@ -68,11 +62,10 @@ def _read_yaml(path: str, config_class: type, parser: argparse.ArgumentParser) -
         raise UsageError(f"cannot read the config file {path!r}: {error}.") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds {type(values).__name__}, expected a mapping of fields to values.")
-    known = {f.name for f in fields(config_class) if f.init}
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     for key in values:
-        if key not in known:
-            raise UsageError(_unknown(str(key), config_class, path))
-    actions = {action.dest: action for action in parser._actions}
+        if key not in actions:
+            raise UsageError(unknown_field(str(key), config_class, path))
     return {key: _from_yaml(value, actions[key], path) for key, value in values.items()}
 
 
@@ -98,7 +91,8 @@ def _refuse(prog: str, message: str) -> NoReturn:
     raise UsageError(f"{message}. `{prog} --help` lists the fields and what each takes.")
 
 
-def _unknown(name: str, config_class: type, where: str) -> str:
-    if not name.startswith("-") and where == COMMAND_LINE:
-        return f"{name!r} on {where} belongs to no field; a field is given as --field value, a list as --field a b."
-    return unknown_field(name.lstrip("-"), config_class, where, "--help lists the fields")
+def _unknown(name: str, config_class: type) -> str:
+    if not name.startswith("-"):
+        how = "a field is given as --field value, a list as --field a b"
+        return f"{name!r} on the command line belongs to no field; {how}."
+    return unknown_field(name.lstrip("-"), config_class, "the command line")

@@ -25,7 +25,7 @@ from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, re
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import from_main, gather
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.identity import differences, identity, refuse_another_run
+from rlhf_fast.runtime.identity import as_told, differences, identity, refuse_another_run
 
 FINISHED = "run.json"
 Held = Callable[[Path], dict[str, Any]]
@@ -68,14 +68,15 @@ def _choose(config: StageConfig, output: Path, own: dict[str, Any], held: Held |
         _refuse_overwriting(output)
         return Start(own)
     if config.resume != "auto":
-        return _from_path(Path(config.resume), output, own, held)
+        return _from_path(Path(config.resume), output, own, held, config)
     if (done := _finished(output)) is not None:
         newest = next(iter(list_checkpoints(output)), None)
-        own = _fitting(output / FINISHED, done, own, held, newest)
+        done = as_told(done, config)
+        own = _fitting(output / FINISHED, done, own, held, newest, config)
         if not differences(done, own):
             logger.warning("the run in %s is finished already: there is nothing to resume", output)
             return Start(own, finished=True)
-    return _from_newest(output, own, held)
+    return _from_newest(output, own, held, config)
 
 
 def _refuse_hidden(output: Path) -> None:
@@ -99,7 +100,7 @@ def _refuse_overwriting(output: Path) -> None:
         )
 
 
-def _from_path(path: Path, output: Path, own: dict[str, Any], held: Held | None) -> Start:
+def _from_path(path: Path, output: Path, own: dict[str, Any], held: Held | None, config: StageConfig) -> Start:
     try:
         verify(path)
     except DamagedCheckpoint as error:
@@ -108,10 +109,11 @@ def _from_path(path: Path, output: Path, own: dict[str, Any], held: Held | None)
         ) from error
     if path.resolve().parent != output.resolve():
         _refuse_overwriting(output)
-    return Start(_fitting(path, read_facts(path)["run"]["identity"], own, held, path), path)
+    saved = as_told(read_facts(path)["run"]["identity"], config)
+    return Start(_fitting(path, saved, own, held, path, config), path)
 
 
-def _from_newest(output: Path, own: dict[str, Any], held: Held | None) -> Start:
+def _from_newest(output: Path, own: dict[str, Any], held: Held | None, config: StageConfig) -> Start:
     """The newest whole checkpoint; a damaged one is reported and passed over."""
     damaged: list[str] = []
     for path in list_checkpoints(output):
@@ -120,7 +122,8 @@ def _from_newest(output: Path, own: dict[str, Any], held: Held | None) -> Start:
         except DamagedCheckpoint as error:
             damaged.append(f"{path} is damaged: {error}")
             continue
-        own = _fitting(path, read_facts(path)["run"]["identity"], own, held, path)
+        saved = as_told(read_facts(path)["run"]["identity"], config)
+        own = _fitting(path, saved, own, held, path, config)
         _report(damaged, f"{path.name} is used instead")
         return Start(own, path)
     _report(damaged, "there is no whole one, so the run starts from the beginning")
@@ -128,7 +131,12 @@ def _from_newest(output: Path, own: dict[str, Any], held: Held | None) -> Start:
 
 
 def _fitting(
-    source: Path, saved: dict[str, Any], own: dict[str, Any], held: Held | None, checkpoint: Path | None
+    source: Path,
+    saved: dict[str, Any],
+    own: dict[str, Any],
+    held: Held | None,
+    checkpoint: Path | None,
+    config: StageConfig,
 ) -> dict[str, Any]:
     """`own`, with what the run of `saved` began with where what the checkpoint holds was given instead. Raises
     `UsageError` for another run, which is named by `source`."""
@@ -136,7 +144,7 @@ def _fitting(
     if differ and held is not None and checkpoint is not None:
         there = held(checkpoint)
         own = own | {name: saved[name] for name in differ if name in there and there[name] == own.get(name)}
-    refuse_another_run(source, saved, own)
+    refuse_another_run(source, saved, own, config)
     return own
 
 

@@ -9,8 +9,11 @@ import re
 import unicodedata
 from typing import Any
 
+from rlhf_fast.runtime.distributed import is_main
+
 notices = logging.getLogger("rlhf_fast.notices")
 """What a user should know of a run, once each and before its first step wherever that can be; at INFO or WARNING."""
+notices.addFilter(lambda _: is_main())  # of several processes, process 0 says them, also before these are connected
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
 HIDDEN = "***"
 

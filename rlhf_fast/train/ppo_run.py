@@ -81,7 +81,9 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     run.more = MORE_ITERATIONS
     with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
         checkpoints = train(run, start)
-    pages: dict[str, Callable[[], object]] = {REPORT_FILE: lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})}
+    pages: dict[str, Callable[[], object]] = {
+        REPORT_FILE: lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
+    }
     if profile is not None:
         pages[PROFILE_FILE] = partial(profile.write, output)
     finish(checkpoints, pages)

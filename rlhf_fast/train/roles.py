@@ -14,10 +14,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter, refuse_headless
-from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic, ValueModel
+from rlhf_fast.model.critics import CriticKind, PolicyHeadCritic, ReferenceCritic, ValueModel
 from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.load import Source, load_shared, refuse_missing, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_shape, train_only
@@ -42,22 +43,25 @@ class Roles:
 
 
 def assign_roles(
-    config: PPORunConfig, base: str, policy: Policy, reference: Policy, critic: ValueModel | None, *,
-    add_critic: Callable[[SharedModel], None], reward: Critic | None = None, starts_as_reference: bool = True,
+    base: str, policy: Policy, reference: Policy, critic: ValueModel | CriticKind, *,
+    add_critic: Callable[[SharedModel], None], recompute: bool, reward: Critic | None = None,
+    starts_as_reference: bool = True,
 ) -> Roles:  # fmt: skip
-    """The roles with the critic given, or else the one that the config asks for, on the frozen base of the policy.
+    """The roles with the critic given, or one of that kind on the frozen base of the policy.
 
-    add_critic: adds adapter "critic" with its head to that base, for `critic="adapter"`.
+    add_critic: adds adapter "critic" with its head to that base, for "adapter". recompute: what is trained computes its
+    activations again in backward.
     """
     home = reference.model if policy.adapter is None else policy.model
-    if critic is None and config.critic == "policy_head":
+    if critic == "policy_head":
         critic = PolicyHeadCritic(ScalarHead(home.hidden_size, home.device))
-    elif critic is None and config.critic == "reference_mlp":
+    elif critic == "reference_mlp":
         critic = ReferenceCritic(home.hidden_size, home.device)
-    elif critic is None:
+    elif critic == "adapter":
         add_critic(home)
         critic = adapter_critic(home, "critic")
-    if config.activation_checkpointing:
+    assert not isinstance(critic, str)
+    if recompute:
         for model in {id(m): m for m in (policy.model, *critic.models)}.values():
             model.checkpoint_activations()
     return Roles(policy, reference, critic, base, reward, starts_as_reference)
@@ -82,10 +86,11 @@ def build_roles(config: PPORunConfig) -> Roles:
     reward = _reward(shared, config)
     policy = _policy(shared, sft, config)
 
-    def add_critic(shared: SharedModel) -> None:
-        _add_critic(shared, config, copy_reward=reward is not None)
-
-    return assign_roles(config, source.base, policy, Policy(shared, sft), None, add_critic=add_critic, reward=reward)
+    return assign_roles(
+        source.base, policy, Policy(shared, sft), config.critic,
+        add_critic=partial(_add_critic, config=config, copy_reward=reward is not None),
+        recompute=bool(config.activation_checkpointing), reward=reward,
+    )  # fmt: skip
 
 
 def _policy(shared: SharedModel, sft: str | None, config: PPORunConfig) -> Policy:
@@ -95,7 +100,7 @@ def _policy(shared: SharedModel, sft: str | None, config: PPORunConfig) -> Polic
     return Policy(shared, "policy")
 
 
-def _add_critic(shared: SharedModel, config: PPORunConfig, *, copy_reward: bool) -> None:
+def _add_critic(shared: SharedModel, *, config: PPORunConfig, copy_reward: bool) -> None:
     """The LoRA choices shape a fresh adapter; beside a policy's own they need not fit a copied one."""
     if not copy_reward:
         add_trained(shared, config, "critic", copy_of=None, head=True)

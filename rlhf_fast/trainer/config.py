@@ -1,24 +1,29 @@
-"""`PPOConfig` of the trainer: the fields and defaults of TRL 1.12's, over those of the engine.
+"""`PPOConfig` of the trainer: the fields and defaults of TRL 1.12's, translated into the engine's `PPORunConfig`.
 
 Fields of the command line that models and data given as objects leave no use for (`dataset_name`, `dtype`, `lora_r`)
-are no arguments here, so that the class stands beside a script's own dataclasses in one `HfArgumentParser`.
+are no arguments here, so that the class stands beside a script's own dataclasses in one `HfArgumentParser`. What the
+tables say of a field is about transformers' and TRL's; the engine's own carry their facts themselves.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
+from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from rlhf_fast.runtime.config import SERVED, _settled
+from rlhf_fast.runtime.config import Read, StageConfig, at_least, default_of, fields_read, option, same, zero_or_more
 from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.hints import field_hint
+from rlhf_fast.runtime.launch import start
 from rlhf_fast.runtime.shown import notices
-from rlhf_fast.train import ppo_config
+from rlhf_fast.train.ppo_config import PRESETS, PPOOptions, PPORunConfig
 
 EVENTS = frozenset({
     "report_to", "run_name", "project", "trackio_space_id", "logging_steps", "logging_strategy", "logging_first_step",
@@ -99,127 +104,128 @@ FOR_THE_SCRIPT = frozenset({
     "local_rollout_forward_batch_size", "ds3_gather_for_generation",
 })  # fmt: skip
 """Fields on which no result of the trainer depends."""
-
-LIVE = frozenset({
-    "cliprange", "cliprange_value", "vf_coef", "entropy_coef", "gamma", "lam", "whiten_rewards", "target_kl",
-    "dual_clip", "log_ratio_clamp", "missing_eos_penalty", "save_strategy", "save_total_limit",
-})  # fmt: skip
-"""Fields that are read each time they are needed, so that a callback may change them."""
-AT_START = frozenset({"save_steps", "resume", "disable_tqdm", "log_rollouts"})
-"""Fields that are read when `train` begins."""
+BESIDE = ("bf16", "model_adapter_name", "ref_adapter_name")
+"""Fields that the models given are read by, and that a checkpoint has to fit."""
+OUTSIDE = EVENTS | HUB | {"optim"} | set(UNNEEDED) | set(INERT)
+"""Inherited fields that are accepted and never reach the engine."""
+STRATEGIES = ("steps", "epoch", "no")
 
 _AS_PARSED: dict[str, tuple[Any, Any]] = {"include_num_input_tokens_seen": (False, "no"), "debug": (None, "")}
 """Inherited fields that `HfArgumentParser` hands over as something else than their defaults when they are left out."""
 
 
 @dataclass
-class PPOConfig(ppo_config.PPORunConfig):
+class PPOConfig(PPOOptions, TrainingArguments):
     """TRL's `PPOConfig`. `preset="trl"` is the default: its formulas, past EOS unless a stop token is named."""
 
-    served: ClassVar[frozenset[str]] = SERVED | EVENTS | HUB | {"bf16", "optim"} | set(UNNEEDED) | set(INERT)
-    instead: ClassVar[dict[str, str]] = ppo_config.PPORunConfig.instead | INSTEAD
-    strategies: ClassVar[tuple[str, ...]] = ("no", "steps", "epoch")
-    free: ClassVar[frozenset[str]] = EVENTS | HUB | {"optim"} | set(UNNEEDED) | set(INERT) | COMPUTED | FOR_THE_SCRIPT
+    instead: ClassVar[dict[str, str]] = INSTEAD
 
-    preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = field(
-        default="trl", metadata={"help": "Whose formulas are taken, in the fields that have their default values."}
+    preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = option(
+        "trl", "Whose formulas are taken, in the fields that have their default values."
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints and metrics.jsonl are written."})
-    stop_token: Literal["eos", "none"] | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "eos: a response ends at the tokenizer's EOS. Default: it runs to its budget."}
+    output_dir: str | None = option(None, "Where checkpoints and metrics.jsonl are written.")
+    stop_token: Literal["eos", "none"] | None = option(  # type: ignore[assignment]
+        None, "eos: a response ends at the tokenizer's EOS. Default: it runs to its budget."
     )
-    sft_model_path: str | None = field(
-        default="EleutherAI/pythia-160m", metadata={"help": "For the script: where it loads the policy from."}
+    sft_model_path: str | None = option("EleutherAI/pythia-160m", "For the script: where it loads the policy from.")
+    reward_model_path: str | None = option(
+        "EleutherAI/pythia-160m", "For the script: where it loads the reward model from."
     )
-    reward_model_path: str | None = field(
-        default="EleutherAI/pythia-160m", metadata={"help": "For the script: where it loads the reward model from."}
+    dataset_num_proc: int | None = option(None, "For the script: processes with which it tokenises.")
+    local_rollout_forward_batch_size: int = option(
+        64, "Sequences decoded together. Memory and speed only.", check=at_least(1)
     )
-    dataset_num_proc: int | None = field(
-        default=None, metadata={"help": "For the script: processes with which it tokenises."}
+    num_sample_generations: int = option(
+        10, "How often in a run completions of eval_dataset are printed; 0: never.", check=zero_or_more("never")
     )
-    local_rollout_forward_batch_size: int = field(
-        default=64, metadata={"help": "Sequences decoded together. Memory and speed only."}
+    model_adapter_name: str | None = option(None, "Which adapter of a PeftModel is trained. Default: its active one.")
+    ref_adapter_name: str | None = option(
+        None, "Which adapter of a PeftModel is the reference. Default: none, the bare base."
     )
-    num_sample_generations: int = field(
-        default=10, metadata={"help": "How often in a run completions of eval_dataset are printed; 0: never."}
+    ds3_gather_for_generation: bool = option(True, "DeepSpeed is not used: only true is accepted.")
+    bf16: bool | None = option(  # type: ignore[assignment]
+        None, "true: compute a frozen base in bfloat16; false: in float32. Default: as it was loaded."
     )
-    model_adapter_name: str | None = field(
-        default=None, metadata={"help": "Which adapter of a PeftModel is trained. Default: its active one."}
+    logging_steps: float = option(1, "Iterations from one on_log to the next; below 1, their share of all.")
+    eval_steps: float | None = option(10, "Iterations from one evaluation to the next; below 1, their share of all.")
+    save_steps: float = option(500, "Iterations from one checkpoint to the next; below 1, their share of all.")
+    save_total_limit: int | None = option(None, "Newest checkpoints kept. Default: all.")
+    save_strategy: SaveStrategy | str = option(
+        "steps", "steps: a checkpoint every save_steps and after the last. epoch: in each pass. no: none."
     )
-    ref_adapter_name: str | None = field(
-        default=None, metadata={"help": "Which adapter of a PeftModel is the reference. Default: none, the bare base."}
+    world_size: int | None = option(None, "Computed: the number of processes.")
+    num_total_batches: int | None = option(None, "Set by the trainer: iterations.")
+    micro_batch_size: int | None = option(None, "Computed: per_device_train_batch_size * world_size.")
+    local_batch_size: int | None = option(None, "Computed: batch_size / world_size.")
+    batch_size: int | None = option(
+        None, "Computed: per_device_train_batch_size * gradient_accumulation_steps * world_size."
     )
-    ds3_gather_for_generation: bool = field(
-        default=True, metadata={"help": "DeepSpeed is not used: only true is accepted."}
-    )
-    bf16: bool | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={"help": "true: compute a frozen base in bfloat16; false: in float32. Default: as it was loaded."},
-    )
-    logging_steps: float = field(
-        default=1, metadata={"help": "Iterations from one on_log to the next; below 1, their share of all."}
-    )
-    eval_steps: float | None = field(
-        default=10, metadata={"help": "Iterations from one evaluation to the next; below 1, their share of all."}
-    )
-    save_steps: float = field(
-        default=500, metadata={"help": "Iterations from one checkpoint to the next; below 1, their share of all."}
-    )
-    save_total_limit: int | None = field(default=None, metadata={"help": "Newest checkpoints kept. Default: all."})
-    save_strategy: SaveStrategy | str = field(
-        default="steps",
-        metadata={"help": "steps: a checkpoint every save_steps and after the last. epoch: in each pass. no: none."},
-    )
-    world_size: int | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Computed: the number of processes."}
-    )
-    num_total_batches: int | None = field(default=None, metadata={"help": "Set by the trainer: iterations."})
-    micro_batch_size: int | None = field(
-        default=None, metadata={"help": "Computed: per_device_train_batch_size * world_size."}
-    )
-    local_batch_size: int | None = field(default=None, metadata={"help": "Computed: batch_size / world_size."})
-    batch_size: int | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={"help": "Computed: per_device_train_batch_size * gradient_accumulation_steps * world_size."},
-    )
-    local_mini_batch_size: int | None = field(
-        default=None, metadata={"help": "Computed: local_batch_size / num_mini_batches, rounded down."}
-    )
-    mini_batch_size: int | None = field(default=None, metadata={"help": "Computed: batch_size / num_mini_batches."})
+    local_mini_batch_size: int | None = option(None, "Computed: local_batch_size / num_mini_batches, rounded down.")
+    mini_batch_size: int | None = option(None, "Computed: batch_size / num_mini_batches.")
 
-    # what the command line needs and objects handed over leave no use for
-    dtype: Literal["auto", "bfloat16", "float32"] = field(default="auto", init=False)
-    shard_base: bool = field(default=False, init=False)
-    use_peft: bool = field(default=True, init=False)
-    lora_r: int = field(default=16, init=False)
-    lora_alpha: float = field(default=32, init=False)
-    lora_target_modules: list[str] | None = field(default=None, init=False)
-    lora_layers: list[int] | None = field(default=None, init=False)
-    dataset_name: str | None = field(default=None, init=False)
-    dataset_format: str | None = field(default=None, init=False)
-    chat_template_path: str | None = field(default=None, init=False)
-    max_rollout_batch: int = field(default=32, init=False)
-    profile: bool = field(default=False, init=False)
-    reward_funcs: list[str] = field(default_factory=list, init=False)
-    reward_weights: list[float] | None = field(default=None, init=False)
+    max_length: int = same(StageConfig, "max_length")
+    max_tokens_per_micro_batch: int = same(StageConfig, "max_tokens_per_micro_batch")
+    auto_find_batch_size: bool = same(StageConfig, "auto_find_batch_size")
+    activation_checkpointing: bool | None = same(StageConfig, "activation_checkpointing")
+    gradient_checkpointing: bool | None = same(StageConfig, "gradient_checkpointing")
+    on_bad_row: Literal["raise", "skip"] = same(StageConfig, "on_bad_row")
+    resume: str | None = same(StageConfig, "resume")
+    ddp_timeout: int = same(StageConfig, "ddp_timeout")
+    metric_for_best_model: str | None = same(StageConfig, "metric_for_best_model")
+    greater_is_better: bool | None = same(StageConfig, "greater_is_better")
 
     def __post_init__(self) -> None:
         self._refuse_both_stops()
         self.stop_token = self.stop_token or "none"
-        self.max_rollout_batch = self.local_rollout_forward_batch_size
         for name, (parsed, default) in _AS_PARSED.items():
             if getattr(self, name) is parsed:
                 setattr(self, name, default)
         self._compute_sizes()
         self._say_what_is_unneeded()
         self.accelerator_config = None  # of another kind once transformers has read it
-        super().__post_init__()
+        self.check()
+        start(use_cpu=self.use_cpu, timeout=self.ddp_timeout)  # before transformers does, for the timeout
+        self._refuse_unserved()
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = bool(self.gradient_checkpointing)
+        self.gradient_checkpointing = False  # a warning of transformers that the name is old has no use here
+        try:
+            TrainingArguments.__post_init__(self)
+        except ValueError as error:
+            raise UsageError(f"{str(error).rstrip('.')}. Change that field.") from error
         self.require(self.ds3_gather_for_generation, "ds3_gather_for_generation", "true: DeepSpeed is not used here")
-        self.require(self.local_rollout_forward_batch_size >= 1, "local_rollout_forward_batch_size", "at least 1")
-        self.require(self.num_sample_generations >= 0, "num_sample_generations", "0 (never) or more")
-        for name in ("eval_strategy", "logging_strategy"):
-            self.require(getattr(self, name) in self.strategies, name, "steps, epoch or no")
+        for name in BY_EPOCH:
+            self.require(getattr(self, name) in STRATEGIES, name, "epoch, steps or no")
+        self._run = self._translate()
+        for name in TRANSLATED:
+            if self._as_run(name) != (value := getattr(self._run, name)):  # a preset set it
+                setattr(self, name, value)
         self.remember()
+
+    def _translate(self) -> PPORunConfig:
+        """The engine's config of these fields. Raises `UsageError`."""
+        given = {name: self._as_run(name) for name in TRANSLATED}
+        return PPORunConfig(**given, max_rollout_batch=self.local_rollout_forward_batch_size)
+
+    def _as_run(self, name: str) -> Any:
+        value = getattr(self, name)
+        return "steps" if name == "save_strategy" and value == "epoch" else value
+
+    def run_config(self) -> PPORunConfig:
+        """The engine's config of the fields as they are now, and of no other config."""
+        config = copy.copy(self._run)
+        self.take_over(config, "made", "train", "step")
+        return config
+
+    def take_over(self, config: PPORunConfig, *read: Read) -> None:
+        """Set those fields of `config` that are read at one of these times to what they are here, and check them."""
+        for name in TRANSLATED.intersection(fields_read(PPORunConfig, *read)):
+            setattr(config, name, self._as_run(name))
+        config.check()
+
+    def beside_run(self) -> dict[str, Any]:
+        """What the result depends on beside the engine's config."""
+        return {name: getattr(self, name) for name in BESIDE}
 
     def settle(self) -> None:
         """Take up fields that were set since construction, as if they had been given then. Raises `UsageError`."""
@@ -227,9 +233,9 @@ class PPOConfig(ppo_config.PPORunConfig):
         if not changed:
             return
         if "preset" in changed:  # what the old one set is its no more
-            for name, value in ppo_config.PRESETS[self._kept["preset"]].items():
+            for name, value in PRESETS[self._kept["preset"]].items():
                 if getattr(self, name) == value:
-                    setattr(self, name, type(self).__dataclass_fields__[name].default)
+                    setattr(self, name, default_of(type(self), name))
         for name in COMPUTED - set(changed):
             setattr(self, name, None)
         self.__post_init__()
@@ -240,12 +246,13 @@ class PPOConfig(ppo_config.PPORunConfig):
 
     def refuse_changes(self, *, at_start: bool = False) -> None:
         """Raise `UsageError` for a field set since the values were noted, unless it is read later than now."""
-        later = LIVE | (self.free - COMPUTED) | (AT_START if at_start else frozenset())
+        live, at_train = fields_read(PPORunConfig, "step"), fields_read(PPORunConfig, "train")
+        later = OUTSIDE | FOR_THE_SCRIPT | set(live) | set(at_train if at_start else [])
         for name in self._changed():
             if name not in later:
                 raise UsageError(
                     f"{name}={getattr(self, name)!r} was set on args after PPOTrainer was made, where it has no "
-                    f"effect; set it before. Obeyed at any time: {', '.join(sorted(LIVE))}."
+                    f"effect; set it before. Obeyed at any time: {', '.join(sorted(live))}."
                 )
 
     def _changed(self) -> list[str]:
@@ -292,22 +299,29 @@ class PPOConfig(ppo_config.PPORunConfig):
                 continue  # transformers switches it on for the whole process
             notices.warning("%s=%r has no effect, here as in TRL's PPO: %s.", name, value, INERT[name])
             if name in ACTED_ON:
-                setattr(self, name, type(self).__dataclass_fields__[name].default)
+                setattr(self, name, default_of(type(self), name))
         optim = getattr(self.optim, "value", self.optim)
         if optim not in SAME_OPTIMISER:
             raise UsageError(f"optim={optim!r} is not used: AdamW is, unless you pass {INSTEAD['optim']}.")
 
     def _set_among(self, names: Iterable[str]) -> list[tuple[str, Any]]:
         """Those of the fields that have another value than their default, or than transformers makes of it."""
-        known = type(self).__dataclass_fields__  # not every version of transformers has each of them
-        found = []
-        for name in names:
-            if name in known:
-                f, value = known[name], getattr(self, name)
-                default = f.default if f.default_factory is MISSING else f.default_factory()
-                if value != default and value != _settled().get(name):
-                    found.append((name, value))
-        return found
+        known = [name for name in names if name in type(self).__dataclass_fields__]  # not in every transformers
+        values = {name: getattr(self, name) for name in known}
+        return [
+            (name, value)
+            for name, value in values.items()
+            if value != default_of(type(self), name) and value != _settled().get(name)
+        ]
+
+    def _refuse_unserved(self) -> None:
+        inherited = [f.name for f in fields(TrainingArguments) if f.init]
+        for name, value in self._set_among(name for name in inherited if name not in SERVED):
+            instead = INSTEAD.get(name)
+            hint = f"use {instead} instead" if instead else field_hint(name, [f.name for f in fields(self) if f.init])
+            raise UsageError(
+                f"{name}={value!r} has no effect in {type(self).__name__} and is refused; {hint or 'remove it'}."
+            )
 
     def by_steps(self, prompts: int) -> PPOConfig:
         """A copy in which every strategy that is `epoch` is `steps`, an event every so many iterations as a pass over
@@ -318,3 +332,14 @@ class PPOConfig(ppo_config.PPORunConfig):
                 setattr(counted, name, "steps")
                 setattr(counted, steps, max(1, round(prompts / int(self.batch_size or 1))))
         return counted
+
+
+TRANSLATED = {f.name for f in fields(PPORunConfig)} & {f.name for f in fields(PPOConfig)} - FOR_THE_SCRIPT
+"""Fields that mean what those of the engine's config of the same name mean."""
+SERVED = TRANSLATED | OUTSIDE | FOR_THE_SCRIPT | COMPUTED | set(BESIDE)
+
+
+@cache
+def _settled() -> dict[str, Any]:
+    """What `TrainingArguments` makes of its own defaults; `dataclasses.replace` hands these in again."""
+    return vars(TrainingArguments(use_cpu=True))

@@ -28,6 +28,7 @@ from rlhf_fast.runtime.state import State
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.roles import Roles
 from rlhf_fast.trainer.adapters import active_adapter
+from rlhf_fast.trainer.config import PPOConfig
 from rlhf_fast.trainer.given import Given, factors, mirror, whole
 from rlhf_fast.trainer.optimisers import Pace, described
 
@@ -44,7 +45,8 @@ class HandedOver:
     """The facts of a trainer's objects, by name, before a step; what training changes may be as a checkpoint has it."""
 
     def __init__(
-        self, ppo: PPO, roles: Roles, policy_model: Given, ref_model: Any, reward_model: Any, value_model: Any, *,
+        self, args: PPOConfig, ppo: PPO, roles: Roles, policy_model: Given, ref_model: Any, reward_model: Any,
+        value_model: Any, *,
         fresh: bool,
     ) -> None:  # fmt: skip
         """fresh: the policy's adapter was made by the trainer, and is drawn from its seed."""
@@ -54,9 +56,8 @@ class HandedOver:
         self._policy(roles, policy_model, fresh=fresh)
         if roles.reference.model is not roles.policy.model:
             self._model("the reference", policy_model if ref_model is None else ref_model, trained=False)
-        elif roles.reference.adapter is not None:
-            name = ppo.config.ref_adapter_name  # type: ignore[attr-defined]
-            self._adapter("the reference", policy_model, name, trained=False)
+        elif args.ref_adapter_name is not None:
+            self._adapter("the reference", policy_model, args.ref_adapter_name, trained=False)
         for role, given in (("reward_model", reward_model), ("value_model", value_model)):
             for number, module in enumerate(modules_of(given), 1):
                 self._module(role if number == 1 else f"{role} ({number})", module, trained=role == "value_model")

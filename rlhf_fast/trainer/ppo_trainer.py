@@ -24,6 +24,7 @@ from rlhf_fast.runtime.output import hold, refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import RESULTS
 from rlhf_fast.train.ppo import PPO
+from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.ppo_run import describe, run_of, save_policy
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.responses import judge
@@ -82,7 +83,7 @@ class PPOTrainer(Surface):
         reward = build_reward(reward_model, args, prompts.columns)
         args.total_episodes = args.total_episodes or max(1, int(args.num_train_epochs * len(prompts)))
         ppo = PPO(
-            args, roles.policy, roles.reference, roles.critic, reward, processing_class, prompts,
+            args.run_config(), roles.policy, roles.reference, roles.critic, reward, processing_class, prompts,
             starts_as_reference=roles.starts_as_reference,
         )  # fmt: skip
         args.num_total_batches = ppo.iterations
@@ -97,7 +98,7 @@ class PPOTrainer(Surface):
         self.create_optimizer_and_scheduler(ppo.iterations)
         self._use_optimizer()
         self.handed_over = HandedOver(
-            ppo, roles, policy_model, ref_model, reward_model, value_model, fresh=peft_config is not None
+            args, ppo, roles, policy_model, ref_model, reward_model, value_model, fresh=peft_config is not None
         )
         self._begun_with: dict[str, Any] = {}  # once training begins, the facts of what was handed over
         super().__init__(args, ppo, processing_class, callbacks or [])
@@ -113,19 +114,20 @@ class PPOTrainer(Surface):
         if resume_from_checkpoint:
             args.resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint
         args.remember()
+        args.take_over(self.ppo.config, "train", "step")
         with hold(output):
-            self._train(args, output)
+            self._train(self.ppo.config, output)
 
-    def _train(self, args: PPOConfig, output: Path) -> None:
-        start = choose_start(args, self._inputs(), self.handed_over.held)
+    def _train(self, config: PPORunConfig, output: Path) -> None:
+        start = choose_start(config, self._inputs(), self.handed_over.held)
         if start.finished:
             return
         ppo = self.ppo
-        ppo.rollouts = RolloutLog(output, enabled=args.log_rollouts, special_tokens=ppo.reward.special_tokens)
+        ppo.rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=ppo.reward.special_tokens)
         run = run_of(ppo, describe(ppo), lambda folder: self.save_model(str(folder), _internal_call=True), _Calls(self))
         run.step = self._iterate(run.step)
         checkpoints = train(run, start)
-        if args.save_strategy != "no":
+        if config.save_strategy != "no":
             finish(checkpoints)
 
     def update(self, rollout: Rollout, scores: Iterable[float] | None = None) -> dict[str, float]:
@@ -134,6 +136,7 @@ class PPOTrainer(Surface):
         The reward scores it, unless `scores` has one number for each response. Its columns are filled in place. Of
         several processes each gives its part of the rollout.
         """
+        self.args.take_over(self.ppo.config, "step")
         if scores is None:
             lengths = rollout.prompt_lengths.tolist()
             ids = [sequence[:length] for sequence, length in zip(rollout.sequences(), lengths, strict=True)]
@@ -224,6 +227,7 @@ class PPOTrainer(Surface):
         def iterate(iteration: int) -> dict[str, float]:
             self.call("on_step_begin")
             self.args.refuse_changes()
+            self.args.take_over(self.ppo.config, "step")
             metrics = self.take_step(lambda: step(iteration))
             logged = self.log_is_due()
             if logged:  # before on_step_end, as in TRL: its callbacks may read the history
@@ -255,6 +259,7 @@ class PPOTrainer(Surface):
         """Once an iteration, with its checkpoint or without."""
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is not None:
+            self.args.take_over(self.ppo.config, "step")
             checkpoint(due=save)
 
     def _use_optimizer(self) -> None:
@@ -270,6 +275,7 @@ class PPOTrainer(Surface):
         prompts = self.ppo.prompts
         return {
             "contents of the data": fingerprint((prompts.ids, prompts.texts, prompts.columns)),
+            **self.args.beside_run(),
             "rewards": [[source.name, weight] for source, weight in self.ppo.reward.sources],
             **self._begun_with,
         }

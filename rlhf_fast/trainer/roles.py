@@ -69,8 +69,9 @@ def use_models(
     at_zero = given is None or given.config.init_lora_weights in (True, "gaussian")
     policy = Policy(shared, None if trains_base else "policy")
     roles = assign_roles(
-        args, str(base.name_or_path), policy, reference,
-        None if value_model is None else _value_model(args, value_model),
+        str(base.name_or_path), policy, reference,
+        args.critic if value_model is None else _value_model(args, value_model),
+        recompute=bool(args.activation_checkpointing),
         add_critic=lambda shared: shared.add_adapter("critic", lora, head=True),
         starts_as_reference=same and at_zero and not isinstance(model, PeftModel),
     )  # fmt: skip

@@ -127,7 +127,7 @@ def test_processes_that_do_not_all_divide_the_base_say_so(folder, tmp_path):
 def test_starts_that_cannot_divide_the_base_are_refused(monkeypatch):
     with pytest.raises(UsageError, match="shard_base=True cannot be used: expected False in a single process"):
         SFTConfig(use_cpu=True, shard_base=True)
-    with pytest.raises(UsageError, match="fsdp=True has no effect in PPORunConfig and is refused; use shard_base"):
+    with pytest.raises(UsageError, match="unknown field 'fsdp' in PPORunConfig; use shard_base"):
         PPORunConfig(use_cpu=True, fsdp=True)
     monkeypatch.setattr("rlhf_fast.runtime.config.world_size", lambda: 2)
     with pytest.raises(UsageError, match="shard_base=True cannot be used: expected False with use_peft=False"):

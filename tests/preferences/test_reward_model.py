@@ -146,7 +146,7 @@ def test_without_held_out_prompts_there_is_no_evaluation(base, data, tmp_path):
         ({"normalise_samples": 1}, "normalise_samples=1 cannot be used"),
         ({"center_rewards_coefficient": -0.1}, "center_rewards_coefficient=-0.1 cannot be used"),
         ({"temperature": -1.0}, "temperature=-1.0 cannot be used"),
-        ({"logging_steps": 7}, "logging_steps=7 has no effect"),
+        ({"logging_steps": 7}, "unknown field 'logging_steps' in RewardConfig; remove it"),
     ],
 )
 def test_choices_without_meaning_are_refused(options, message):

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
+import torch.distributed as dist
+from transformers import SchedulerType
 
-from rlhf_fast import EvaluateConfig, GenerateConfig, PPORunConfig, RewardConfig, SFTConfig, UsageError
+from rlhf_fast import EvaluateConfig, GenerateConfig, PPORunConfig, RewardConfig, SFTConfig, UsageError, run_sft
+from rlhf_fast.demo.config import DemoConfig
+from rlhf_fast.export.config import ExportConfig
+from rlhf_fast.runtime.config import Schedule, StageConfig, above, at_least, fields_read, option
+from rlhf_fast.runtime.identity import as_told, identity, refuse_another_run
+from rlhf_fast.runtime.launch import LAUNCHED
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.parse import parse_config
 from rlhf_fast.runtime.tracking import Tracker, read_metrics
@@ -48,7 +56,7 @@ def test_the_command_line_wins_over_yaml(tmp_path):
         ("use_cpu: perhaps", "use_cpu is 'perhaps'"),
         ("preset: trll", "preset='trll' cannot be used: expected one of rlhf_fast, trl"),
         ("lora_layers: [one]", "lora_layers is 'one'"),
-        ("lr_scheduler_type: cosinus", "cosinus is not a valid SchedulerType"),
+        ("lr_scheduler_type: cosinus", "lr_scheduler_type='cosinus' cannot be used: expected one of linear, cosine"),
         ("learning_rat: 1", "unknown field 'learning_rat' in .*did you mean learning_rate"),
         ("[1, 2]", "expected a mapping"),
         ("a: [", "cannot read the config file"),
@@ -87,8 +95,18 @@ def test_arguments_that_cannot_be_used_are_usage_errors_not_exits(arguments, mes
         (SFTConfig, {"per_device_train_batch_size": 0}, "per_device_train_batch_size=0"),
         (SFTConfig, {"num_train_epochs": 0.0}, "num_train_epochs=0.0"),
         (SFTConfig, {"seed": 1.5}, "seed=1.5"),
-        (SFTConfig, {"warmup_steps": -1}, "warmup_steps = -1"),
-        (SFTConfig, {"save_strategy": "epoch"}, "save_strategy=.*expected steps or no"),
+        (SFTConfig, {"adam_beta2": 1.0}, "adam_beta2=1.0 cannot be used: expected from 0 to below 1"),
+        (SFTConfig, {"save_steps": 2.5}, "save_steps=2.5 cannot be used: expected a whole number, or a share below 1"),
+        (SFTConfig, {"lr_scheduler_kwargs": "{num_cycles: 2}"}, "lr_scheduler_kwargs='{num_cycles: 2}' cannot be read"),
+        (SFTConfig, {"lr_scheduler_kwargs": "7"}, "lr_scheduler_kwargs=7 cannot be used: expected a mapping"),
+        (SFTConfig, {"output_dir": None}, "output_dir=None cannot be used: expected text"),
+        (DemoConfig, {"seed": "1"}, "seed='1' cannot be used: expected a whole number"),
+        (SFTConfig, {"warmup_steps": -1}, "warmup_steps=-1 cannot be used: expected 0 or more"),
+        (
+            SFTConfig,
+            {"save_strategy": "epoch"},
+            "expected one of steps, no. Save_steps below 1",
+        ),
         (SFTConfig, {"save_strategy": "never"}, "never"),
         (SFTConfig, {"save_steps": 0}, "save_steps=0"),
         (SFTConfig, {"save_total_limit": 0}, "save_total_limit=0"),
@@ -122,9 +140,96 @@ def test_a_config_can_be_made_from_another(config_class):
         ("load_best_model_at_end", True),
     ],
 )
-def test_an_inherited_field_that_does_nothing_is_refused(config_class, field, value):
-    with pytest.raises(UsageError, match=f"{field}=.*has no effect"):
+def test_a_field_of_transformers_that_would_do_nothing_is_refused(config_class, field, value):
+    with pytest.raises(UsageError, match=f"unknown field '{field}' in {config_class.__name__}; (use|remove)"):
         config_class(use_cpu=True, **{field: value})
+
+
+CONFIGS = [SFTConfig, RewardConfig, PPORunConfig, GenerateConfig, EvaluateConfig, ExportConfig, DemoConfig]
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+@pytest.mark.parametrize("name", ["output_dirs", "q7"])
+def test_a_name_that_no_field_has_is_answered_from_python_too(config_class, name):
+    own = config_class.__name__
+    words = rf"help\({own}\) lists the fields" if name == "q7" else "did you mean output_(dir|file)"
+    with pytest.raises(UsageError, match=f"unknown field '{name}' in {own}; {words}"):
+        config_class(**{name: 1})
+
+
+def test_a_script_may_give_its_own_config_arguments_of_its_own():
+    class Mine(SFTConfig):
+        def __init__(self, size: int, **options):
+            super().__init__(learning_rate=size / 100, **options)
+
+    assert Mine(size=3).learning_rate == 0.03
+    with pytest.raises(TypeError, match="lr"):
+        Mine(size=3, lr=1)
+
+
+def test_making_a_config_starts_nothing_and_a_run_connects_its_processes(monkeypatch, tmp_path):
+    """Of two processes, of which the launcher did not say the second's address."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    config = SFTConfig(output_dir=str(tmp_path / "out"), per_device_train_batch_size=3, use_cpu=True)
+    assert config.batch_size == 6 and not dist.is_initialized()
+    with pytest.raises(UsageError, match=r"WORLD_SIZE is 2 and RANK, .* not set"):
+        run_sft(config)
+    assert not (tmp_path / "out").exists()
+
+
+@dataclasses.dataclass
+class Declared(StageConfig):
+    """A field of each kind, and one that names nothing."""
+
+    stage = "declared"
+    plain: int = option(3, "A number.", check=at_least(2))
+    rate: float | None = option(None, "A rate.", check=above(0), resume="free", read="step")
+    names: list[str] = option(["a"], "Names.", resume="rounding")
+    far: int = option(1, "How far.", resume="length")
+    part: int = option(1, "A part.", resume="division", read="train")
+
+
+def test_a_field_carries_its_check():
+    assert Declared(plain=2, rate=None).rate is None
+    with pytest.raises(UsageError, match=r"plain=1 cannot be used: expected at least 2\."):
+        Declared(plain=1)
+    with pytest.raises(UsageError, match=r"rate=0 cannot be used: expected a number above 0, or nothing\."):
+        Declared(rate=0)
+    one, other = Declared(), Declared()
+    one.names.append("b")
+    assert other.names == ["a"] and Declared(names=["x"]).names == ["x"]
+
+
+def test_a_field_carries_what_it_means_for_a_resume_and_when_it_is_read():
+    told = identity(Declared(far=2), {"data": "d"})
+    assert {"plain": 3, "far": 2, "data": "d", "batch_size": 8, "stage": "declared"}.items() <= told.items()
+    assert not {"rate", "names", "part", "output_dir", "per_device_train_batch_size"} & set(told)
+    assert fields_read(Declared, "step") == ["save_strategy", "save_total_limit", "rate"]
+    assert fields_read(Declared, "train") == ["resume", "disable_tqdm", "save_steps", "part"]
+
+
+def test_a_checkpoint_may_be_older_than_a_field_that_has_its_default(tmp_path):
+    own = identity(Declared(far=2), {})
+    old = {name: value for name, value in own.items() if name != "plain"} | {"far": 1}
+    refuse_another_run(tmp_path, as_told(old, Declared()), own, Declared())
+    changed = identity(Declared(plain=4), {})
+    with pytest.raises(UsageError, match="of another run: plain was 3 and is 4"):
+        refuse_another_run(tmp_path, as_told(old, Declared()), changed, Declared())
+
+
+@pytest.mark.parametrize("config_class", [SFTConfig, RewardConfig, PPORunConfig])
+def test_a_field_that_a_stage_declares_anew_keeps_what_it_means(config_class):
+    shared = StageConfig.__dataclass_fields__
+    for f in dataclasses.fields(config_class):
+        if f.name in shared:
+            assert (f.resume, f.read) == (shared[f.name].resume, shared[f.name].read), f.name
+
+
+def test_schedules_are_transformers_but_for_those_that_follow_evaluations():
+    assert {*get_args(Schedule), "reduce_lr_on_plateau", "greedy"} == {one.value for one in SchedulerType}
+    assert SFTConfig(lr_scheduler_type=SchedulerType.COSINE).lr_scheduler_type == "cosine"
 
 
 def test_a_folder_that_can_be_made_passes_and_is_not_made(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from dataclasses import dataclass
 
 import pytest
+from transformers import TrainingArguments
 
 from rlhf_fast import (
     DemoConfig,
@@ -21,8 +23,9 @@ from rlhf_fast import (
 )
 from rlhf_fast.cli import VERBS, load, main
 from rlhf_fast.runtime import hints
-from rlhf_fast.runtime.fields import field_names
+from rlhf_fast.runtime.config import field_names
 from rlhf_fast.runtime.parse import parse_config
+from tests.trainer.trl_fields import DEFAULTS
 
 FIELDS = {verb: field_names(load(VERBS[verb].config)) for verb in VERBS}
 
@@ -91,9 +94,9 @@ def test_a_field_of_a_file_is_answered_too(tmp_path):
 @pytest.mark.parametrize(
     ("verb", "arguments", "words"),
     [
-        ("sft", ["--max_steps", "3"], r"max_steps=3 has no effect .* use num_train_epochs\."),
+        ("sft", ["--max_steps", "3"], r"unknown field 'max_steps' in the command line; use num_train_epochs\."),
         ("ppo", ["--max_steps", "3"], r"use num_train_epochs or total_episodes\."),
-        ("sft", ["--fp16", "true"], r"fp16=True has no effect .* use dtype \(auto, bfloat16 or float32\)\."),
+        ("sft", ["--fp16", "true"], r"unknown field 'fp16' .* use dtype \(auto, bfloat16 or float32\)\."),
         ("sft", ["--optim", "sgd"], r"remove it: AdamW is always used\."),
         ("sft", ["--report_to", "wandb"], "metrics.jsonl in output_dir"),
         ("ppo", ["--critic", "none"], "invalid choice: 'none'.*; PPO has a critic; policy_head"),
@@ -165,6 +168,16 @@ def test_what_hints_name_exists():
         assert hint.fields or hint.otherwise
         for names in FIELDS.values():
             assert hint.sentence(names)
+
+
+TRANSFORMERS = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+
+
+@pytest.mark.parametrize("verb", ["sft", "reward", "ppo"])
+def test_every_name_of_transformers_and_trl_is_a_field_or_leads_to_what_serves_it(verb):
+    own = set(FIELDS[verb]) | {"sft_model_path", "reward_model_path"}
+    own |= {name for name in FIELDS["ppo"] if name not in TRANSFORMERS}  # of another verb: the nearest name may do
+    assert {name for name in TRANSFORMERS | set(DEFAULTS) if name not in own} <= set(hints.FIELDS)
 
 
 def test_no_hint_is_for_a_field_that_its_verb_has_under_that_name():

@@ -74,8 +74,8 @@ def test_schedules_by_hand(options, rates):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "requires an eval strategy"),
-        ({"lr_scheduler_type": "greedy"}, "requires an eval strategy"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "expected one of linear, .* It follows evaluations"),
+        ({"lr_scheduler_type": "greedy"}, "expected one of linear, .* It follows evaluations"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "Set lr_scheduler_kwargs"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 1}}, "Set lr_scheduler_kwargs"),
     ],

@@ -290,8 +290,62 @@ def test_a_field_that_is_set_too_late_is_refused(tmp_path, name, value):
 
 
 def test_fields_that_are_read_anew_may_change_in_a_run(tmp_path):
-    trainer(tmp_path, callbacks=[Sets("vf_coef", 0.5)], options={"save_strategy": "no"}).train()
-    assert len(read_metrics(tmp_path)) == 3
+    """The first of three steps is taken with the old value, the others with the new one."""
+    losses = []
+    for name, value in (("vf_coef", 0.1), ("vf_coef", 0.5), ("cliprange", 1e-3)):
+        made = trainer(tmp_path / f"{name} {value}", callbacks=[Sets(name, value)], options={"save_strategy": "no"})
+        made.train()
+        losses.append([row["loss/policy_avg"] for row in read_metrics(tmp_path / f"{name} {value}")])
+        assert getattr(made.ppo.config, name) == value and len(losses[-1]) == 3
+    plain, value_weight, clipped = losses
+    assert plain[0] == value_weight[0] == clipped[0]
+    assert plain[2] != value_weight[2] and plain[1:] != clipped[1:]
+
+
+class SetsBefore(TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 2:
+            args.cliprange = 1e-3
+
+
+def test_a_field_that_is_set_before_a_step_counts_in_it(tmp_path):
+    """In the third of three, two of which are those of a run without it."""
+    losses = []
+    for name, callbacks in (("plain", []), ("set", [SetsBefore()])):
+        trainer(tmp_path / name, callbacks=callbacks, options={"save_strategy": "no"}).train()
+        losses.append([row["loss/policy_avg"] for row in read_metrics(tmp_path / name)])
+    assert losses[0][:2] == losses[1][:2] and losses[0][2] != losses[1][2]
+
+
+class KeepsOne(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 3:
+            args.save_total_limit = 1
+
+
+def test_saving_goes_by_what_was_set_at_the_end_of_the_step(tmp_path):
+    trainer(tmp_path / "all", options={"save_steps": 1}).train()
+    assert len(list((tmp_path / "all").glob("checkpoint-*"))) == 3
+    trainer(tmp_path / "one", callbacks=[KeepsOne()], options={"save_steps": 1}).train()
+    assert [path.name for path in (tmp_path / "one").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("cliprange", -0.1, "cliprange=-0.1 .* above 0 and below 1"), ("gamma", "1", "gamma='1' .* a number")],
+)
+def test_a_value_that_cannot_be_used_is_refused_in_a_run_too(tmp_path, name, value, message):
+    with pytest.raises(UsageError, match=message):
+        trainer(tmp_path, callbacks=[Sets(name, value)]).train()
+
+
+def test_two_trainers_of_one_config_do_not_share_the_engines(tmp_path):
+    args = config(tmp_path)
+    one, two = (
+        PPOTrainer(args, tiny_tokenizer(), policy(), None, likes_even, rows(), peft_config=lora()) for _ in "ab"
+    )
+    one.ppo.config.cliprange = 0.5
+    assert two.ppo.config.cliprange == 0.2 and one.ppo.config is not two.ppo.config
 
 
 @pytest.mark.parametrize("name", ["reward_model", "train_dataset", "policy_model"])
