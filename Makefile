@@ -29,8 +29,9 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* c
 demo: install
 	$(BIN)/rlhf-fast demo $(ARGS)
 
+# a process for each core, each with one thread: two that share the cores' threads take many times longer
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --durations 20
 
 versions: install
 	$(BIN)/python -m tests.versions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import torch
@@ -9,8 +10,19 @@ import torch
 from rlhf_fast.runtime.distributed import world_size
 
 
+COMPILED_PRODUCTS = 64
+"""How many matrix products oneDNN keeps compiled. Packed micro-batches have ever new lengths, and with its default of
+1024 a run of 16 steps of a 135M model held 240 MB of products that never came again; a pass has about 30 of one length.
+"""
+
+
 def choose_device(use_cpu: bool) -> torch.device:
-    return torch.device("cpu" if use_cpu or not torch.cuda.is_available() else "cuda")
+    """The GPU if there is one. On a CPU oneDNN keeps fewer compiled products from then on (`COMPILED_PRODUCTS`), unless
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY is set or a product was computed before, when it read that variable."""
+    if use_cpu or not torch.cuda.is_available():
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(COMPILED_PRODUCTS))
+        return torch.device("cpu")
+    return torch.device("cuda")
 
 
 def choose_dtype(dtype: str, device: torch.device, *, train_base: bool = False) -> torch.dtype:
