@@ -18,7 +18,7 @@ ELSEWHERE = {
 }  # fmt: skip
 """Where the results go is seen in every test that reads them; the others have tests of their own in test_fields.py,
 `resume` in tests/resume, `ddp_timeout` and `shard_base` in tests/distributed, and what is done about rewards that fail
-in tests/rewards/test_patient.py."""
+in tests/rewards/test_retrying.py."""
 
 ONE_ROW = 4e-6
 """GB that fit one sequence of these small models, and not two."""

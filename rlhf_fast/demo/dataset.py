@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rlhf_fast.runtime.durable import write_text
+from rlhf_fast.runtime.files import write_text
 
 MIDDLE_RANK = 2
 """Demonstrations come from the middle: bad ones would make PPO's gain look larger than it is."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_fast import __version__
-from rlhf_fast.runtime.durable import write_text
+from rlhf_fast.runtime.files import write_text
 
 MARKER = "finished.json"
 

@@ -29,7 +29,7 @@ from rlhf_fast.preferences.result import REWARD_FACTS
 from rlhf_fast.preferences.reward_model import run_reward
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.runtime.distributed import refuse_many
-from rlhf_fast.runtime.durable import disk_errors
+from rlhf_fast.runtime.files import disk_errors
 from rlhf_fast.runtime.records import read_record
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import read_metrics

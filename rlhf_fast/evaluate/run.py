@@ -17,15 +17,15 @@ from rlhf_fast.evaluate.prompts import HeldOut
 from rlhf_fast.evaluate.sections import examples, summary
 from rlhf_fast.report.page import REPORT_FILE, Report
 from rlhf_fast.report.sections import training
-from rlhf_fast.rewards.chosen import choose_rewards, patient, refuse_columns
+from rlhf_fast.rewards.chosen import choose_rewards, refuse_columns, with_retries
 from rlhf_fast.rewards.function import RewardFunction
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import refuse_many
-from rlhf_fast.runtime.durable import disk_errors
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.files import disk_errors
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics, show_notices
@@ -55,7 +55,7 @@ def run_evaluate(config: EvaluateConfig, rewards: Sequence[RewardSource | Reward
     )  # fmt: skip
     _compare_rendering(config, prompts)
     refuse_columns(outside, prompts.columns)
-    models.rewards += [source for source, _ in patient(outside, timeout=None, retries=RETRIES)]
+    models.rewards += [source for source, _ in with_retries(outside, timeout=None, retries=RETRIES)]
     with activity(f"two responses to each of {len(prompts)} prompts, then their scores"):
         comparison = _compare(config, models, prompts)
     output = Path(config.output_dir)

@@ -21,8 +21,8 @@ from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, re
 from rlhf_fast.model.shared import eos_ids
 from rlhf_fast.rollout.sampling import end_with, stop_ids
 from rlhf_fast.runtime.distributed import refuse_many
-from rlhf_fast.runtime.durable import disk_errors, write_folder
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.files import disk_errors, write_folder
 from rlhf_fast.runtime.output import refuse_unwritable
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import refuse_many
-from rlhf_fast.runtime.durable import disk_errors, write_text
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.files import disk_errors, write_text
 from rlhf_fast.runtime.output import refuse_unwritable
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import show_notices

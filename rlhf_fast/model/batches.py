@@ -17,7 +17,7 @@ import torch
 from rlhf_fast.model.sharding import in_step
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.config import StageConfig
-from rlhf_fast.runtime.interrupt import give_way
+from rlhf_fast.runtime.interrupt import stop_if_asked
 from rlhf_fast.runtime.memory import is_out_of_memory
 
 Part = TypeVar("Part")
@@ -84,7 +84,7 @@ class MicroBatches:
             if counts:
                 results.append(result)
             if may_stop:
-                give_way()
+                stop_if_asked()
         return results
 
 

@@ -15,9 +15,9 @@ from rlhf_fast.data.rendering import Rendering, announce_comparisons, compare
 from rlhf_fast.data.schema import Comparison, prompt_key
 from rlhf_fast.data.split import split_by_prompt
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
+from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.preferences.adapter import add_reward_adapter
@@ -85,7 +85,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
         name="reward model", config=config, steps=training.steps, optimiser=training.optimiser, device=device,
         step=lambda step: training.step(step - 1), save=partial(_save, shared, tokenizer, base, rendering),
         facts=run_facts, more=MORE_STEPS, shown={"loss": "loss", "accuracy": "accuracy"},
-        held=partial(holdings, [shared], training.optimiser),
+        held=partial(held_bytes, [shared], training.optimiser),
     )  # fmt: skip
     checkpoints = train(run, start)
     checkpoints.save_results()  # before anything else can fail

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from rlhf_fast.profiling.rates import Rates, measure_rates
 from rlhf_fast.runtime import phases
-from rlhf_fast.runtime.durable import write_into
+from rlhf_fast.runtime.files import write_into
 
 PROFILE_FILE = "profile.json"
 TRACE_FILE = "trace.json.gz"

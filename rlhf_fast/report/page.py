@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlhf_fast.report.page_style import STYLE
 from rlhf_fast.report.sections import table, training
-from rlhf_fast.runtime.durable import write_text
+from rlhf_fast.runtime.files import write_text
 from rlhf_fast.runtime.tracking import duration
 
 REPORT_FILE = "report.html"

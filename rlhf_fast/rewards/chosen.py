@@ -25,7 +25,7 @@ from torch import nn
 
 from rlhf_fast.rewards.endpoint import TIMEOUT, TOKEN, EndpointReward
 from rlhf_fast.rewards.function import FunctionReward, RewardFunction, told
-from rlhf_fast.rewards.patient import PatientReward
+from rlhf_fast.rewards.retrying import RetryingReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import hide_secrets
@@ -79,11 +79,11 @@ def refuse_columns(rewards: Sequence[tuple[RewardSource, float]], columns: Mappi
             source.check_columns(columns)
 
 
-def patient(
+def with_retries(
     rewards: Sequence[tuple[RewardSource, float]], *, timeout: float | None, retries: int
 ) -> list[tuple[RewardSource, float]]:
     """The same rewards, each asked again where it fails; an endpoint has a limit of its own where `timeout` is None."""
-    return [(PatientReward(source, _limit(source, timeout), retries), weight) for source, weight in rewards]
+    return [(RetryingReward(source, _limit(source, timeout), retries), weight) for source, weight in rewards]
 
 
 def is_source(reward: Any) -> TypeGuard[RewardSource]:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rlhf_fast.rewards.patient import awaited
+from rlhf_fast.rewards.retrying import awaited
 from rlhf_fast.rewards.source import RewardBatch, check_scores
 from rlhf_fast.runtime.errors import UsageError
 

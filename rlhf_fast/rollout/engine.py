@@ -26,7 +26,7 @@ from rlhf_fast.model.work import tell_forward, tell_head
 from rlhf_fast.rollout.cache_size import heads_of, rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling, choose
 from rlhf_fast.rollout.step import UNREAD, Rows, Stepper
-from rlhf_fast.runtime.interrupt import give_way
+from rlhf_fast.runtime.interrupt import stop_if_asked
 from rlhf_kernels import decode_attention_is_fused, sample, sample_is_fused
 
 
@@ -119,7 +119,7 @@ class Engine:
         on_gpu = self.ends.is_cuda  # the packed decoder of a CPU has adapters of its own
         with self.policy.model.routing.keep_factors() if on_gpu else nullcontext():
             while self.waiting or self.requests:
-                give_way()
+                stop_if_asked()
                 while self.waiting and len(self.requests) < self.capacity:
                     self._admit()
                 if self.requests:

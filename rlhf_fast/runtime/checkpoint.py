@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from rlhf_fast.runtime.durable import disk_errors, temporary_of, write_folder
+from rlhf_fast.runtime.files import disk_errors, temporary_of, write_folder
 from rlhf_fast.runtime.state import State
 from rlhf_fast.runtime.tracking import METRICS_FILE
 

@@ -9,7 +9,6 @@ import torch
 
 from rlhf_fast.runtime.distributed import world_size
 
-
 COMPILED_PRODUCTS = 64
 """How many matrix products oneDNN keeps compiled. Packed micro-batches have ever new lengths, and with its default of
 1024 a run of 16 steps of a 135M model held 240 MB of products that never came again; a pass has about 30 of one length.

@@ -42,7 +42,7 @@ def asked() -> signal.Signals | None:
     return _asked
 
 
-def give_way() -> None:
+def stop_if_asked() -> None:
     """Raise `Abandoned` if the run was asked to stop. For places in a step at which nothing that a checkpoint holds has
     changed yet, or where the run takes it back (`Checkpoints`, undo)."""
     if _asked is not None:

@@ -9,8 +9,8 @@ import types
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from rlhf_fast.runtime.durable import write_text
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.files import write_text
 
 T = TypeVar("T")
 

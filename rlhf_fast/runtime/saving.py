@@ -24,9 +24,9 @@ from rlhf_fast.runtime.checkpoint import (
 )
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import from_main, is_main, main_only, tensors_from_main, wait_for_all
-from rlhf_fast.runtime.durable import disk_errors, remove_folder, sync, write_into, write_text
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.interrupt import asked, give_way
+from rlhf_fast.runtime.files import disk_errors, remove_folder, sync, write_into, write_text
+from rlhf_fast.runtime.interrupt import asked, stop_if_asked
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.random_state import RandomState
 from rlhf_fast.runtime.resume import FINISHED, Start
@@ -97,7 +97,7 @@ class Checkpoints:
             self._compare(step, name, metrics.get(name, math.nan))
         if due or (saves and asked()):
             self._write()
-        give_way()
+        stop_if_asked()
 
     @main_only
     def save_results(self) -> None:

@@ -40,7 +40,7 @@ from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
 from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.responses import judge, respond
+from rlhf_fast.train.responses import respond, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
 
@@ -138,7 +138,7 @@ class PPO:
             rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
             dtype=self.policy.model.dtype,
         )  # fmt: skip
-        scores = judge(self.reward, self.tokenizer, rollout, self.prompts) if given is None else given
+        scores = score_responses(self.reward, self.tokenizer, rollout, self.prompts) if given is None else given
         penalty = (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
         return scores._replace(total=scores.total.to(rollout.tokens.device) - penalty)
 

@@ -16,13 +16,13 @@ from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.rendering import Rendering, compare
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
+from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rewards.adapter import AdapterReward
-from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, patient, refuse_columns
+from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, refuse_columns, with_retries
 from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
@@ -71,7 +71,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
         return output
     roles = build_roles(config)
     refuse_unfitting(roles.policy.model, max(map(len, prompts.ids)) + config.response_length)
-    asked = patient(outside, timeout=config.reward_timeout, retries=config.reward_retries)
+    asked = with_retries(outside, timeout=config.reward_timeout, retries=config.reward_retries)
     special = config.reward_special_tokens
     sources = WeightedRewards([*_model_reward(roles, config), *asked], special_tokens=special)
     rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=special)
@@ -103,7 +103,7 @@ def run_of(ppo: PPO, facts: dict[str, str], save: Callable[[Path], None], hooks:
     models = [ppo.reference.model, ppo.policy.model, *ppo.critic.models]
     return Run(
         name="PPO", config=ppo.config, steps=ppo.iterations, step=step, save=save, optimiser=ppo.optimiser,
-        device=ppo.policy.model.device, facts=facts, more="", held=partial(holdings, models, ppo.optimiser),
+        device=ppo.policy.model.device, facts=facts, more="", held=partial(held_bytes, models, ppo.optimiser),
         shown={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
         parts={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
         inside=[ppo.rollouts], hooks=hooks or Hooks(),

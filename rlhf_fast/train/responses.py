@@ -31,7 +31,9 @@ def respond(
     )  # fmt: skip
 
 
-def judge(reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, prompts: Prompts) -> Scores:
+def score_responses(
+    reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, prompts: Prompts
+) -> Scores:
     """What the reward gives the responses to rows of `prompts`."""
     rows = rollout.prompt_rows.tolist()
     ids, finished = rollout.responses(), rollout.finished.tolist()

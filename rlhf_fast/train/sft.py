@@ -16,9 +16,9 @@ from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.data.rendering import Rendering, announce_demonstrations, compare
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
-from rlhf_fast.model.holdings import holdings
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, describe_trained, train_only
+from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.report.page import REPORT_FILE
@@ -131,7 +131,7 @@ def run_sft(config: SFTConfig) -> Path:
         step=lambda step: sft.step(step - 1) | (sft.evaluate() if step == sft.steps else {}),
         save=partial(_save, policy, tokenizer, base, stop, rendering),
         facts=facts, more=MORE_STEPS, shown={"loss": "loss", "eval_loss": "held out"},
-        held=partial(holdings, [policy.model], sft.optimiser), hooks=Evaluating(sft),
+        held=partial(held_bytes, [policy.model], sft.optimiser), hooks=Evaluating(sft),
     )  # fmt: skip
 
     def page() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCardData
 
 from rlhf_fast.export.card import CARD, code
-from rlhf_fast.runtime.durable import disk_errors, write_text
+from rlhf_fast.runtime.files import disk_errors, write_text
 from rlhf_fast.trainer.config import PPOConfig
 
 

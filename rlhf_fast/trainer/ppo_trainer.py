@@ -16,8 +16,8 @@ from rlhf_fast.rewards.weighted import Scores
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.device import seed_everything
 from rlhf_fast.runtime.distributed import is_main
-from rlhf_fast.runtime.durable import disk_errors, write_into
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.files import disk_errors, write_into
 from rlhf_fast.runtime.identity import fingerprint
 from rlhf_fast.runtime.loop import Hooks, finish, train
 from rlhf_fast.runtime.output import hold, refuse_unwritable
@@ -27,7 +27,7 @@ from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.ppo_run import describe, run_of, save_policy
 from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.responses import judge
+from rlhf_fast.train.responses import score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.config import PPOConfig
@@ -143,7 +143,7 @@ class PPOTrainer(Surface):
             rows = torch.arange(len(rollout), device=rollout.tokens.device)
             prompts = Prompts(ids, self.processing_class.batch_decode(ids))
             numbered = replace(rollout, prompt_rows=rows)
-            return self.ppo.learn(rollout, judge(self.ppo.reward, self.processing_class, numbered, prompts))
+            return self.ppo.learn(rollout, score_responses(self.ppo.reward, self.processing_class, numbered, prompts))
         given = torch.tensor(list(scores), dtype=torch.float32)
         if given.shape != (len(rollout),):
             raise UsageError(f"got {len(given)} scores for {len(rollout)} responses; expected one for each.")

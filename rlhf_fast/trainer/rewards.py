@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_fast.rewards.adapter import AdapterReward
-from rlhf_fast.rewards.chosen import patient, refuse_columns
+from rlhf_fast.rewards.chosen import refuse_columns, with_retries
 from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.rewards.weighted import WeightedRewards
@@ -38,7 +38,7 @@ def build_reward(reward_model: Any, args: PPOConfig, columns: Mapping[str, Seque
         args.require(args.reward_timeout is None, "reward_timeout", "nothing where the reward is a model")
         args.require(not special, "reward_special_tokens", "false where the reward is a model, which reads token ids")
         return WeightedRewards([(source, 1.0)])
-    asked = patient([(source, 1.0)], timeout=args.reward_timeout, retries=args.reward_retries)
+    asked = with_retries([(source, 1.0)], timeout=args.reward_timeout, retries=args.reward_retries)
     return WeightedRewards(asked, special_tokens=special)
 
 

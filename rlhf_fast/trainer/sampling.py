@@ -15,7 +15,7 @@ from rlhf_fast.runtime.shown import printable
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_metrics import per_response
 from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.responses import judge, respond
+from rlhf_fast.train.responses import respond, score_responses
 
 NEARLY_GREEDY = 0.01 + 1e-7  # the temperature of TRL's completions
 SHOWN = 5  # rows of the table that are printed
@@ -42,7 +42,9 @@ def evaluate(ppo: PPO, prompts: Prompts) -> dict[str, float]:
         temperature=c.logit_temperature, kl_estimator=c.kl_estimator,
     )  # fmt: skip
     kl, lengths = per_response(rollout.kl, rollout), map(len, rollout.responses())
-    sums = total(float(judge(ppo.reward, ppo.tokenizer, rollout, prompts).total.sum()), float(kl.sum()), sum(lengths))
+    sums = total(
+        float(score_responses(ppo.reward, ppo.tokenizer, rollout, prompts).total.sum()), float(kl.sum()), sum(lengths)
+    )
     names = ("objective/scores", "objective/kl", "rollout/response_length")
     return {name: value / len(rows) for name, value in zip(names, sums, strict=True)}
 
@@ -54,7 +56,7 @@ def complete(ppo: PPO, prompts: Prompts, count: int | None) -> list[Completion]:
     seeds = _seeds(ppo, len(rows))
     rollout = respond(ppo.policy, prompts, rows, seeds, sampling, ppo.config, max_tokens=ppo.micro_batches.tokens)
     texts = ppo.tokenizer.batch_decode(rollout.responses())
-    scores = judge(ppo.reward, ppo.tokenizer, rollout, prompts).total.tolist()
+    scores = score_responses(ppo.reward, ppo.tokenizer, rollout, prompts).total.tolist()
     return [Completion(prompts.texts[row], text, score) for row, text, score in zip(rows, texts, scores, strict=True)]
 
 

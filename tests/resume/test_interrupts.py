@@ -11,7 +11,7 @@ import pytest
 
 import rlhf_fast.cli as cli
 from rlhf_fast.runtime.checkpoint import list_checkpoints
-from rlhf_fast.runtime.interrupt import Abandoned, Interrupted, asked, give_way, listening
+from rlhf_fast.runtime.interrupt import Abandoned, Interrupted, asked, listening, stop_if_asked
 from tests.resume.cases import outcome, prepare, run
 from tests.resume.counting import count, names
 from tests.resume.interrupts import start
@@ -97,12 +97,12 @@ def test_handlers_are_as_before_once_a_signal_has_asked(caplog):
     before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with listening():
         assert signal.getsignal(signal.SIGINT) != interrupt
-        give_way()
+        stop_if_asked()
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked() is signal.SIGTERM and signal.getsignal(signal.SIGINT) == interrupt
         with pytest.raises(Abandoned):
-            give_way()
-    give_way()
+            stop_if_asked()
+    stop_if_asked()
     assert signal.getsignal(signal.SIGTERM) == before
     assert asked() is None and [record.levelno for record in caplog.records] == [logging.WARNING]
 

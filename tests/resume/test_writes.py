@@ -27,7 +27,7 @@ from rlhf_fast.demo.base_model import fetch_base_model
 from rlhf_fast.demo.page import Results
 from rlhf_fast.profiling.profile import Profile
 from rlhf_fast.profiling.rates import Rates
-from rlhf_fast.runtime.durable import disk_errors, write_folder, write_into, write_text
+from rlhf_fast.runtime.files import disk_errors, write_folder, write_into, write_text
 from tests.preferences.cases import write_rows
 from tests.resume.cases import outcome, prepare, run
 from tests.resume.counting import count

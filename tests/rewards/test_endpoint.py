@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rlhf_fast import ExportConfig, PPORunConfig, UsageError, run_export
-from rlhf_fast.rewards.chosen import named_rewards, patient, refuse_columns
+from rlhf_fast.rewards.chosen import named_rewards, refuse_columns, with_retries
 from rlhf_fast.rewards.endpoint import EndpointReward
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime import interrupt
@@ -236,7 +236,7 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_an_endpoint(monkeypatch):
     """Nor does one without `reward_timeout`."""
     monkeypatch.setattr(interrupt, "_asked", interrupt.signal.SIGINT)
     with Server(lambda request: (time.sleep(8), (200, {}, b""))[1]) as server:
-        ((reward, _),) = patient(
+        ((reward, _),) = with_retries(
             named_rewards([f"endpoint:{server.address}"], None, timeout=None), timeout=None, retries=0
         )
         started = time.monotonic()

@@ -14,7 +14,7 @@ import torch
 
 from rlhf_fast import ForbiddenPhrases, FunctionReward, UsageError
 from rlhf_fast.rewards.chosen import choose_rewards
-from rlhf_fast.rewards.patient import PatientReward
+from rlhf_fast.rewards.retrying import RetryingReward
 from rlhf_fast.rewards.source import RewardBatch, response_texts
 from rlhf_fast.rewards.weighted import WeightedRewards
 from rlhf_fast.runtime import interrupt
@@ -139,7 +139,7 @@ def test_none_leaves_a_response_out_of_the_sum_and_of_the_mean_of_that_reward():
     scores = WeightedRewards([(maths, 2.0), (style, 5.0)]).score(BATCH)
     assert scores.total.tolist() == [5.0, 6.0]
     assert math.isnan(scores.parts["maths"][0]) and scores.parts["maths"][1] == 3.0
-    asked = WeightedRewards([(PatientReward(maths, 5.0, 0), 2.0), (PatientReward(style, None, 0), 5.0)])
+    asked = WeightedRewards([(RetryingReward(maths, 5.0, 0), 2.0), (RetryingReward(style, None, 0), 5.0)])
     assert asked.score(BATCH).total.tolist() == [5.0, 6.0]
 
 
@@ -204,7 +204,7 @@ class Waiting:
 def test_an_async_function_over_its_time_is_cancelled():
     waiting, started = Waiting(), time.monotonic()
     with pytest.raises(StepFailed, match=r"TimeoutError: no answer within 0\.3 s \(reward_timeout\)"):
-        PatientReward(FunctionReward("slow", waiting), timeout=0.3, retries=0).score(BATCH)
+        RetryingReward(FunctionReward("slow", waiting), timeout=0.3, retries=0).score(BATCH)
     assert waiting.cancelled.wait(3) and time.monotonic() - started < 5
 
 
@@ -213,7 +213,7 @@ def test_a_run_that_is_asked_to_stop_cancels_an_async_function(monkeypatch, time
     monkeypatch.setattr(interrupt, "_asked", interrupt.signal.SIGINT)
     waiting, started = Waiting(), time.monotonic()
     with pytest.raises(interrupt.Abandoned):
-        PatientReward(FunctionReward("slow", waiting), timeout=timeout, retries=0).score(BATCH)
+        RetryingReward(FunctionReward("slow", waiting), timeout=timeout, retries=0).score(BATCH)
     assert waiting.cancelled.wait(3) and time.monotonic() - started < 5
 
 

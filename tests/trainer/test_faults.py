@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from rlhf_fast import UsageError
-from rlhf_fast.rewards import patient
+from rlhf_fast.rewards import retrying
 from rlhf_fast.runtime.interrupt import Interrupted
 from tests.trainer.cases import classifier, likes_even, trainer
 
@@ -45,7 +45,7 @@ def test_a_signal_saves_the_run_which_then_ends_as_if_nothing_had_been(tmp_path)
 
 
 def test_a_reward_that_fails_is_asked_again_and_then_the_run_is_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(patient, "_wait", lambda seconds: None)
+    monkeypatch.setattr(retrying, "_wait", lambda seconds: None)
     calls = []
 
     def judge(prompts, responses, **columns):

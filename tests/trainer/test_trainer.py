@@ -17,7 +17,7 @@ from transformers.trainer_callback import TrainerState
 from rlhf_fast import Rollout, UsageError
 from rlhf_fast.rewards.weighted import Scores
 from rlhf_fast.runtime.tracking import read_metrics
-from rlhf_fast.train.responses import judge
+from rlhf_fast.train.responses import score_responses
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.sampling import Completion, show
 from tests.model_cases import tokens
@@ -248,7 +248,7 @@ def test_an_update_takes_a_rollout_from_elsewhere(tmp_path):
         prompts, responses, finished=[True, False] * 4, budget=6, score_at=made.args.score_at
     )
     with torch.no_grad():
-        expected = judge(made.ppo.reward, made.processing_class, rollout, made.ppo.prompts)
+        expected = score_responses(made.ppo.reward, made.processing_class, rollout, made.ppo.prompts)
     metrics = made.update(rollout)
     assert metrics["objective/scores"] == pytest.approx(float(expected.total.mean()), abs=1e-5)
     assert made.update(rollout, scores=[1.0, 2.0] * 4)["objective/scores"] == pytest.approx(1.5)

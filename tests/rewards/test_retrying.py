@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rlhf_fast import FunctionReward, UsageError
-from rlhf_fast.rewards import patient as module
-from rlhf_fast.rewards.patient import PatientReward
+from rlhf_fast.rewards import retrying as module
+from rlhf_fast.rewards.retrying import RetryingReward
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime import interrupt
 from rlhf_fast.runtime.errors import StepFailed
@@ -35,9 +35,9 @@ def fails():
     raise OSError("the judge is away")
 
 
-def patient(function, kind: str, retries: int) -> PatientReward:
+def retrying(function, kind: str, retries: int) -> RetryingReward:
     limit = 0.5 if kind == "hangs" else 30.0
-    return PatientReward(FunctionReward("judge", function), timeout=limit, retries=retries, pause=0.01)
+    return RetryingReward(FunctionReward("judge", function), timeout=limit, retries=retries, pause=0.01)
 
 
 BAD = {
@@ -53,7 +53,7 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_failure_is_reported_and_the_reward_asked_again(caplog, kind):
     function = failing(2, BAD[kind][0])
-    reward = patient(function, kind, retries=2)
+    reward = retrying(function, kind, retries=2)
     assert reward.score(BATCH).tolist() == [1.0, 2.0] and function.calls == 3
     said = [record.message for record in caplog.records]
     assert [f"attempt {i} of 3" in said[i - 1] for i in (1, 2)] == [True, True] and len(said) == 2
@@ -62,7 +62,7 @@ def test_a_failure_is_reported_and_the_reward_asked_again(caplog, kind):
 @pytest.mark.parametrize("kind", BAD)
 def test_after_the_last_attempt_the_error_names_reward_attempt_and_reason(kind):
     function = failing(9, BAD[kind][0])
-    reward = patient(function, kind, retries=1)
+    reward = retrying(function, kind, retries=1)
     with pytest.raises(StepFailed, match=f"reward 'judge' failed, attempt 2 of 2: .*{BAD[kind][1]}"):
         reward.score(BATCH)
     assert function.calls == 2
@@ -72,7 +72,7 @@ def test_pauses_double_up_to_half_a_minute(monkeypatch):
     pauses = []
     monkeypatch.setattr(module, "_wait", pauses.append)
     with pytest.raises(StepFailed):
-        PatientReward(FunctionReward("judge", failing(99, fails)), timeout=None, retries=7).score(BATCH)
+        RetryingReward(FunctionReward("judge", failing(99, fails)), timeout=None, retries=7).score(BATCH)
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
 
 
@@ -82,7 +82,7 @@ def test_without_a_limit_a_reward_runs_in_the_thread_of_the_run():
     seen = []
     function = failing(0, fails)
     spy = FunctionReward("judge", lambda *a, **c: (seen.append(threading.current_thread()), function(*a, **c))[1])
-    PatientReward(spy, timeout=None, retries=0).score(BATCH)
+    RetryingReward(spy, timeout=None, retries=0).score(BATCH)
     assert seen == [threading.main_thread()]
 
 
@@ -90,7 +90,7 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_reward_that_hangs(monke
     monkeypatch.setattr(interrupt, "_asked", interrupt.signal.SIGTERM)
     started = time.monotonic()
     with pytest.raises(interrupt.Abandoned):
-        PatientReward(FunctionReward("judge", lambda *a, **c: time.sleep(20)), timeout=10.0, retries=0).score(BATCH)
+        RetryingReward(FunctionReward("judge", lambda *a, **c: time.sleep(20)), timeout=10.0, retries=0).score(BATCH)
     assert time.monotonic() - started < 5
 
 

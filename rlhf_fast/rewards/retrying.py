@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked
 from rlhf_fast.runtime.errors import StepFailed, UsageError
-from rlhf_fast.runtime.interrupt import give_way
+from rlhf_fast.runtime.interrupt import stop_if_asked
 from rlhf_fast.runtime.shown import printable, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _attempt = threading.local()  # `over`: an Event that is set once nobody waits f
 
 
 @dataclass
-class PatientReward:
+class RetryingReward:
     """Asks `source` up to 1 + `retries` times, each time for at most `timeout` seconds (None: for as long as it takes).
 
     An attempt fails if it raises, takes too long, or gives other than one finite number for each response. The pause
@@ -89,7 +89,7 @@ def within(seconds: float | None, call: Callable[[], Any]) -> Any:
     try:
         while thread.is_alive() and (left := end - time.monotonic()) > 0:
             thread.join(min(left, _LOOK))
-            give_way()
+            stop_if_asked()
     finally:
         over.set()
     if "error" in outcome:
@@ -111,7 +111,7 @@ def awaited(awaitable: Awaitable[Any]) -> Any:
     future = asyncio.run_coroutine_threadsafe(outcome(), _loop())
     try:
         while not concurrent.futures.wait([future], _LOOK).done:
-            give_way()
+            stop_if_asked()
             if over is not None and over.is_set():
                 raise TimeoutError("it was given up")
         return future.result()
@@ -130,5 +130,5 @@ def _loop() -> asyncio.AbstractEventLoop:
 def _wait(seconds: float) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        give_way()
+        stop_if_asked()
         time.sleep(min(left, _LOOK))

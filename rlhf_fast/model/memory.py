@@ -9,7 +9,7 @@ from rlhf_fast.runtime.memory import bytes_of
 from rlhf_fast.runtime.optimiser import Optimiser
 
 
-def holdings(models: Iterable[SharedModel], optimiser: Optimiser) -> dict[str, int]:
+def held_bytes(models: Iterable[SharedModel], optimiser: Optimiser) -> dict[str, int]:
     """Bytes of the models with their adapters and heads, of the gradients, and of AdamW's moments; a model that is
     given twice counts once."""
     different = {id(model): model for model in models}.values()
