@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rlhf_fast import EvaluateConfig, GenerateConfig, SFTConfig, UsageError, run_evaluate, run_generate
+from rlhf_fast import EvaluateConfig, GenerateConfig, SFTConfig, UsageError, run_evaluate, run_generate, run_sft
 from rlhf_fast.demo.config import DemoConfig
 from rlhf_fast.demo.run import run_demo
 from rlhf_fast.runtime import launch as launch_module
@@ -85,15 +85,16 @@ def test_more_processes_on_a_node_than_it_has_gpus_are_refused(monkeypatch):
         start(use_cpu=False, timeout=1)
 
 
-def test_the_process_that_accelerate_starts_instead_of_several_is_refused(monkeypatch):
+def test_the_process_that_accelerate_starts_instead_of_several_is_refused(tmp_path, monkeypatch):
     """`accelerate launch --cpu --num_processes 2` starts one, with these variables."""
     for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(UsageError, match=r"several processes and started each as the only one.*Add --multi_gpu"):
-        SFTConfig(use_cpu=True)
+        run_sft(SFTConfig(use_cpu=True, output_dir=str(tmp_path)))
     monkeypatch.delenv("MASTER_ADDR")
-    assert SFTConfig(use_cpu=True).batch_size == SFTConfig(use_cpu=True).per_device_train_batch_size
+    with pytest.raises(UsageError, match="SFT needs model_name_or_path"):
+        run_sft(SFTConfig(use_cpu=True, output_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize(("here", "interface"), [("2", "lo"), ("1", None)])

@@ -14,11 +14,11 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from rlhf_fast import SFTConfig
 from rlhf_fast.model.lora_choice import describe_trained, spans, train_only
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime import memory, tracking
 from rlhf_fast.runtime.device import describe_device
+from rlhf_fast.runtime.launch import start
 from rlhf_fast.runtime.memory import peak_bytes
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import Tracker, activity, duration, say_start, show_notices
@@ -212,9 +212,9 @@ def test_a_program_that_has_set_up_logging_is_left_as_it_is(fresh, capsys):
     assert say("two", capsys) == []
 
 
-def test_a_config_shows_notices(fresh, capsys):
+def test_a_run_shows_notices(fresh, capsys):
     fresh.handlers.clear()
-    SFTConfig(use_cpu=True)
+    start(use_cpu=True, timeout=60)
     assert say("one", capsys) == ["one", "WARNING: one"]
 
 
