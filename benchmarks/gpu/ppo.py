@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.gpu.bench import Bench
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.adapter import AdapterReward
@@ -33,7 +34,7 @@ def build_ppo(shared: SharedModel, folder: str, *, rows: int, prompt: int, new: 
         tokenizer_object=Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0")),
         eos_token="w2", pad_token="w2",
     )  # fmt: skip
-    reward = AdapterReward("reward", adapter_critic(shared, "reward"), config.max_tokens_per_micro_batch)
+    reward = AdapterReward("reward", adapter_critic(shared, "reward"), MicroBatches.of(config))
     return PPO(
         config, Policy(shared, "policy"), Policy(shared, None), adapter_critic(shared, "critic"),
         WeightedRewards([(reward, 1.0)]), tokenizer, Prompts(ids, ["text"] * rows), starts_as_reference=False,

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.evaluate.config import EvaluateConfig
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter, refuse_headless
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, resolve_source
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
@@ -82,7 +83,7 @@ class _Bases:
         shared, adapter = self.opened[_key(base)], f"reward {name}"
         load_adapter(shared, path, adapter)
         refuse_headless(shared, adapter, path)
-        return AdapterReward(name, adapter_critic(shared, adapter), max_tokens)
+        return AdapterReward(name, adapter_critic(shared, adapter), MicroBatches(max_tokens))
 
 
 def is_adapter(path: str) -> bool:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
 from rlhf_fast.model.sharding import in_step
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.interrupt import stop_if_asked
 from rlhf_fast.runtime.memory import is_out_of_memory
 
@@ -25,6 +24,13 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 NO_ROWS: list[int] = []
 """The spare part of work that is cut by sequences' numbers, where something else stands in for none."""
+
+
+class BatchSizes(Protocol):
+    """The fields of a config that say how to cut."""
+
+    max_tokens_per_micro_batch: int
+    auto_find_batch_size: bool
 
 
 @dataclass
@@ -39,7 +45,7 @@ class MicroBatches:
     undo: Callable[[], None] = lambda: None
 
     @classmethod
-    def of(cls, config: StageConfig, undo: Callable[[], None]) -> MicroBatches:
+    def of(cls, config: BatchSizes, undo: Callable[[], None] = lambda: None) -> MicroBatches:
         return cls(config.max_tokens_per_micro_batch, config.auto_find_batch_size, undo)
 
     def run(

@@ -43,12 +43,15 @@ class TrunkCache:
         self.hidden = [own for part in parts for own in part]
 
     def states(self, numbers: Sequence[int]) -> TrunkStates | None:
-        """The states of these sequences side by side, any for `SPARE`; None without a trunk."""
+        """The states of these sequences side by side, zeros for `SPARE` alone; None without a trunk."""
         if not self.depth:
             return None
-        spare = torch.zeros(1, self.model.hidden_size, dtype=self.model.dtype, device=self.model.device)
-        parts = [spare if number == SPARE else self.hidden[self.place[number]] for number in numbers]
-        return TrunkStates(self.model, self.depth, torch.cat(parts))
+        if list(numbers) == [SPARE]:
+            model = self.model
+            return TrunkStates(
+                model, self.depth, torch.zeros(1, model.hidden_size, dtype=model.dtype, device=model.device)
+            )
+        return TrunkStates(self.model, self.depth, torch.cat([self.hidden[self.place[n]] for n in numbers]))
 
     def numbers(self, sequences: Iterable[Sequence[int]]) -> list[int] | None:
         """The numbers of `sequences`; None if one of them is not here."""

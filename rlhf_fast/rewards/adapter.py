@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ class AdapterReward:
 
     name: str
     model: Critic
-    micro_batches: MicroBatches | int = 2048
+    micro_batches: MicroBatches = field(default_factory=lambda: MicroBatches(2048))
 
     def score(self, batch: RewardBatch) -> Tensor:
         return sequence_scores(self.model, batch.sequences, self.micro_batches)

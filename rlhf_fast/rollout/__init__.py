@@ -1,4 +1,4 @@
-"""Rollouts: sampling with the training weights, the packed arena, and its log-prob and value columns.
+"""Rollouts: sampling with the training weights, the packed `Rollout`, and its log-prob and value columns.
 
-Rewards and the update are not here; they read and write the arena's columns.
+Rewards and the update are not here; they read and write its columns.
 """

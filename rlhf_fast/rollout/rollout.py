@@ -167,7 +167,7 @@ class Rollout:
         ref_hidden = None if self.ref_hidden is None else self.ref_hidden[slot_index]
         packed = Packed(
             torch.cat(pieces), offsets, torch.cat(rows), self.labels[slot_index], ref_hidden=ref_hidden,
-            numbers=[b - self.own.start for b in sequences] if set(sequences) <= set(self.own) else None,
+            numbers=[b - self.own.start for b in sequences] if all(b in self.own for b in sequences) else None,
         )  # fmt: skip
         return packed, slot_index
 

@@ -59,8 +59,8 @@ def score_rollout(
         rollout.logprobs[slots], rollout.ref_logprobs[slots] = out.logprobs, out.ref_logprobs
         rollout.kl[slots] = out.kl if out.kl is not None else ESTIMATORS[kl_estimator](out.logprobs, out.ref_logprobs)
 
-    own = list(rollout.own)
-    micro_batches.run(policy.model, by_tokens([rollout.lengths[b] for b in own], own), score, spare=own[:1])
+    own, lengths = list(rollout.own), rollout.lengths
+    micro_batches.run(policy.model, by_tokens([lengths[b] for b in own], own), score, spare=own[:1])
 
 
 def _heads(policy: Policy, reference: Policy) -> tuple[Tensor, Tensor | None, Tensor | None, int]:

@@ -287,15 +287,9 @@ class InferenceConfig(Config):
     """Prompts, sampling, and how to compute."""
 
     dataset_name: str | None = option(None, "Prompts: a JSONL, CSV or Parquet file, or a hub name.")
-    dataset_format: str | None = option(
-        None, "Format of the rows: oasst, pandalm or sgd; default: told from the columns."
-    )
-    on_bad_row: Literal["raise", "skip"] = option(
-        "raise", "A bad row stops the run (raise), or is counted and reported (skip)."
-    )
-    chat_template_path: str | None = option(
-        None, "A Jinja chat template file, for a tokenizer that has none of its own."
-    )
+    dataset_format: str | None = same(StageConfig, "dataset_format")
+    on_bad_row: Literal["raise", "skip"] = same(StageConfig, "on_bad_row")
+    chat_template_path: str | None = same(StageConfig, "chat_template_path")
     max_prompts: int | None = option(None, "Use only the first so many prompts.", check=at_least(1))
     response_length: int = option(128, "Most tokens of a response.", check=at_least(1))
     stop: list[str] = option(
@@ -311,7 +305,7 @@ class InferenceConfig(Config):
     dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto", "Compute dtype. auto: bfloat16 where the hardware multiplies it."
     )
-    use_cpu: bool = option(False, "Compute on the CPU even where there is a GPU.")
+    use_cpu: bool = same(StageConfig, "use_cpu")
 
 
 def field_names(config_class: type) -> list[str]:

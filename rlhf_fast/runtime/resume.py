@@ -1,12 +1,7 @@
 """Where a run starts: from the beginning, from a checkpoint, or not at all because it is finished.
 
-Every stage does the same:
-
-    start = choose_start(config, inputs)        before models are opened: refuses what cannot go on
-    run = Checkpoints(config, start, ...)       (`rlhf_fast.runtime.saving`) restores the parts of the run
-    for step in run.remaining():                takes the steps that are left
-        run.after(step, metrics)
-    run.finish()                                once the results are saved
+`choose_start` is asked before models are opened, and refuses what cannot go on; the loop (`rlhf_fast.runtime.loop`)
+takes the steps that are left, on what `Checkpoints` (`rlhf_fast.runtime.saving`) restores.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ class PPO:
             (loss.loss * weight).backward()
             return loss._replace(loss=loss.loss.detach())
 
-        cut = partial(micro_batches, rollout, list(self.parts(rollout, sequences)))
+        cut = partial(cut_parts, rollout, list(self.parts(rollout, sequences)))
         spare = Part(list(rollout.own[:1]), 1.0, 1.0)
         return self.micro_batches.run(self.policy.model, cut, backward, spare=spare, may_stop=self.can_undo)
 
@@ -248,7 +248,7 @@ class PPO:
             yield Part(group, max(1, actions) * number, max(1, slots) * number)
 
 
-def micro_batches(rollout: Rollout, parts: list[Part], max_tokens: int) -> list[Part]:
+def cut_parts(rollout: Rollout, parts: list[Part], max_tokens: int) -> list[Part]:
     """`parts` in order, each cut into pieces of at most `max_tokens` tokens."""
     lengths = rollout.lengths
     return [

@@ -16,6 +16,7 @@ from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.rendering import Rendering, compare
 from rlhf_fast.model.adapter_files import save_adapter
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
 from rlhf_fast.model.memory import held_bytes
@@ -77,8 +78,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=special)
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
     model, facts = roles.reference.model, describe(ppo, left_out)
-    run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer))
-    run.more = MORE_ITERATIONS
+    run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), more=MORE_ITERATIONS)
     with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
         checkpoints = train(run, start)
     pages: dict[str, Callable[[], object]] = {
@@ -90,8 +90,11 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     return output
 
 
-def run_of(ppo: PPO, facts: dict[str, str], save: Callable[[Path], None], hooks: Hooks | None = None) -> Run:
-    """What the loop has to know of PPO. save: writes the policy into a folder; facts: what the run is, in words."""
+def run_of(
+    ppo: PPO, facts: dict[str, str], save: Callable[[Path], None], *, more: str = "", hooks: Hooks | None = None
+) -> Run:
+    """What the loop has to know of PPO. save: writes the policy into a folder; facts: what the run is, in words; more:
+    the fields that make more iterations, where it says that there are few."""
     ends = ppo.sampling.stop_ids or ppo.sampling.stop_strings
     watch = CollapseWatch(ppo.config.response_length if ends else None)
 
@@ -103,7 +106,7 @@ def run_of(ppo: PPO, facts: dict[str, str], save: Callable[[Path], None], hooks:
     models = [ppo.reference.model, ppo.policy.model, *ppo.critic.models]
     return Run(
         name="PPO", config=ppo.config, steps=ppo.iterations, step=step, save=save, optimiser=ppo.optimiser,
-        device=ppo.policy.model.device, facts=facts, more="", held=partial(held_bytes, models, ppo.optimiser),
+        device=ppo.policy.model.device, facts=facts, more=more, held=partial(held_bytes, models, ppo.optimiser),
         shown={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
         parts={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
         inside=[ppo.rollouts], hooks=hooks or Hooks(),
@@ -187,7 +190,7 @@ def _inputs(config: PPORunConfig, prompts: Prompts, rewards: Sequence[tuple[Rewa
 
 def _model_reward(roles: Roles, config: PPORunConfig) -> list[tuple[RewardSource, float]]:
     if roles.reward is not None:
-        return [(AdapterReward(MODEL, roles.reward, config.max_tokens_per_micro_batch), 1.0)]
+        return [(AdapterReward(MODEL, roles.reward, MicroBatches.of(config)), 1.0)]
     if config.reward_model_path is None:
         return []
     device = choose_device(config.use_cpu)

@@ -124,7 +124,11 @@ class PPOTrainer(Surface):
             return
         ppo = self.ppo
         ppo.rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=ppo.reward.special_tokens)
-        run = run_of(ppo, describe(ppo), lambda folder: self.save_model(str(folder), _internal_call=True), _Calls(self))
+
+        def save(folder: Path) -> None:
+            self.save_model(str(folder), _internal_call=True)
+
+        run = run_of(ppo, describe(ppo), save, hooks=_Calls(self))
         run.step = self._iterate(run.step)
         checkpoints = train(run, start)
         if config.save_strategy != "no":

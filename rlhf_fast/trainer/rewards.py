@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.chosen import refuse_columns, with_retries
 from rlhf_fast.rewards.function import FunctionReward
@@ -47,9 +48,11 @@ def _source(reward_model: Any, args: PPOConfig) -> RewardSource:
         dtype = choose_dtype("reward_model", reward_model, None, train=False)
         place("reward_model", reward_model, args, dtype)
     if isinstance(reward_model, (PreTrainedModel, PeftModel)) or has_score(reward_model):
-        tokens = args.max_tokens_per_micro_batch
-        scorer = open_scorer("reward_model", reward_model, choose_device(args.use_cpu), tokens)
-        return scorer if isinstance(scorer, ModuleCritic) else AdapterReward("reward_model", scorer, tokens)
+        device = choose_device(args.use_cpu)
+        scorer = open_scorer("reward_model", reward_model, device, args.max_tokens_per_micro_batch)
+        if isinstance(scorer, ModuleCritic):
+            return scorer
+        return AdapterReward("reward_model", scorer, MicroBatches.of(args))
     if isinstance(reward_model, nn.Module):
         raise UsageError(
             f"reward_model is a {type(reward_model).__name__}; expected a model of transformers, a module with "

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.adapter import AdapterReward
@@ -63,6 +64,28 @@ def test_the_shared_reward_model_reads_the_sampled_ids_and_never_the_text():
     with torch.no_grad():
         alone = [float(critic.head(shared.hidden(torch.tensor(s), [0, len(s)], "reward")[-1])) for s in sequences]
     assert AdapterReward("r", critic).score(texts).tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_reward_model_that_runs_out_of_memory_goes_on_in_smaller_forwards(monkeypatch):
+    shared = SharedModel(tiny_model())
+    shared.add_adapter("reward", LoraConfig(r=4, target_modules="all-linear"), head=True)
+    shared.heads["reward"].weight.data.normal_()
+    batch = RewardBatch([""] * 3, [""] * 3, [[5, 6, 9], [7, 2, 2, 11, 13], [4] * 7])
+    wanted = AdapterReward("r", adapter_critic(shared, "reward")).score(batch).tolist()
+    hidden, sizes = shared.hidden, []
+
+    def small(tokens, *rest, **options):
+        sizes.append(len(tokens))
+        if len(tokens) > 7:
+            raise MemoryError
+        return hidden(tokens, *rest, **options)
+
+    monkeypatch.setattr(shared, "hidden", small)
+    reward = AdapterReward("r", adapter_critic(shared, "reward"), MicroBatches(16, may_halve=True))
+    assert reward.score(batch).tolist() == pytest.approx(wanted, abs=1e-5)
+    assert sizes == [15, 8, 3, 5, 7] and reward.micro_batches.tokens == 4
+    with pytest.raises(MemoryError):
+        AdapterReward("r", adapter_critic(shared, "reward"), MicroBatches(16)).score(batch)
 
 
 def test_ppo_hands_on_the_ids_that_were_sampled_the_columns_of_each_row_and_its_messages(tmp_path):

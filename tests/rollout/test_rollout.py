@@ -1,4 +1,4 @@
-"""The arena's offsets and slots by hand, sampling against known probabilities, KL estimators by hand."""
+"""A rollout's offsets and slots by hand, sampling against known probabilities, KL estimators by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlhf_fast.runtime.errors import UsageError
 from tests.model_cases import tiny_model, tokens
 
 
-def arena(score_at) -> Rollout:
+def small_rollout(score_at) -> Rollout:
     """Budget 3: one response ends early, one is cut off at the budget, one ends exactly at the budget."""
     return Rollout.from_responses(
         [[10, 11], [12], [13, 14, 15]], [[20, 2], [21, 22, 23], [24, 25, 2]],
@@ -26,7 +26,7 @@ def arena(score_at) -> Rollout:
 
 
 def test_slots_read_the_position_before_each_response_token():
-    rollout = arena("eos")
+    rollout = small_rollout("eos")
     assert rollout.tokens.tolist() == [10, 11, 20, 2, 12, 21, 22, 23, 13, 14, 15, 24, 25, 2]
     assert rollout.cu_seqlens.tolist() == [0, 4, 8, 14] and rollout.cu_responses.tolist() == [0, 2, 5, 8]
     assert rollout.slot_rows.tolist() == [1, 2, 4, 5, 6, 10, 11, 12]
@@ -36,7 +36,7 @@ def test_slots_read_the_position_before_each_response_token():
 
 
 def test_eos_plus_one_adds_a_slot_only_where_the_response_is_shorter_than_the_budget():
-    rollout = arena("eos+1")
+    rollout = small_rollout("eos+1")
     assert rollout.cu_responses.tolist() == [0, 3, 6, 9]
     assert rollout.slot_rows.tolist() == [1, 2, 3, 4, 5, 6, 10, 11, 12]
     assert rollout.labels.tolist() == [20, 2, -100, 21, 22, 23, 24, 25, 2]
@@ -44,7 +44,7 @@ def test_eos_plus_one_adds_a_slot_only_where_the_response_is_shorter_than_the_bu
 
 
 def test_select_reorders_sequences_and_slots_together():
-    rollout = arena("eos+1")
+    rollout = small_rollout("eos+1")
     packed, slots = rollout.select([2, 0])
     assert packed.tokens.tolist() == [13, 14, 15, 24, 25, 2, 10, 11, 20, 2] and packed.cu_seqlens == [0, 6, 10]
     assert packed.rows.tolist() == [2, 3, 4, 7, 8, 9]
