@@ -24,9 +24,8 @@ from rlhf_fast.evaluate.compare import Comparison
 from rlhf_fast.evaluate.config import EvaluateConfig
 from rlhf_fast.evaluate.run import RESULT_FILE, run_evaluate
 from rlhf_fast.preferences.config import RewardConfig
-from rlhf_fast.preferences.fit import Evaluation
-from rlhf_fast.preferences.result import REWARD_FACTS
-from rlhf_fast.preferences.reward_model import run_reward
+from rlhf_fast.preferences.metrics import Evaluation
+from rlhf_fast.preferences.reward_model import REWARD_FACTS, run_reward
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.files import disk_errors
