@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_fast.demo.base_model import NAME
 from rlhf_fast.evaluate.compare import Comparison
-from rlhf_fast.evaluate.sections import examples, summary
+from rlhf_fast.evaluate.run import examples, summary
 from rlhf_fast.preferences.metrics import Evaluation
 from rlhf_fast.preferences.reward_model import calibration_section, length_note
 from rlhf_fast.report.page import Report

@@ -9,8 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from rlhf_fast.evaluate import sections
-from rlhf_fast.evaluate.behaviour import Behaviour
-from rlhf_fast.evaluate.compare import Comparison, Pair, RewardComparison
+from rlhf_fast.evaluate.compare import Behaviour, Comparison, Pair, RewardComparison
 from rlhf_fast.report import charts
 from rlhf_fast.report import sections as shared
 from rlhf_fast.report.page import Report
