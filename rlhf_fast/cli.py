@@ -134,8 +134,8 @@ def _set_up_output(main: bool) -> None:
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    from rlhf_fast.runtime.shown import notices
-    from rlhf_fast.runtime.tracking import PlainHandler, on_terminal
+    from rlhf_fast.runtime.shown import PlainHandler, notices
+    from rlhf_fast.runtime.tracking import on_terminal
 
     logging.basicConfig(level=logging.WARNING, handlers=[PlainHandler()])
     if main:

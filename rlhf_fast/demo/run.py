@@ -28,8 +28,7 @@ from rlhf_fast.preferences.metrics import Evaluation
 from rlhf_fast.preferences.reward_model import REWARD_FACTS, run_reward
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.runtime.distributed import refuse_many
-from rlhf_fast.runtime.files import disk_errors
-from rlhf_fast.runtime.records import read_record
+from rlhf_fast.runtime.files import disk_errors, read_record
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.ppo_config import PPORunConfig

@@ -26,10 +26,10 @@ from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.files import disk_errors
+from rlhf_fast.runtime.files import disk_errors, write_record
 from rlhf_fast.runtime.output import refuse_unwritable
-from rlhf_fast.runtime.records import write_record
-from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics, show_notices
+from rlhf_fast.runtime.shown import show_notices
+from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics
 
 RESULT_FILE = "evaluation.json"
 RETRIES = 2  # of a function or endpoint that fails, as PPO's default

@@ -24,8 +24,7 @@ from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import disk_errors, write_text
 from rlhf_fast.runtime.output import refuse_unwritable
-from rlhf_fast.runtime.shown import notices
-from rlhf_fast.runtime.tracking import show_notices
+from rlhf_fast.runtime.shown import notices, show_notices
 
 
 def run_generate(config: GenerateConfig) -> Path:

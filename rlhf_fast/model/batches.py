@@ -16,8 +16,8 @@ import torch
 
 from rlhf_fast.model.sharding import in_step
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.device import is_out_of_memory
 from rlhf_fast.runtime.interrupt import stop_if_asked
-from rlhf_fast.runtime.memory import is_out_of_memory
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.runtime.memory import bytes_of
+from rlhf_fast.runtime.device import bytes_of
 from rlhf_fast.runtime.optimiser import Optimiser
 
 

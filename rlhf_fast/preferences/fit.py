@@ -31,8 +31,8 @@ from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.distributed import gather, share, total
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.loop import Passes
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.passes import Passes
 
 
 def add_reward_adapter(

@@ -35,11 +35,10 @@ from rlhf_fast.rollout.sampling import stop_ids
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
 from rlhf_fast.runtime.distributed import from_main
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.files import build_record, read_record, write_record
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
-from rlhf_fast.runtime.loop import Run, finish, train
+from rlhf_fast.runtime.loop import MORE_STEPS, Run, finish, train
 from rlhf_fast.runtime.output import alone
-from rlhf_fast.runtime.passes import MORE_STEPS
-from rlhf_fast.runtime.records import build_record, read_record, write_record
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.tracking import activity, describe_memory, read_metrics
 

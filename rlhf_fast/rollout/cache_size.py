@@ -10,9 +10,9 @@ import torch
 from rlhf_fast.model.packed_decoder import unserved
 from rlhf_fast.model.sharding import layer_bytes
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.device import free_bytes
 from rlhf_fast.runtime.distributed import gather
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.memory import free_bytes
 
 GB = 10**9
 SHARE = 0.5  # of the free memory, where no number of bytes is given

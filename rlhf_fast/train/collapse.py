@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
-from rlhf_fast.runtime.state import State
+from rlhf_fast.runtime.checkpoint import State
 
 logger = logging.getLogger(__name__)
 FLOOR = 0.6  # of the first iteration's distinct-2

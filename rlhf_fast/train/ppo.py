@@ -31,11 +31,11 @@ from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import score_rollout
 from rlhf_fast.rollout.stop_strings import stop_strings
+from rlhf_fast.runtime.checkpoint import State
 from rlhf_fast.runtime.distributed import share, total
+from rlhf_fast.runtime.loop import round_up
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.passes import round_up
 from rlhf_fast.runtime.phases import phase
-from rlhf_fast.runtime.state import State
 from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
 from rlhf_fast.train.ppo_config import PPORunConfig

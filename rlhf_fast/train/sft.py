@@ -27,10 +27,9 @@ from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_devic
 from rlhf_fast.runtime.distributed import share, total
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
-from rlhf_fast.runtime.loop import Hooks, Run, finish, train
+from rlhf_fast.runtime.loop import MORE_STEPS, Hooks, Passes, Run, finish, train
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import alone
-from rlhf_fast.runtime.passes import MORE_STEPS, Passes
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.tracking import describe_memory
 from rlhf_fast.train.pages import write_sft_page

@@ -14,8 +14,8 @@ from rlhf_fast.rollout import cache_size
 from rlhf_fast.rollout.cache_size import GB, bytes_per_token, rows_that_fit
 from rlhf_fast.rollout.engine import Engine, Response, generate
 from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.runtime.device import container_room, free_bytes
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.memory import container_room, free_bytes
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 
 CPU = torch.device("cpu")
