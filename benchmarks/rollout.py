@@ -31,7 +31,7 @@ from benchmarks.timing import interleave, median_ratio
 from benchmarks.vs_trl.models import make_tiny
 from rlhf_fast.model.load import load_causal_lm, load_shared
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.rollout.cache_size import bytes_per_token
+from rlhf_fast.rollout.engine import bytes_per_token
 from rlhf_fast.rollout.sampling import Sampling
 
 MODES = {"greedy": 0.0, "sampling": 1.0}  # temperatures

@@ -31,10 +31,9 @@ from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.files import disk_errors, read_record
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import read_metrics
-from rlhf_fast.train.ppo_config import PPORunConfig
+from rlhf_fast.train.config import PPORunConfig, SFTConfig
 from rlhf_fast.train.ppo_run import run_ppo
 from rlhf_fast.train.sft import run_sft
-from rlhf_fast.train.sft_config import SFTConfig
 
 STAGES = 5
 

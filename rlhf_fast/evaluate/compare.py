@@ -19,8 +19,8 @@ from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.trunk_cache import keep_trunk
 from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked, response_texts
-from rlhf_fast.rollout.diversity import distinct_n, repetition
 from rlhf_fast.rollout.engine import Response, generate
+from rlhf_fast.rollout.rollout import distinct_n, repetition
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.statistics import Interval, mean_difference, over_optimised, win_rate

@@ -21,8 +21,7 @@ from rlhf_fast.report.sections import number, prompt_block, response_block, shar
 from rlhf_fast.rewards.chosen import choose_rewards, refuse_columns, with_retries
 from rlhf_fast.rewards.function import RewardFunction
 from rlhf_fast.rewards.source import RewardSource
-from rlhf_fast.rollout.sampling import Sampling, stop_ids
-from rlhf_fast.rollout.stop_strings import stop_strings
+from rlhf_fast.rollout.sampling import Sampling, stop_ids, stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError

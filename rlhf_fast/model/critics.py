@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.shared import SharedModel
-
-CriticKind = Literal["adapter", "policy_head", "reference_mlp"]
 
 
 class ValueModel(Protocol):

@@ -30,7 +30,7 @@ from rlhf_fast.preferences.fit import (
 from rlhf_fast.preferences.metrics import Evaluation
 from rlhf_fast.report.page import REPORT_FILE, Report, run_report
 from rlhf_fast.report.sections import accuracies, calibration
-from rlhf_fast.rollout.cache_size import refuse_unfitting
+from rlhf_fast.rollout.engine import refuse_unfitting
 from rlhf_fast.rollout.sampling import stop_ids
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
 from rlhf_fast.runtime.distributed import from_main

@@ -32,8 +32,8 @@ from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.tracking import describe_memory
+from rlhf_fast.train.config import SFTConfig
 from rlhf_fast.train.pages import write_sft_page
-from rlhf_fast.train.sft_config import SFTConfig
 
 
 @dataclass
