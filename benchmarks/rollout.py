@@ -67,7 +67,7 @@ def model_folder(given: argparse.Namespace, folder: Path) -> Path:
         return make_tiny(folder)
     if given.model:
         return given.model
-    from rlhf_fast.demo.base_model import fetch_base_model
+    from rlhf_fast.demo.data import fetch_base_model
 
     return fetch_base_model(Path("runs/rollout_benchmark"))
 

@@ -22,8 +22,7 @@ from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, resolve_source
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rewards.adapter import AdapterReward
-from rlhf_fast.rewards.classifier import ClassifierReward
+from rlhf_fast.rewards.classifier import AdapterReward, ClassifierReward
 from rlhf_fast.rewards.source import RewardSource
 from rlhf_fast.runtime.errors import UsageError
 

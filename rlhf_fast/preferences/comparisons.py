@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_fast.data.encode import encode_replies
 from rlhf_fast.data.fitting import TooLong, encode_rows
 from rlhf_fast.data.readers import OnBadRow, read_comparisons
-from rlhf_fast.data.schema import Comparison, prompt_key
-from rlhf_fast.data.split import split_by_prompt
+from rlhf_fast.data.schema import Comparison, prompt_key, split_by_prompt
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.preferences.losses import MAX_TIED

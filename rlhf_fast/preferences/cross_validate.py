@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf_fast.data.schema import prompt_key
-from rlhf_fast.data.split import folds_by_prompt
+from rlhf_fast.data.schema import folds_by_prompt, prompt_key
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import Critic
 from rlhf_fast.model.shared import SharedModel

@@ -26,7 +26,7 @@ from rlhf_fast.model.batches import MicroBatches, cut_by_tokens
 from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.roles import Critic, Policy, sequence_scores
 from rlhf_fast.model.trunk_cache import keep_trunk
-from rlhf_fast.rewards.weighted import Scores, WeightedRewards
+from rlhf_fast.rewards.source import Scores, WeightedRewards
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids, stop_strings
 from rlhf_fast.rollout.scoring import score_rollout

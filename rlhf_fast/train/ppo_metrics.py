@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout, distinct_n, repetition
 from rlhf_fast.runtime.checkpoint import State
 from rlhf_fast.runtime.distributed import total

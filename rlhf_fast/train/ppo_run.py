@@ -22,11 +22,9 @@ from rlhf_fast.model.lora_choice import describe_trained
 from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
 from rlhf_fast.report.page import REPORT_FILE
-from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, refuse_columns, with_retries
-from rlhf_fast.rewards.classifier import ClassifierReward
-from rlhf_fast.rewards.source import RewardSource
-from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rewards.classifier import AdapterReward, ClassifierReward
+from rlhf_fast.rewards.source import RewardSource, WeightedRewards
 from rlhf_fast.rollout.engine import refuse_unfitting
 from rlhf_fast.rollout.sampling import end_with
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything

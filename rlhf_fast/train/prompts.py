@@ -16,8 +16,7 @@ from rlhf_fast.data.readers import OnBadRow
 from rlhf_fast.data.rendering import Rendering, announce_prompts
 from rlhf_fast.data.schema import Message, PromptRow
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.rewards.source import RewardBatch, response_texts
-from rlhf_fast.rewards.weighted import Scores, WeightedRewards
+from rlhf_fast.rewards.source import RewardBatch, Scores, WeightedRewards, response_texts
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling

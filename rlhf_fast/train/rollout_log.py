@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.rewards.source import response_texts
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores, response_texts
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.checkpoint import State
 from rlhf_fast.runtime.distributed import is_main

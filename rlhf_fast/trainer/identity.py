@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rewards.source import WeightedRewards
 from rlhf_fast.runtime.checkpoint import TENSORS, State, read_facts
 from rlhf_fast.runtime.identity import PLACES, fingerprint
 from rlhf_fast.runtime.optimiser import Optimiser

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.device import seed_everything
 from rlhf_fast.runtime.distributed import is_main

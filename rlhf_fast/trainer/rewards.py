@@ -10,11 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_fast.model.batches import MicroBatches
-from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.chosen import refuse_columns, with_retries
+from rlhf_fast.rewards.classifier import AdapterReward
 from rlhf_fast.rewards.function import FunctionReward
-from rlhf_fast.rewards.source import RewardSource
-from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rewards.source import RewardSource, WeightedRewards
 from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.trainer.classifier import ModuleCritic, has_score, open_scorer

@@ -11,7 +11,7 @@ from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.function import FunctionReward
-from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rewards.source import WeightedRewards
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO

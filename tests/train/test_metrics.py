@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.train.ppo_metrics import CollapseWatch, explained_variance, summarise
 from rlhf_fast.train.ppo_run import run_of

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_fast.rewards.rules import ForbiddenPhrases, LengthWithin
-from rlhf_fast.rewards.source import RewardBatch
-from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rewards.function import ForbiddenPhrases, LengthWithin
+from rlhf_fast.rewards.source import RewardBatch, WeightedRewards
 from rlhf_fast.rollout.rollout import distinct_n, repetition
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.config import PPORunConfig
