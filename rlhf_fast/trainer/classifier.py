@@ -26,8 +26,7 @@ from rlhf_fast.model.roles import Critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.trainer.adapters import open_shared
-from rlhf_fast.trainer.given import Given, whole
+from rlhf_fast.trainer.given import Given, open_shared, whole
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 

@@ -26,9 +26,8 @@ from rlhf_fast.runtime.identity import PLACES, fingerprint
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.roles import Roles
-from rlhf_fast.trainer.adapters import active_adapter
 from rlhf_fast.trainer.config import PPOConfig
-from rlhf_fast.trainer.given import Given, factors, mirror, whole
+from rlhf_fast.trainer.given import Given, active_adapter, factors, mirror, whole
 from rlhf_fast.trainer.optimisers import Pace, described
 
 _SAMPLES = 16  # values of a tensor, evenly spaced

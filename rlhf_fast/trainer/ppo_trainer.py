@@ -32,11 +32,9 @@ from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.config import PPOConfig
 from rlhf_fast.trainer.events import Callback
 from rlhf_fast.trainer.identity import HandedOver
-from rlhf_fast.trainer.inputs import check_models, read_datasets
+from rlhf_fast.trainer.inputs import Collator, check_models, read_datasets
 from rlhf_fast.trainer.optimisers import Optimisers, refuse_half, use_given
-from rlhf_fast.trainer.prompts import Collator
-from rlhf_fast.trainer.rewards import build_reward
-from rlhf_fast.trainer.roles import use_models
+from rlhf_fast.trainer.roles import build_reward, use_models
 from rlhf_fast.trainer.sampling import Completion, complete, evaluate, send_to_wandb, show
 from rlhf_fast.trainer.surface import PolicyAndValue, Surface, old_arguments, refuse_overrides
 
