@@ -17,7 +17,7 @@ from rlhf_fast.evaluate.inputs import HeldOut
 from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.model.trunk_cache import keep_trunk
+from rlhf_fast.model.trunk import keep_trunk
 from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked, response_texts
 from rlhf_fast.rollout.engine import Response, generate
 from rlhf_fast.rollout.rollout import distinct_n, repetition

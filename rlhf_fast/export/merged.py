@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_fast.model.check import own_attention
-from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.roles import adapter_critic, sequence_scores
-from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.shared import ScalarHead, SharedModel
 from rlhf_fast.rewards.classifier import EXPORTED
 from rlhf_fast.runtime.errors import UsageError
 

@@ -10,7 +10,7 @@ from rlhf_fast.data.schema import folds_by_prompt, prompt_key
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import Critic
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.model.trunk_cache import TrunkCache
+from rlhf_fast.model.trunk import TrunkCache
 from rlhf_fast.preferences.comparisons import EncodedComparison
 from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.preferences.fit import add_reward_adapter, fit, scored_pairs

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from rlhf_fast.data.schema import prompt_key
 from rlhf_fast.model.batches import MicroBatches
-from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.lora_choice import add_trained
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Critic, Policy, adapter_critic, sequence_scores
-from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.shared import ScalarHead, SharedModel
 from rlhf_fast.preferences.comparisons import EncodedComparison
 from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.preferences.losses import Rankings, plackett_luce_loss

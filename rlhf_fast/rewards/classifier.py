@@ -20,11 +20,10 @@ from transformers import (
 
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.fused_blocks import is_served
-from rlhf_fast.model.head import ScoreHead
 from rlhf_fast.model.load import refuse_missing
 from rlhf_fast.model.roles import Critic, sequence_scores
 from rlhf_fast.model.rope import rope_threshold
-from rlhf_fast.model.shared import SharedModel, context_length
+from rlhf_fast.model.shared import ScoreHead, SharedModel, context_length
 from rlhf_fast.model.template import opening, render, without_end
 from rlhf_fast.rewards.source import Conversation, RewardBatch
 from rlhf_fast.runtime.errors import UsageError

@@ -23,9 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.model.batches import MicroBatches, cut_by_tokens
-from rlhf_fast.model.critics import ValueModel
-from rlhf_fast.model.roles import Critic, Policy, sequence_scores
-from rlhf_fast.model.trunk_cache import keep_trunk
+from rlhf_fast.model.roles import Critic, Policy, ValueModel, sequence_scores
+from rlhf_fast.model.trunk import keep_trunk
 from rlhf_fast.rewards.source import Scores, WeightedRewards
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids, stop_strings

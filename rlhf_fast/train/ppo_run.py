@@ -16,10 +16,9 @@ from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.rendering import Rendering, compare
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.batches import MicroBatches
+from rlhf_fast.model.batches import MicroBatches, held_bytes
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
-from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, refuse_columns, with_retries

@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.check import check_architecture
-from rlhf_fast.model.critics import ValueModel
-from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.roles import Policy, ValueModel
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.targets import begun
 from rlhf_fast.rewards.chosen import refuse_columns, with_retries

@@ -7,8 +7,7 @@ from typing import Any
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from rlhf_fast.model.critics import ValueModel
-from rlhf_fast.model.roles import Policy, adapter_critic
+from rlhf_fast.model.roles import Policy, ValueModel, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import WeightedRewards
