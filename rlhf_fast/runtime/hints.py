@@ -38,8 +38,10 @@ def no(text: str) -> Hint:
 
 
 def table(rows: list[tuple[str, T]]) -> dict[str, T]:
-    """Each of the names, which stand in a text side by side, with what belongs to all of them. Raises `ValueError` for a
-    name that stands in two rows."""
+    """Each of the names, which stand in a text side by side, with what belongs to all of them.
+
+    Raises `ValueError` for a name that stands in two rows.
+    """
     found: dict[str, T] = {}
     for names, value in rows:
         for name in names.split():

@@ -2,8 +2,8 @@
 
 Fields of the command line that models and data given as objects leave no use for (`dataset_name`, `dtype`, `lora_r`)
 are no arguments here, so that the class stands beside a script's own dataclasses in one `HfArgumentParser`. What
-becomes of transformers' and TRL's own fields is in `rlhf_fast/trainer/fields.py`. The other dataclasses and helpers that a
-TRL script parses stand behind it, for a machine without TRL.
+becomes of transformers' and TRL's own fields is in `rlhf_fast/trainer/fields.py`. Behind it stand the other dataclasses
+and helpers that a TRL script parses, for a machine without TRL.
 """
 
 from __future__ import annotations
