@@ -30,6 +30,7 @@ from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling, stop_ids, stop_strings
 from rlhf_fast.rollout.scoring import score_rollout
 from rlhf_fast.runtime.checkpoint import State
+from rlhf_fast.runtime.device import give_back
 from rlhf_fast.runtime.distributed import share, total
 from rlhf_fast.runtime.loop import round_up
 from rlhf_fast.runtime.optimiser import Optimiser
@@ -89,6 +90,7 @@ class PPO:
         """One iteration: a rollout and its update. Returns the metrics."""
         with phase("rollout"):
             rollout = self.collect()
+        give_back()
         return self.learn(rollout)
 
     def learn(self, rollout: Rollout, given: Scores | None = None) -> dict[str, float]:
@@ -104,6 +106,7 @@ class PPO:
             self.rollouts.record(self.iteration + 1, rollout, scores, self.tokenizer)
             with phase("update"):
                 updates = self.update(rollout)
+        give_back()
         metrics = summarise(rollout, scores, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
         metrics |= self.micro_batches.metrics()
