@@ -109,8 +109,8 @@ class Config:
     """What serves names that it does not have, before what `rlhf_fast.runtime.hints` says."""
 
     def __init_subclass__(cls, **given: Any) -> None:
-        """Complete the facts of the fields that `cls` declares: what is not stated of one that a base has is the base's,
-        and all of it where it is declared again as a plain field."""
+        """Complete the facts of the fields that `cls` declares: what it does not state of one that a base has is as the
+        base says, and all of it where it is declared again as a plain field."""
         super().__init_subclass__(**given)
         for name in inspect.get_annotations(cls):
             fields_of = (getattr(base, "__dataclass_fields__", {}) for base in cls.__mro__[1:])
