@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf_fast.model.batches import MicroBatches, by_tokens
-from rlhf_fast.model.critics import ValueModel
-from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.roles import Policy, ValueModel
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_kernels import policy_reference_logprobs

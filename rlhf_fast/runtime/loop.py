@@ -1,14 +1,12 @@
-"""The training loop, for every stage and for `PPOTrainer`.
+"""The training loop, for every stage and for `PPOTrainer`; and how passes over the rows of a run are divided into
+steps.
 
-    start = choose_start(config, inputs)        (`rlhf_fast.runtime.resume`) before models are opened
-    checkpoints = train(run, start)             the steps that are left, with progress, metrics, checkpoints and signals
-    finish(checkpoints, pages)                  the results, whole on disk, and only then the word that they are
-
-What a stage gives is a `Run`; what is done around a step beside that is in its `Hooks`.
+The rows of a step follow from `seed` and its number alone, so a resumed run needs no state of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,17 +17,20 @@ from types import MappingProxyType
 
 import torch
 
+from rlhf_fast.runtime.checkpoint import Stateful
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import LostProcess, is_main, main_only
 from rlhf_fast.runtime.errors import NotWritten, StepFailed, UsageError
 from rlhf_fast.runtime.interrupt import Abandoned, Interrupted, asked, listening
 from rlhf_fast.runtime.memory import explain, is_out_of_memory
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.passes import too_few
 from rlhf_fast.runtime.resume import Start
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.state import Stateful
 from rlhf_fast.runtime.tracking import Tracker, say_start
+
+FEW = 10
+"""Fewer steps than these are said to be few."""
+MORE_STEPS = "more num_train_epochs, or a smaller per_device_train_batch_size,"
 
 
 class Hooks:
@@ -156,3 +157,62 @@ def guard(checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]] = dict
 def _interrupted(checkpoints: Checkpoints, number: Signals) -> Interrupted:
     what = f"stopped by {number.name} after step {checkpoints.taken} of {checkpoints.total}."
     return Interrupted(f"{what} {checkpoints.how_to_go_on()}", number)
+
+
+@dataclass
+class Passes:
+    """Passes over `rows` rows in steps of `size`: no row is left out of a pass, whose last step may have fewer.
+
+    Each pass has a random order of its own. groups: rows that follow one another in it, in their order (default: none
+    do).
+    """
+
+    rows: int
+    size: int
+    seed: int
+    groups: list[list[int]] | None = None
+    _order: tuple[int, list[int]] = field(init=False, default=(-1, []))  # of the pass asked for last
+
+    @property
+    def steps_each(self) -> int:
+        """Steps of one pass."""
+        return -(-self.rows // self.size)
+
+    def steps(self, passes: float) -> int:
+        """Steps of so many passes, rounded up."""
+        return max(1, round_up(passes * self.steps_each))
+
+    def step(self, index: int) -> list[int]:
+        """The rows of step `index` (from 0)."""
+        number, place = divmod(index, self.steps_each)
+        if self._order[0] != number:
+            self._order = (number, self._shuffled(number))
+        return self._order[1][place * self.size : (place + 1) * self.size]
+
+    def describe(self, passes: float, noun: str = "rows") -> str:
+        """Steps in words: '60 rows are 4 steps of 16'."""
+        steps, own, what = self.steps(passes), self.steps_each, f"{self.rows:,} {noun}"
+        if passes != 1:
+            what = f"{passes:g} passes over {what}"
+        last = self.rows - (own - 1) * self.size
+        text = f"{what} are {steps:,} step{'s' * (steps > 1)} of {min(self.size, self.rows):,}"
+        if own > 1 and last < self.size and steps >= own:
+            text += f" (the last of a pass: {last:,})"
+        return text
+
+    def _shuffled(self, number: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        if self.groups is None:
+            return torch.randperm(self.rows, generator=generator).tolist()
+        order = torch.randperm(len(self.groups), generator=generator).tolist()
+        return [row for group in order for row in self.groups[group]]
+
+
+def too_few(steps: int, more: str) -> str:
+    """A hint where a run has few steps; more: the fields that make more of them."""
+    return f"{steps} step{'s' * (steps > 1)} can change little: {more} makes more." if steps < FEW else ""
+
+
+def round_up(number: float) -> int:
+    """The next whole number; what floating-point rounding put a hair above one counts as that one."""
+    return math.ceil(number - 1e-9 * max(1.0, abs(number)))

@@ -23,25 +23,21 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.model.batches import MicroBatches, cut_by_tokens
-from rlhf_fast.model.critics import ValueModel
-from rlhf_fast.model.roles import Critic, Policy, sequence_scores
-from rlhf_fast.model.trunk_cache import keep_trunk
-from rlhf_fast.rewards.weighted import Scores, WeightedRewards
+from rlhf_fast.model.roles import Critic, Policy, ValueModel, sequence_scores
+from rlhf_fast.model.trunk import keep_trunk
+from rlhf_fast.rewards.source import Scores, WeightedRewards
 from rlhf_fast.rollout.rollout import Rollout
-from rlhf_fast.rollout.sampling import Sampling, stop_ids
+from rlhf_fast.rollout.sampling import Sampling, stop_ids, stop_strings
 from rlhf_fast.rollout.scoring import score_rollout
-from rlhf_fast.rollout.stop_strings import stop_strings
+from rlhf_fast.runtime.checkpoint import State
 from rlhf_fast.runtime.distributed import share, total
+from rlhf_fast.runtime.loop import round_up
 from rlhf_fast.runtime.memory import give_back
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.passes import round_up
 from rlhf_fast.runtime.phases import phase
-from rlhf_fast.runtime.state import State
-from rlhf_fast.train import invariants, ppo_metrics
-from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
-from rlhf_fast.train.ppo_config import PPORunConfig
-from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.responses import respond, score_responses
+from rlhf_fast.train.config import PPORunConfig
+from rlhf_fast.train.ppo_metrics import add_up, check_entropy, check_first_ratio, check_scored, summarise
+from rlhf_fast.train.prompts import Prompts, respond, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
 
@@ -111,7 +107,7 @@ class PPO:
             with phase("update"):
                 updates = self.update(rollout)
         give_back()
-        metrics = ppo_metrics.summarise(rollout, scores, updates, self.controller.coef)
+        metrics = summarise(rollout, scores, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
         metrics |= self.micro_batches.metrics()
         self.iteration += 1
@@ -137,7 +133,7 @@ class PPO:
         """Fill what the models give. Returns the reward's scores, or those given, less the missing-EOS penalty."""
         c = self.config
         self.score_tokens(rollout)
-        invariants.check_scored(
+        check_scored(
             rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
             dtype=self.policy.model.dtype,
         )  # fmt: skip
@@ -194,9 +190,9 @@ class PPO:
         for _ in range(c.num_ppo_epochs):
             for minibatch in torch.randperm(len(rollout), generator=shuffle).tensor_split(c.num_mini_batches):
                 losses = self.accumulate(rollout, [b for b in minibatch.tolist() if b in rollout.own], old)
-                step = ppo_metrics.add_up(losses)  # of all processes
+                step = add_up(losses)  # of all processes
                 if not steps and c.old_logprobs == "recomputed":
-                    invariants.check_first_ratio(step["ratio_mean"], step["clipfrac"], self.policy.model.dtype)
+                    check_first_ratio(step["ratio_mean"], step["clipfrac"], self.policy.model.dtype)
                 steps.append(step | {"grad_norm": self.optimiser.step(step["loss"])})
                 if c.target_kl is not None and step["approx_kl"] > c.target_kl:
                     return steps
@@ -226,7 +222,7 @@ class PPO:
             hidden, packed.labels,
             temperature=c.logit_temperature, entropy=True, entropy_gradient=c.entropy_coef != 0,
         )  # fmt: skip
-        invariants.check_entropy(scored.entropy)
+        check_entropy(scored.entropy)
         values = self.critic.values(replace(packed, policy_hidden=hidden))
         return ppo_loss(
             scored.logprobs, old[slots], rollout.advantages[slots],
@@ -259,3 +255,25 @@ def cut_parts(rollout: Rollout, parts: list[Part], max_tokens: int) -> list[Part
         for part in parts
         for group in cut_by_tokens([lengths[b] for b in part.sequences], max_tokens)
     ]
+
+
+@dataclass
+class FixedKL:
+    coef: float
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Nothing changes."""
+
+
+@dataclass
+class AdaptiveKL:
+    """Proportional controller in log space (Ziegler et al. 2019, section 2.2)."""
+
+    coef: float
+    target: float  # nats a response
+    horizon: int  # episodes
+
+    def update(self, kl: float, episodes: int) -> None:
+        """coef *= 1 + error * episodes / horizon, with error = kl / target - 1 clipped to +-0.2."""
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * episodes / self.horizon

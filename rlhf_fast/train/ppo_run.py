@@ -16,18 +16,15 @@ from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.rendering import Rendering, compare
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.batches import MicroBatches
+from rlhf_fast.model.batches import MicroBatches, held_bytes
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
-from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
 from rlhf_fast.report.page import REPORT_FILE
-from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, refuse_columns, with_retries
-from rlhf_fast.rewards.classifier import ClassifierReward
-from rlhf_fast.rewards.source import RewardSource
-from rlhf_fast.rewards.weighted import WeightedRewards
-from rlhf_fast.rollout.cache_size import refuse_unfitting
+from rlhf_fast.rewards.classifier import AdapterReward, ClassifierReward
+from rlhf_fast.rewards.source import RewardSource, WeightedRewards
+from rlhf_fast.rollout.engine import refuse_unfitting
 from rlhf_fast.rollout.sampling import end_with
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
 from rlhf_fast.runtime.distributed import is_main
@@ -38,10 +35,10 @@ from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import describe_memory
-from rlhf_fast.train.collapse import CollapseWatch
+from rlhf_fast.train.config import PPORunConfig, difference_from_trl
 from rlhf_fast.train.pages import write_ppo_page
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPORunConfig, difference_from_trl
+from rlhf_fast.train.ppo_metrics import CollapseWatch
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import Roles, build_roles, is_adapter
 from rlhf_fast.train.rollout_log import RolloutLog

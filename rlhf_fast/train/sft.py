@@ -15,10 +15,9 @@ from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.data.rendering import Rendering, announce_demonstrations, compare
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
+from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens, held_bytes
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, describe_trained, train_only
-from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.report.page import REPORT_FILE
@@ -27,14 +26,13 @@ from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_devic
 from rlhf_fast.runtime.distributed import share, total
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
-from rlhf_fast.runtime.loop import Hooks, Run, finish, train
+from rlhf_fast.runtime.loop import MORE_STEPS, Hooks, Passes, Run, finish, train
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.output import alone
-from rlhf_fast.runtime.passes import MORE_STEPS, Passes
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.tracking import describe_memory
+from rlhf_fast.train.config import SFTConfig
 from rlhf_fast.train.pages import write_sft_page
-from rlhf_fast.train.sft_config import SFTConfig
 
 
 @dataclass

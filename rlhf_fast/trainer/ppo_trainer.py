@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.device import seed_everything
 from rlhf_fast.runtime.distributed import is_main
@@ -23,21 +23,18 @@ from rlhf_fast.runtime.loop import Hooks, finish, train
 from rlhf_fast.runtime.output import hold, refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import RESULTS
+from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.ppo_run import describe, run_of, save_policy
-from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.responses import score_responses
+from rlhf_fast.train.prompts import Prompts, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.config import PPOConfig
 from rlhf_fast.trainer.events import Callback
 from rlhf_fast.trainer.identity import HandedOver
-from rlhf_fast.trainer.inputs import check_models, read_datasets
+from rlhf_fast.trainer.inputs import Collator, check_models, read_datasets
 from rlhf_fast.trainer.optimisers import Optimisers, refuse_half, use_given
-from rlhf_fast.trainer.prompts import Collator
-from rlhf_fast.trainer.rewards import build_reward
-from rlhf_fast.trainer.roles import use_models
+from rlhf_fast.trainer.roles import build_reward, use_models
 from rlhf_fast.trainer.sampling import Completion, complete, evaluate, send_to_wandb, show
 from rlhf_fast.trainer.surface import PolicyAndValue, Surface, old_arguments, refuse_overrides
 

@@ -19,7 +19,7 @@ from rlhf_fast.preferences.fit import RewardTraining
 from rlhf_fast.runtime import checkpoint
 from rlhf_fast.runtime.checkpoint import list_checkpoints, verify
 from rlhf_fast.runtime.errors import NotWritten, StepFailed
-from rlhf_fast.runtime.lines import Lines
+from rlhf_fast.runtime.files import Lines
 from rlhf_fast.runtime.memory import explain, is_out_of_memory
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.saving import Checkpoints

@@ -10,9 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import Engine, Response, generate
-from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.rollout.sampling import Sampling, StopStrings
 from rlhf_fast.rollout.step import Stepper, rows_of_a_graph
-from rlhf_fast.rollout.stop_strings import StopStrings
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 from tests.tiny_tokenizer import tiny_tokenizer
 
