@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_fast.data.encode import IGNORED
 from rlhf_fast.data.schema import Prompt
 from rlhf_fast.evaluate.inputs import HeldOut
-from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
+from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.trunk import keep_trunk
@@ -135,7 +135,7 @@ def log_ratios(
         out[rows] = torch.stack([part.sum() for part in parts])
 
     cut = by_tokens([len(sequences[i]) for i in order], order)
-    MicroBatches(max_tokens).run(policy.model, cut, score, spare=NO_ROWS)
+    MicroBatches(max_tokens).run(policy.model, cut, score, spare=NO_SEQUENCES)
     return out
 
 

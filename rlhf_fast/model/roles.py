@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
+from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.packed import SPARE, Packed
 from rlhf_fast.model.shared import ScalarHead, ScoreHead, SharedModel
 from rlhf_fast.model.work import tell_head
@@ -113,7 +113,9 @@ def sequence_scores(critic: Critic, sequences: Sequence[list[int]], micro_batche
         if weight:
             out[rows] = values.cpu()
 
-    cut.run(critic.model, by_tokens([len(sequences[i]) for i in order], order), score, spare=NO_ROWS, may_stop=False)
+    cut.run(
+        critic.model, by_tokens([len(sequences[i]) for i in order], order), score, spare=NO_SEQUENCES, may_stop=False
+    )
     return out
 
 

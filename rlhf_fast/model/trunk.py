@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
+from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.lora import LoRALinear, Routing
 from rlhf_fast.model.packed import SPARE
 from rlhf_fast.runtime.phases import phase
@@ -107,7 +107,11 @@ class TrunkCache:
             assert found is not None  # the depth is not 0
             return list(found.hidden.split(lengths))
 
-        parts = micro_batches.run(model, by_tokens([*map(len, different)]), states, spare=NO_ROWS) if self.depth else []
+        parts = (
+            micro_batches.run(model, by_tokens([*map(len, different)]), states, spare=NO_SEQUENCES)
+            if self.depth
+            else []
+        )
         self.hidden = [own for part in parts for own in part]
 
     def states(self, numbers: Sequence[int]) -> TrunkStates | None:

@@ -28,10 +28,10 @@ from rlhf_fast.preferences.metrics import (
 )
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.sampling import Sampling
-from rlhf_fast.runtime.distributed import gather, share, total
+from rlhf_fast.runtime.distributed import gather, own_share, sum_over_processes
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.loop import Passes
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.passes import Passes
 
 
 def add_reward_adapter(
@@ -68,7 +68,7 @@ class RewardTraining:
         self.passes = Passes(len(self.comparisons), c.batch_size, c.seed, groups=list(prompts.values()))
         self.steps = self.passes.steps(c.num_train_epochs)
         self.optimiser = Optimiser.build(c, self.critic.named_parameters(), self.steps)
-        self.micro_batches = MicroBatches.of(c, undo=self.optimiser.clear)
+        self.micro_batches = MicroBatches.of(c, clear_gradients=self.optimiser.clear)
 
     def batch(self, step: int) -> list[EncodedComparison]:
         """Passes over all comparisons, each in an order of its own in which those of one prompt follow one another: a
@@ -81,7 +81,7 @@ class RewardTraining:
         self.optimiser.refuse_stuck()
         part, pairs = self.accumulate(self.batch(index))
         right = pair_accuracy(pairs).value * len(pairs) if pairs else 0.0
-        loss, count, right, margins = total(part, len(pairs), right, sum(pair.margin for pair in pairs))
+        loss, count, right, margins = sum_over_processes(part, len(pairs), right, sum(pair.margin for pair in pairs))
         metrics = {"loss": loss}
         if count:
             metrics |= {"accuracy": right / count, "margin": margins / count}
@@ -96,7 +96,7 @@ class RewardTraining:
         A micro-batch holds whole comparisons of at most max_tokens_per_micro_batch tokens (one that has more goes
         alone), a sequence that comes again counted and computed once. The result does not depend on the cut.
         """
-        own = share(batch)
+        own = own_share(batch)
 
         def backward(comparisons: list[EncodedComparison], weight: float) -> tuple[float, list[Pair]]:
             loss, pairs = self.loss(comparisons, denominator=len(batch))
@@ -163,7 +163,7 @@ def scored_pairs(
 ) -> list[list[Pair]]:
     """The strict pairs of each comparison with the margins of `critic`. A sequence that comes again is scored once."""
     different = list(dict.fromkeys(tuple(sequence) for c in comparisons for sequence in c.sequences))
-    scores = gather(sequence_scores(critic, [list(sequence) for sequence in share(different)], max_tokens)).tolist()
+    scores = gather(sequence_scores(critic, [list(sequence) for sequence in own_share(different)], max_tokens)).tolist()
     score_of = dict(zip(different, scores, strict=True))
     return [strict_pairs(c.row, [score_of[tuple(sequence)] for sequence in c.sequences]) for c in comparisons]
 
@@ -214,7 +214,7 @@ def normalise(
     mean 0 and standard deviation 1 (Ouyang et al. 2022, Huang et al. 2024). Raises `UsageError` if all score the same.
     """
     sampling = Sampling(config.response_length, stop, temperature=config.temperature)
-    own, seeds = share(prompts), [config.seed * 1_000_003 + i for i in share(range(len(prompts)))]
+    own, seeds = own_share(prompts), [config.seed * 1_000_003 + i for i in own_share(range(len(prompts)))]
     budget = config.max_tokens_per_micro_batch
     responses = generate(policy, list(own), sampling, seeds=seeds, max_tokens=budget)
     sequences = [prompt + response.tokens for prompt, response in zip(own, responses, strict=True)]

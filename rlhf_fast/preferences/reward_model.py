@@ -37,8 +37,9 @@ from rlhf_fast.runtime.distributed import from_main
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import build_record, read_record, write_record
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
-from rlhf_fast.runtime.loop import MORE_STEPS, Run, finish, train
+from rlhf_fast.runtime.loop import Run, finish, train
 from rlhf_fast.runtime.output import alone
+from rlhf_fast.runtime.passes import MORE_STEPS
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.tracking import activity, describe_memory, read_metrics
 
@@ -76,7 +77,7 @@ def run_reward(config: RewardConfig) -> RewardResult:
     run = Run(
         name="reward model", config=config, steps=training.steps, optimiser=training.optimiser, device=device,
         step=lambda step: training.step(step - 1), save=partial(_save, shared, tokenizer, base, rendering),
-        facts=run_facts, more=MORE_STEPS, shown={"loss": "loss", "accuracy": "accuracy"},
+        facts=run_facts, longer_by=MORE_STEPS, progress={"loss": "loss", "accuracy": "accuracy"},
         held=partial(held_bytes, [shared], training.optimiser),
     )  # fmt: skip
     checkpoints = train(run, start)

@@ -28,10 +28,10 @@ from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.work import tell_forward, tell_head
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.rollout.step import UNREAD, Rows, Stepper
-from rlhf_fast.runtime.device import free_bytes
 from rlhf_fast.runtime.distributed import gather
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import stop_if_asked
+from rlhf_fast.runtime.memory import free_bytes
 from rlhf_kernels import Sampler
 
 

@@ -1,12 +1,14 @@
-"""The training loop, for every stage and for `PPOTrainer`; and how passes over the rows of a run are divided into
-steps.
+"""The training loop, for every stage and for `PPOTrainer`.
 
-The rows of a step follow from `seed` and its number alone, so a resumed run needs no state of them.
+    start = choose_start(config, inputs)        (`rlhf_fast.runtime.resume`) before models are opened
+    checkpoints = train(run, start)             the steps that are left, with progress, metrics, checkpoints and signals
+    finish(checkpoints, pages)                  the results, whole on disk, and only then the word that they are
+
+What a stage gives is a `Run`; what is done around a step beside that is in its `Hooks`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,18 +21,15 @@ import torch
 
 from rlhf_fast.runtime.checkpoint import Stateful
 from rlhf_fast.runtime.config import StageConfig
-from rlhf_fast.runtime.device import explain, is_out_of_memory
 from rlhf_fast.runtime.distributed import LostProcess, is_main, main_only
 from rlhf_fast.runtime.errors import NotWritten, StepFailed, UsageError
 from rlhf_fast.runtime.interrupt import Abandoned, Interrupted, asked, listening
+from rlhf_fast.runtime.memory import explain, is_out_of_memory
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.passes import too_few
 from rlhf_fast.runtime.resume import Start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.tracking import Tracker, say_start
-
-FEW = 10
-"""Fewer steps than these are said to be few."""
-MORE_STEPS = "more num_train_epochs, or a smaller per_device_train_batch_size,"
 
 
 class Hooks:
@@ -40,9 +39,10 @@ class Hooks:
         """Before the first step, after `done` of an earlier process. Returns metrics of the start, if there are any."""
         return {}
 
-    def after(self, checkpoint: Callable[..., None]) -> None:
-        """After a step; `checkpoint(due=None)` ends it, with a checkpoint if one is due."""
-        checkpoint()
+    def after(self, end_step: Callable[..., None]) -> None:
+        """After a step. Has to call `end_step(due=None)`, which writes a checkpoint if one is due and stops the run if
+        it was asked to."""
+        end_step()
 
     def stops(self) -> bool:
         """Whether the step that was taken is the last."""
@@ -54,29 +54,22 @@ class Hooks:
 
 @dataclass
 class Run:
-    """What the loop has to know of a stage.
+    """What the loop has to know of a stage."""
 
-    name: what it is called in what is shown; step: takes a step, counted from 1, and returns its metrics; save: writes
-    the model into a folder, in process 0; facts: what the run is, in words, by topic; more: the fields of the config
-    that make more steps; shown: short names of the metrics that progress shows; parts: what a checkpoint holds beside
-    the optimiser and the random generators; held: bytes that are held all the time, by name; can_undo: keep a copy of
-    what is trained, to give up a step that has changed it; inside: entered before the first step and left at the end.
-    """
-
-    name: str
+    name: str  # what it is called in what is shown
     config: StageConfig
-    steps: int
-    step: Callable[[int], dict[str, float]]
-    save: Callable[[Path], None]
-    optimiser: Optimiser
-    device: torch.device
-    facts: Mapping[str, str]
-    more: str
-    shown: dict[str, str]
-    held: Callable[[], Mapping[str, int]]
-    parts: Mapping[str, Stateful] = field(default_factory=dict)
-    can_undo: bool = False
-    inside: Sequence[AbstractContextManager[object]] = ()
+    steps: int  # in all
+    step: Callable[[int], dict[str, float]]  # takes a step, counted from 1, and returns its metrics
+    save: Callable[[Path], None]  # writes the model into a folder, in process 0
+    optimiser: Optimiser  # its state is part of a checkpoint
+    device: torch.device  # whose memory is shown
+    facts: Mapping[str, str]  # what the run is, in words, by topic
+    longer_by: str  # the fields of the config that make more steps
+    progress: dict[str, str]  # short names of the metrics that progress shows
+    held: Callable[[], Mapping[str, int]]  # bytes that are held all the time, by name
+    saved: Mapping[str, Stateful] = field(default_factory=dict)  # in a checkpoint, beside optimiser and random state
+    can_undo: bool = False  # keep a copy of what is trained, to give up a step that has changed it
+    contexts: Sequence[AbstractContextManager[object]] = ()  # entered before the first step and left at the end
     hooks: Hooks = field(default_factory=Hooks)
 
 
@@ -86,29 +79,30 @@ def train(run: Run, start: Start) -> Checkpoints:
     Raises `Interrupted` after a signal, and `UsageError` for a step that failed, ran out of memory or could not be
     written, each with what is saved and how to go on.
     """
-    parts = {**run.parts, "optimiser": run.optimiser}
-    checkpoints = Checkpoints(run.config, start, run.steps, parts, main_only(run.save), undo=run.can_undo)
-    say_start(run.name, run.facts, too_few(run.steps, run.more) if run.more else "")
+    saved = {**run.saved, "optimiser": run.optimiser}
+    checkpoints = Checkpoints(run.config, start, run.steps, saved, main_only(run.save), undo=run.can_undo)
+    say_start(run.name, run.facts, too_few(run.steps, run.longer_by) if run.longer_by else "")
     quiet = bool(run.config.disable_tqdm)
     with ExitStack() as stack:
-        for context in run.inside:
+        for context in run.contexts:
             stack.enter_context(context)
         tracker = stack.enter_context(
             Tracker(
-                checkpoints.output, run.name, run.steps, run.shown,
+                checkpoints.output, run.name, run.steps, run.progress,
                 done=checkpoints.done, quiet=quiet, device=run.device,
             )
         )  # fmt: skip
         stack.enter_context(guard(checkpoints, run.held))
         if first := run.hooks.begin(checkpoints.done):
             tracker.log(0, first)
-        for step in checkpoints.remaining():
+        for step in checkpoints.remaining():  # copies what a step that is given up has to leave as it was
+            run.optimiser.refuse_stuck()
             metrics = run.step(step)
-            tracker.log(step, metrics)
+            tracker.log(step, metrics)  # before its checkpoint, which has a copy of the metrics
             run.hooks.after(partial(checkpoints.after, step, metrics))
             if run.hooks.stops():
                 break
-        run.optimiser.refuse_stuck()
+        run.optimiser.refuse_stuck()  # the last steps, too
         run.hooks.end()
     return checkpoints
 
@@ -125,7 +119,7 @@ def finish(checkpoints: Checkpoints, pages: Mapping[str, Callable[[], object]] =
 
 
 @contextmanager
-def guard(checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]] = dict) -> Iterator[None]:
+def guard(checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]]) -> Iterator[None]:
     """Around the steps: SIGINT and SIGTERM save the run and raise `Interrupted`; a step that is given up saves the run
     as before it; errors say what is saved and how to go on.
 
@@ -147,7 +141,7 @@ def guard(checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]] = dict
             raise UsageError(f"{error} {checkpoints.how_to_go_on()}") from error
         except NotWritten as error:
             raise UsageError(f"{error} {checkpoints.how_to_go_on()}") from error
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:  # a lost process is a RuntimeError, too, and was told above
             if not is_out_of_memory(error):
                 raise
             checkpoints.save_before()
@@ -157,62 +151,3 @@ def guard(checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]] = dict
 def _interrupted(checkpoints: Checkpoints, number: Signals) -> Interrupted:
     what = f"stopped by {number.name} after step {checkpoints.taken} of {checkpoints.total}."
     return Interrupted(f"{what} {checkpoints.how_to_go_on()}", number)
-
-
-@dataclass
-class Passes:
-    """Passes over `rows` rows in steps of `size`: no row is left out of a pass, whose last step may have fewer.
-
-    Each pass has a random order of its own. groups: rows that follow one another in it, in their order (default: none
-    do).
-    """
-
-    rows: int
-    size: int
-    seed: int
-    groups: list[list[int]] | None = None
-    _order: tuple[int, list[int]] = field(init=False, default=(-1, []))  # of the pass asked for last
-
-    @property
-    def steps_each(self) -> int:
-        """Steps of one pass."""
-        return -(-self.rows // self.size)
-
-    def steps(self, passes: float) -> int:
-        """Steps of so many passes, rounded up."""
-        return max(1, round_up(passes * self.steps_each))
-
-    def step(self, index: int) -> list[int]:
-        """The rows of step `index` (from 0)."""
-        number, place = divmod(index, self.steps_each)
-        if self._order[0] != number:
-            self._order = (number, self._shuffled(number))
-        return self._order[1][place * self.size : (place + 1) * self.size]
-
-    def describe(self, passes: float, noun: str = "rows") -> str:
-        """Steps in words: '60 rows are 4 steps of 16'."""
-        steps, own, what = self.steps(passes), self.steps_each, f"{self.rows:,} {noun}"
-        if passes != 1:
-            what = f"{passes:g} passes over {what}"
-        last = self.rows - (own - 1) * self.size
-        text = f"{what} are {steps:,} step{'s' * (steps > 1)} of {min(self.size, self.rows):,}"
-        if own > 1 and last < self.size and steps >= own:
-            text += f" (the last of a pass: {last:,})"
-        return text
-
-    def _shuffled(self, number: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        if self.groups is None:
-            return torch.randperm(self.rows, generator=generator).tolist()
-        order = torch.randperm(len(self.groups), generator=generator).tolist()
-        return [row for group in order for row in self.groups[group]]
-
-
-def too_few(steps: int, more: str) -> str:
-    """A hint where a run has few steps; more: the fields that make more of them."""
-    return f"{steps} step{'s' * (steps > 1)} can change little: {more} makes more." if steps < FEW else ""
-
-
-def round_up(number: float) -> int:
-    """The next whole number; what floating-point rounding put a hair above one counts as that one."""
-    return math.ceil(number - 1e-9 * max(1.0, abs(number)))

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from rlhf_fast.runtime.device import peak_bytes
 from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.files import Lines
+from rlhf_fast.runtime.memory import peak_bytes
 from rlhf_fast.runtime.shown import notices
 
 METRICS_FILE = "metrics.jsonl"

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout, distinct_n, repetition
 from rlhf_fast.runtime.checkpoint import State
-from rlhf_fast.runtime.distributed import total
+from rlhf_fast.runtime.distributed import sum_over_processes
 from rlhf_kernels import PPOLoss
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def summarise(rollout: Rollout, scores: Scores, updates: list[dict[str, float]],
 def add_up(losses: list[PPOLoss]) -> dict[str, float]:
     """Micro-batch results share the minibatch's denominators, so their sum over all processes is its mean."""
     sums = (sum(float(getattr(loss, name)) for loss in losses) for name in PPOLoss._fields)
-    return dict(zip(PPOLoss._fields, total(*sums), strict=True))
+    return dict(zip(PPOLoss._fields, sum_over_processes(*sums), strict=True))
 
 
 def per_response(column: Tensor, rollout: Rollout) -> Tensor:

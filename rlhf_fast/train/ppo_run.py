@@ -75,7 +75,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=special)
     ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
     model, facts = roles.reference.model, describe(ppo, left_out)
-    run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), more=MORE_ITERATIONS)
+    run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), longer_by=MORE_ITERATIONS)
     with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
         checkpoints = train(run, start)
     pages: dict[str, Callable[[], object]] = {
@@ -88,10 +88,10 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
 
 
 def run_of(
-    ppo: PPO, facts: dict[str, str], save: Callable[[Path], None], *, more: str = "", hooks: Hooks | None = None
+    ppo: PPO, facts: dict[str, str], save: Callable[[Path], None], *, longer_by: str = "", hooks: Hooks | None = None
 ) -> Run:
-    """What the loop has to know of PPO. save: writes the policy into a folder; facts: what the run is, in words; more:
-    the fields that make more iterations, where it says that there are few."""
+    """What the loop has to know of PPO. save: writes the policy into a folder; facts: what the run is, in words;
+    longer_by: the fields that make more iterations, where it says that there are few."""
     ends = ppo.sampling.stop_ids or ppo.sampling.stop_strings
     watch = CollapseWatch(ppo.config.response_length if ends else None)
 
@@ -103,10 +103,11 @@ def run_of(
     models = [ppo.reference.model, ppo.policy.model, *ppo.critic.models]
     return Run(
         name="PPO", config=ppo.config, steps=ppo.iterations, step=step, save=save, optimiser=ppo.optimiser,
-        device=ppo.policy.model.device, facts=facts, more=more, held=partial(held_bytes, models, ppo.optimiser),
-        shown={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
-        parts={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
-        inside=[ppo.rollouts], hooks=hooks or Hooks(),
+        device=ppo.policy.model.device, facts=facts, longer_by=longer_by,
+        held=partial(held_bytes, models, ppo.optimiser),
+        progress={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
+        saved={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
+        contexts=[ppo.rollouts], hooks=hooks or Hooks(),
     )  # fmt: skip
 
 

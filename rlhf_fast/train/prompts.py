@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.columns import gather
@@ -20,6 +19,7 @@ from rlhf_fast.rewards.source import RewardBatch, Scores, WeightedRewards, respo
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.runtime.passes import pass_order
 from rlhf_fast.train.config import PPORunConfig
 
 
@@ -63,15 +63,10 @@ class Prompts:
         return len(self.ids)
 
     def batch(self, iteration: int, size: int, seed: int) -> list[int]:
-        """Rows of batch `iteration`: passes over all prompts, each pass in an order of its own."""
-        rows = []
-        for position in range(iteration * size, (iteration + 1) * size):
-            epoch, index = divmod(position, len(self))
-            rows.append(self._order(epoch, seed)[index])
-        return rows
-
-    def _order(self, epoch: int, seed: int) -> list[int]:
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        """Rows of batch `iteration`: passes over all prompts without a break, each pass in an order of its own."""
+        places = [divmod(position, len(self)) for position in range(iteration * size, (iteration + 1) * size)]
+        orders = {number: pass_order(len(self), seed, number) for number in {number for number, _ in places}}
+        return [orders[number][index] for number, index in places]
 
 
 def respond(

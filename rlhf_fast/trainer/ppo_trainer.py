@@ -138,6 +138,7 @@ class PPOTrainer(Surface):
         several processes each gives its part of the rollout.
         """
         self.args.take_over(self.ppo.config, "step")
+        self.ppo.optimiser.refuse_stuck()
         if scores is None:
             lengths = rollout.prompt_lengths.tolist()
             ids = [sequence[:length] for sequence, length in zip(rollout.sequences(), lengths, strict=True)]
@@ -240,9 +241,9 @@ class PPOTrainer(Surface):
 
         return iterate
 
-    def _after_step(self, checkpoint: Callable[..., None]) -> None:
+    def _after_step(self, end_step: Callable[..., None]) -> None:
         """The checkpoint, where one is due, and completions to look at."""
-        self._checkpoint: Callable[..., None] | None = checkpoint
+        self._end_step: Callable[..., None] | None = end_step
         if self.control.should_save:
             self._save_checkpoint(self.model, None)
             self._end_iteration(save=False)
@@ -258,10 +259,10 @@ class PPOTrainer(Surface):
 
     def _end_iteration(self, *, save: bool) -> None:
         """Once an iteration, with its checkpoint or without."""
-        checkpoint, self._checkpoint = self._checkpoint, None
-        if checkpoint is not None:
+        end_step, self._end_step = self._end_step, None
+        if end_step is not None:
             self.args.take_over(self.ppo.config, "step")
-            checkpoint(due=save)
+            end_step(due=save)
 
     def _use_optimizer(self) -> None:
         use_given(self.ppo.optimiser, self.optimizer, self.lr_scheduler, self.args.steps_per_rate)
@@ -292,8 +293,8 @@ class _Calls(Hooks):
         self.trainer.begin(done)
         return {}
 
-    def after(self, checkpoint: Callable[..., None]) -> None:
-        self.trainer._after_step(checkpoint)
+    def after(self, end_step: Callable[..., None]) -> None:
+        self.trainer._after_step(end_step)
 
     def stops(self) -> bool:
         return self.trainer.control.should_training_stop

@@ -30,13 +30,13 @@ def both(stage: str, folder: Path, output: Path, options: dict[str, Any]) -> Non
 def ragged(stage: str, folder: Path, output: Path, options: dict[str, Any]) -> None:
     """`both`, where a process at times has fewer micro-batches than another."""
     fewer = torch.zeros(1)
-    most = sharding.most
+    most = sharding.max_over_processes
 
     def counted(number: int) -> int:
         fewer.add_(most(number) > number)
         return most(number)
 
-    sharding.most = counted
+    sharding.max_over_processes = counted
     both(stage, folder, output, options)
     assert gather(fewer).sum() > 0, "the lengths are not unequal enough for this test"
 

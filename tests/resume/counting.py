@@ -44,7 +44,7 @@ def count(
     counter = Counter()
     start = choose_start(config, {})
     checkpoints = Checkpoints(config, start, steps, {"counter": counter}, save)
-    with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker, guard(checkpoints):
+    with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker, guard(checkpoints, dict):
         for step in checkpoints.remaining():
             counter.step()
             tracker.log(step, {"loss": losses[step - 1]})

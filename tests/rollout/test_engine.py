@@ -14,8 +14,8 @@ from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import GB, Engine, Response, _announce, bytes_per_token, generate, rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling
-from rlhf_fast.runtime.device import container_room, free_bytes
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.memory import container_room, free_bytes
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_fast.runtime.loop import MORE_STEPS, Passes, round_up, too_few
+from rlhf_fast.runtime.passes import MORE_STEPS, Passes, round_up, too_few
 from rlhf_fast.train.ppo import PPO
 from tests.train.cases import run
 

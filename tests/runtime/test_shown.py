@@ -16,9 +16,10 @@ from peft import LoraConfig
 
 from rlhf_fast.model.lora_choice import describe_trained, spans, train_only
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.runtime import device, tracking
-from rlhf_fast.runtime.device import describe_device, peak_bytes
+from rlhf_fast.runtime import memory, tracking
+from rlhf_fast.runtime.device import describe_device
 from rlhf_fast.runtime.launch import start
+from rlhf_fast.runtime.memory import peak_bytes
 from rlhf_fast.runtime.shown import notices, show_notices
 from rlhf_fast.runtime.tracking import Tracker, activity, duration, say_start
 from tests.model_cases import tiny_model
@@ -132,9 +133,9 @@ def test_durations(seconds, text):
 
 def test_the_peak_of_memory_is_the_systems_record_of_it(tmp_path, monkeypatch):
     (tmp_path / "status").write_text("VmPeak:\t  9000 kB\nVmHWM:\t  2000 kB\nVmRSS:\t  1000 kB\n")
-    monkeypatch.setattr(device, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
     assert peak_bytes(torch.device("cpu")) == peak_bytes(None) == 2_048_000
-    monkeypatch.setattr(device, "STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
     assert 1e7 < peak_bytes(None) < 1e12  # what is held now
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 77)
     assert peak_bytes(torch.device("cuda")) == 77
