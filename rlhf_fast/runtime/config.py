@@ -329,14 +329,14 @@ class InferenceConfig(Config):
 
 
 def _with_default(known: Option, own: Any) -> Option:
-    """`known` with the default of `own`, a plain dataclass field or a value."""
+    """`known` with the default of `own` (a value, or a plain dataclass field), and with its help if it has one."""
     made = copy(known)
-    plain = own if isinstance(own, Field) else field(default_factory=own.copy) if isinstance(own, list) else None
-    if plain is None:
-        made.default, made.default_factory = own, MISSING
-    else:
-        made.default, made.default_factory = plain.default, plain.default_factory
-        made.metadata = plain.metadata or known.metadata  # type: ignore[misc]
+    if isinstance(own, list):
+        own = field(default_factory=own.copy)
+    if not isinstance(own, Field):
+        own = field(default=own)
+    made.default, made.default_factory = own.default, own.default_factory
+    made.metadata = own.metadata or known.metadata
     return made
 
 
