@@ -83,8 +83,9 @@ SAMPLES = {
     ],
 }  # fmt: skip
 SAMPLES["sample"] = [
-    (hidden, weight, None, None, 1.0, torch.arange(N), torch.arange(N)),
-    (hidden, weight, torch.ones(V), 3.0, 0.0, torch.arange(N), torch.arange(N)),
+    (hidden, weight, None, None, 1.0, torch.arange(N), torch.arange(N), 0, 1.0),
+    (hidden, weight, torch.ones(V), 3.0, 0.0, torch.arange(N), torch.arange(N), 0, 1.0),
+    (hidden, weight, None, None, 0.7, torch.arange(N), torch.arange(N), 2, 0.9),
 ]
 CASES = [(name, i) for name, samples in SAMPLES.items() for i in range(len(samples))]
 
