@@ -64,7 +64,7 @@ def modules_of(package: str) -> dict[str, Path]:
     ],
 )
 def test_files_import_in_no_circle(package, file, its_own):
-    """As modules are imported, which leaves aside what only a type checker reads; of the kernels also within functions."""
+    """As modules are imported, which leaves aside what a type checker reads; of the kernels also within functions."""
     files, imports = modules_of(package), {}
     for module, path in files.items():
         tree = ast.parse(path.read_text())
