@@ -1,7 +1,7 @@
 """The store's file: its tables, how an older one is brought up to date, and how it is opened.
 
 What people said is append-only: triggers refuse any change of items, annotators, tokens, assignments, events and the
-audit log. `answers`, `queue` and `leases` only make questions fast; the first two follow from the events
+audit log. `answers`, `queue`, `tally` and `leases` only make questions fast; all but the leases follow from the events
 (`Store.rebuild`).
 """
 
@@ -61,6 +61,18 @@ CREATE TABLE queue (
     priority REAL NOT NULL DEFAULT 0, position INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX queue_order ON queue (closed, votes, priority DESC, position);
+CREATE TABLE tally (
+    closed INTEGER NOT NULL, votes INTEGER NOT NULL, items INTEGER NOT NULL, PRIMARY KEY (closed, votes)
+);
+CREATE TRIGGER tally_insert AFTER INSERT ON queue BEGIN
+    INSERT OR IGNORE INTO tally VALUES (new.closed, new.votes, 0);
+    UPDATE tally SET items = items + 1 WHERE closed = new.closed AND votes = new.votes;
+END;
+CREATE TRIGGER tally_update AFTER UPDATE OF closed, votes ON queue BEGIN
+    UPDATE tally SET items = items - 1 WHERE closed = old.closed AND votes = old.votes;
+    INSERT OR IGNORE INTO tally VALUES (new.closed, new.votes, 0);
+    UPDATE tally SET items = items + 1 WHERE closed = new.closed AND votes = new.votes;
+END;
 CREATE TABLE leases (
     annotator_id INTEGER NOT NULL REFERENCES annotators (id), item_id TEXT NOT NULL REFERENCES items (id),
     until REAL NOT NULL, PRIMARY KEY (annotator_id, item_id)
@@ -129,10 +141,12 @@ def _split(statements: str) -> Iterator[str]:
 
 
 @contextmanager
-def transaction(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
-    """One that writes: all of it is on the disk when it ends, or none. Raises `UsageError` where others keep the file
-    busy, or the disk refuses."""
+def transaction(db: sqlite3.Connection, path: Path, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    """One that writes: all of it is on the disk when it ends, or none. durable=False: a power cut right after it may
+    lose it, an end of the process does not; whatever is written durably later takes it along. Raises `UsageError` where
+    others keep the file busy, or the disk refuses."""
     with told(path):
+        db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         db.execute("BEGIN IMMEDIATE")
         try:
             yield db
@@ -141,6 +155,20 @@ def transaction(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connecti
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+
+
+@contextmanager
+def savepoint(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """A part of a transaction that has begun: all of it, or none."""
+    db.execute("SAVEPOINT part")
+    try:
+        yield db
+    except BaseException:
+        if db.in_transaction:  # a full disk ends it all
+            db.execute("ROLLBACK TO part")
+            db.execute("RELEASE part")
+        raise
+    db.execute("RELEASE part")
 
 
 @contextmanager

@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import math
 import secrets
 import sqlite3
 import statistics
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_fast.annotate.items import Annotator, Answered, Disagreement, Item, Kind, Progress, Task, Vote, check_ranks
+from rlhf_fast.annotate.answers import Said, SaidKind, rebuild_answers, write_answer, write_undo
+from rlhf_fast.annotate.items import Annotator, Answered, Disagreement, Item, Kind, Progress, Task, Vote
 from rlhf_fast.annotate.queue import (
     DEFAULTS,
     VOTES,
@@ -30,12 +30,11 @@ from rlhf_fast.annotate.queue import (
     item_of,
     left_for,
     open_lease,
-    order_of,
     settings_of,
     task_of,
     vote_of,
 )
-from rlhf_fast.annotate.schema import connect, prepare, told, transaction
+from rlhf_fast.annotate.schema import connect, prepare, savepoint, told, transaction
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import sync, temporary_of
 
@@ -44,12 +43,17 @@ LONGEST_NOTE, LONGEST_NAME = 10_000, 100
 
 class Store:
     """An open store; `Store.open` makes one. Methods raise `UsageError` for what cannot be done, and write nothing
-    then. Times are unix seconds; `now` is for tests and leases. Thread-safe."""
+    then. Times are unix seconds; `now` is for tests and leases.
+
+    Any thread may call it. Every vote waits for the disk, and votes of several threads wait for it together: a server
+    should call from several threads, not from one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
         self._local = threading.local()
+        self._waiting: list[_Job] = []
+        self._waiting_lock = threading.Lock()
         self._connections: list[sqlite3.Connection] = []
         self._db = self._connect()
 
@@ -230,7 +234,7 @@ class Store:
         Items that others have begun come first, then those of the highest priority, then in their order.
         """
         now = time.time() if now is None else now
-        with self._writing() as db:
+        with self._writing(durable=False) as db:  # a lease that a power cut loses is taken again
             settings = settings_of(db)
             item_id = (
                 open_lease(db, annotator_id, settings["overlap"], now)
@@ -258,16 +262,14 @@ class Store:
         """The number of the new row, which is on the disk when this returns. The annotator's latest vote on an item
         counts. A request_id that this annotator has used returns the row of then, and raises if it said something
         else. shown_order: what the page showed, if it is not the task's."""
-        said = {"ranks": list(ranks), "all_bad": bool(all_bad)}
-        return self._answer("vote", annotator_id, item_id, said, note, seconds, shown_order, request_id, now)
+        return self._say("vote", annotator_id, item_id, ranks, all_bad, note, seconds, shown_order, request_id, now)
 
     def skip(
         self, annotator_id: int, item_id: str, *, note: str = "", seconds: float = 0.0,
         shown_order: Sequence[int] | None = None, request_id: str | None = None, now: float | None = None,
     ) -> int:  # fmt: skip
         """As `vote`, with nothing said: the item is not given to this annotator again, and somebody else may."""
-        said = {"ranks": None, "all_bad": False}
-        return self._answer("skip", annotator_id, item_id, said, note, seconds, shown_order, request_id, now)
+        return self._say("skip", annotator_id, item_id, None, False, note, seconds, shown_order, request_id, now)
 
     def adjudicate(
         self, admin_id: int, item_id: str, ranks: Sequence[int | None], *, all_bad: bool = False, note: str = "",
@@ -275,75 +277,25 @@ class Store:
         now: float | None = None,
     ) -> int:  # fmt: skip
         """An administrator's decision, which stands for all votes on the item and closes it; the latest counts."""
-        said = {"ranks": list(ranks), "all_bad": bool(all_bad)}
         if not any(one.id == admin_id and one.role == "admin" for one in self.annotators()):
             raise UsageError(f"annotator {admin_id} is no administrator, who alone decide disagreements.")
-        return self._answer("adjudicate", admin_id, item_id, said, note, seconds, shown_order, request_id, now)
+        return self._say("adjudicate", admin_id, item_id, ranks, all_bad, note, seconds, shown_order, request_id, now)
 
-    def _answer(
-        self, kind: str, annotator_id: int, item_id: str, said: dict[str, Any], note: str, seconds: float,
-        shown_order: Sequence[int] | None, request_id: str | None, now: float | None,
-    ) -> int:  # fmt: skip
-        now = time.time() if now is None else now
-        if len(note) > LONGEST_NOTE:
-            raise UsageError(f"a note has {len(note)} characters; expected at most {LONGEST_NOTE}.")
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise UsageError(f"seconds is {seconds!r}; expected 0 or more.")
-        with self._writing() as db:
-            ranks = None if said["ranks"] is None else json.dumps(said["ranks"])
-            if request_id is not None and (earlier := _event_of(db, annotator_id, request_id)):
-                same = (earlier["kind"], earlier["item_id"], earlier["ranks"], bool(earlier["all_bad"]))
-                if same != (kind, item_id, ranks, said["all_bad"]):
-                    raise UsageError(f"request {request_id!r} was for something else; expected a new request_id.")
-                return int(earlier["id"])
-            item = item_of(db, item_id)
-            if kind != "skip":
-                check_ranks(said["ranks"], len(item.responses), all_bad=said["all_bad"])
-            order = list(range(len(item.responses))) if kind == "adjudicate" else order_of(db, annotator_id, item_id)
-            if shown_order is not None and sorted(shown_order) != sorted(order):
-                raise UsageError(f"shown_order is {list(shown_order)}; expected each of {sorted(order)} once.")
-            order = list(order if shown_order is None else shown_order)
-            event = db.execute(
-                "INSERT INTO events (kind, annotator_id, item_id, ranks, all_bad, note, seconds, shown_order, "
-                "request_id, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    kind, annotator_id, item_id, ranks, said["all_bad"], note, seconds, json.dumps(order), request_id,
-                    now,
-                ),
-            ).lastrowid  # fmt: skip
-            if kind == "adjudicate":
-                db.execute("UPDATE queue SET closed = 1 WHERE item_id = ?", (item_id,))
-            else:
-                _set_answer(db, annotator_id, item_id, event)
-            assert event is not None
-            return event
+    def _say(self, kind: SaidKind, annotator_id: int, item_id: str, ranks: Sequence[int | None] | None, all_bad: bool,
+             note: str, seconds: float, shown_order: Sequence[int] | None, request_id: str | None,
+             now: float | None) -> int:  # fmt: skip
+        said = Said(
+            kind, annotator_id, item_id, None if ranks is None else list(ranks), bool(all_bad), note, seconds,
+            None if shown_order is None else list(shown_order), request_id, time.time() if now is None else now,
+        )  # fmt: skip
+        return self._together(lambda db: write_answer(db, said))
 
     def undo(self, annotator_id: int, *, request_id: str | None = None, now: float | None = None) -> str | None:
         """Take back the annotator's latest vote or skip that is not taken back; returns its item's id, which the
         annotator has open again unless an earlier vote on it counts now. None where there is none."""
-        now = time.time() if now is None else now
         with self._writing() as db:
-            if request_id is not None and (earlier := _event_of(db, annotator_id, request_id)):
-                if earlier["kind"] != "undo":
-                    raise UsageError(f"request {request_id!r} was for something else; expected a new request_id.")
-                return str(earlier["item_id"])
-            last = db.execute(f"SELECT id, item_id FROM events e WHERE annotator_id = ? AND {_STANDS} "
-                              "ORDER BY id DESC LIMIT 1", (annotator_id,)).fetchone()  # fmt: skip
-            if last is None:
-                return None
-            item_id = str(last["item_id"])
-            db.execute(
-                "INSERT INTO events (kind, annotator_id, item_id, undoes, request_id, at) "
-                "VALUES ('undo', ?, ?, ?, ?, ?)",
-                (annotator_id, item_id, last["id"], request_id, now),
-            )
-            before = db.execute(f"SELECT max(id) FROM events e WHERE annotator_id = ? AND item_id = ? AND {_STANDS}",
-                                (annotator_id, item_id)).fetchone()[0]  # fmt: skip
-            _set_answer(db, annotator_id, item_id, before)
-            if before is None:
-                until = now + settings_of(db)["lease_seconds"]
-                db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (annotator_id, item_id, until))
-            return item_id
+            now = time.time() if now is None else now
+            return write_undo(db, annotator_id, request_id, now, settings_of(db)["lease_seconds"])
 
     def answered(self, annotator_id: int) -> list[Answered]:
         """What the annotator has voted on or skipped, the latest first; undone ones are not there."""
@@ -397,24 +349,13 @@ class Store:
 
     def queue_lengths(self) -> dict[int, int]:
         """How many items have 0, 1, 2 ... votes that count; decided ones are left out."""
-        rows = self._reader().execute(
-            "SELECT votes, count(*) FROM queue WHERE closed = 0 GROUP BY votes ORDER BY votes"
-        )
+        rows = self._reader().execute("SELECT votes, items FROM tally WHERE closed = 0 AND items > 0 ORDER BY votes")
         return {row[0]: row[1] for row in rows}
 
     def rebuild(self) -> None:
         """Compute again, from the events, what only makes questions fast."""
         with self._writing() as db:
-            db.execute("DELETE FROM answers")
-            db.execute(
-                "INSERT INTO answers SELECT annotator_id, item_id, max(id) FROM events e "
-                f"WHERE {_STANDS} GROUP BY annotator_id, item_id"
-            )
-            db.execute(
-                "UPDATE queue SET votes = (SELECT count(*) FROM answers w JOIN events e ON e.id = w.event_id "
-                "WHERE w.item_id = queue.item_id AND e.kind = 'vote'), closed = "
-                "EXISTS (SELECT 1 FROM events e WHERE e.item_id = queue.item_id AND e.kind = 'adjudicate')"
-            )
+            rebuild_answers(db)
 
     # Connections
 
@@ -431,13 +372,60 @@ class Store:
                 self._local.db = self._connect()
         return self._local.db
 
+    def _together(self, write: Callable[[sqlite3.Connection], int]) -> int:
+        """What `write` returns, in a transaction that it shares with whatever waits in other threads meanwhile: the
+        disk is waited for once for all of them. One that raises takes back only its own rows."""
+        job = _Job(write)
+        with self._waiting_lock:
+            self._waiting.append(job)
+        with self._lock:
+            if not job.done:  # else a thread before this one has written it
+                with self._waiting_lock:
+                    jobs, self._waiting = self._waiting, []
+                try:
+                    with self._writing() as db:
+                        for one in jobs:
+                            one.run(db)
+                except BaseException as error:
+                    for one in jobs:
+                        one.error = error
+                for one in jobs:
+                    one.done = True
+        if job.error is not None:
+            raise job.error
+        return job.result
+
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, transaction(self._db, self.path) as db:
-            yield db
+    def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._db.in_transaction:  # of `together`, in this thread, which has the lock
+                with savepoint(self._db) as db:
+                    yield db
+            else:
+                with transaction(self._db, self.path, durable=durable) as db:
+                    yield db
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around calls of one thread: what they write is committed at once, when it ends. A call that raises writes
+        nothing, and the others stand; where the commit fails, none do."""
+        with self._writing():
+            yield
 
 
-_STANDS = "e.kind IN ('vote', 'skip') AND NOT EXISTS (SELECT 1 FROM events u WHERE u.undoes = e.id)"
+class _Job:
+    def __init__(self, write: Callable[[sqlite3.Connection], int]) -> None:
+        self.write, self.result, self.done = write, 0, False
+        self.error: BaseException | None = None
+
+    def run(self, db: sqlite3.Connection) -> None:
+        db.execute("SAVEPOINT job")
+        try:
+            self.result = self.write(db)
+        except UsageError as error:
+            db.execute("ROLLBACK TO job")
+            self.error = error
+        db.execute("RELEASE job")
 
 
 def _check_settings(values: dict[str, Any]) -> None:
@@ -476,31 +464,3 @@ def _new_token(db: sqlite3.Connection, annotator_id: int | None) -> str:
 def _dump_item(item: Item) -> str:
     content = {name: getattr(item, name) for name in ("prompt", "responses", "sources", "meta", "tools", "answer")}
     return json.dumps(content, ensure_ascii=False)
-
-
-def _event_of(db: sqlite3.Connection, annotator_id: int, request_id: str) -> sqlite3.Row | None:
-    row: sqlite3.Row | None = db.execute(
-        "SELECT * FROM events WHERE annotator_id = ? AND request_id = ?", (annotator_id, request_id)
-    ).fetchone()
-    return row
-
-
-def _set_answer(db: sqlite3.Connection, annotator_id: int, item_id: str, event_id: int | None) -> None:
-    """Which of the annotator's events on the item counts now; None: none."""
-    before = _counts(db, annotator_id, item_id)
-    if event_id is None:
-        db.execute("DELETE FROM answers WHERE annotator_id = ? AND item_id = ?", (annotator_id, item_id))
-    else:
-        db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (annotator_id, item_id, event_id))
-        db.execute("DELETE FROM leases WHERE annotator_id = ? AND item_id = ?", (annotator_id, item_id))
-    change = _counts(db, annotator_id, item_id) - before
-    if change:
-        db.execute("UPDATE queue SET votes = votes + ? WHERE item_id = ?", (change, item_id))
-
-
-def _counts(db: sqlite3.Connection, annotator_id: int, item_id: str) -> int:
-    row = db.execute(
-        "SELECT e.kind FROM answers w JOIN events e ON e.id = w.event_id WHERE w.annotator_id = ? AND w.item_id = ?",
-        (annotator_id, item_id),
-    ).fetchone()
-    return int(row is not None and row["kind"] == "vote")
