@@ -14,7 +14,7 @@ import sqlite3
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -45,15 +45,12 @@ class Store:
     """An open store; `Store.open` makes one. Methods raise `UsageError` for what cannot be done, and write nothing
     then. Times are unix seconds; `now` is for tests and leases.
 
-    Any thread may call it. Every vote waits for the disk, and votes of several threads wait for it together: a server
-    should call from several threads, not from one."""
+    Any thread may call it. A method that writes waits for the disk by itself, but for those within `together`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
         self._local = threading.local()
-        self._waiting: list[_Job] = []
-        self._waiting_lock = threading.Lock()
         self._connections: list[sqlite3.Connection] = []
         self._db = self._connect()
 
@@ -288,7 +285,8 @@ class Store:
             kind, annotator_id, item_id, None if ranks is None else list(ranks), bool(all_bad), note, seconds,
             None if shown_order is None else list(shown_order), request_id, time.time() if now is None else now,
         )  # fmt: skip
-        return self._together(lambda db: write_answer(db, said))
+        with self._writing() as db:
+            return write_answer(db, said)
 
     def undo(self, annotator_id: int, *, request_id: str | None = None, now: float | None = None) -> str | None:
         """Take back the annotator's latest vote or skip that is not taken back; returns its item's id, which the
@@ -372,29 +370,6 @@ class Store:
                 self._local.db = self._connect()
         return self._local.db
 
-    def _together(self, write: Callable[[sqlite3.Connection], int]) -> int:
-        """What `write` returns, in a transaction that it shares with whatever waits in other threads meanwhile: the
-        disk is waited for once for all of them. One that raises takes back only its own rows."""
-        job = _Job(write)
-        with self._waiting_lock:
-            self._waiting.append(job)
-        with self._lock:
-            if not job.done:  # else a thread before this one has written it
-                with self._waiting_lock:
-                    jobs, self._waiting = self._waiting, []
-                try:
-                    with self._writing() as db:
-                        for one in jobs:
-                            one.run(db)
-                except BaseException as error:
-                    for one in jobs:
-                        one.error = error
-                for one in jobs:
-                    one.done = True
-        if job.error is not None:
-            raise job.error
-        return job.result
-
     @contextmanager
     def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         with self._lock:
@@ -411,21 +386,6 @@ class Store:
         nothing, and the others stand; where the commit fails, none do."""
         with self._writing():
             yield
-
-
-class _Job:
-    def __init__(self, write: Callable[[sqlite3.Connection], int]) -> None:
-        self.write, self.result, self.done = write, 0, False
-        self.error: BaseException | None = None
-
-    def run(self, db: sqlite3.Connection) -> None:
-        db.execute("SAVEPOINT job")
-        try:
-            self.result = self.write(db)
-        except UsageError as error:
-            db.execute("ROLLBACK TO job")
-            self.error = error
-        db.execute("RELEASE job")
 
 
 def _check_settings(values: dict[str, Any]) -> None:
