@@ -31,7 +31,7 @@ from starlette.routing import Route
 from rlhf_fast.annotate import admin
 from rlhf_fast.annotate.items import Annotator, Task
 from rlhf_fast.annotate.rendering import markdown, marked
-from rlhf_fast.annotate.room import Room, Writer, body, by_response, page, person, room_of, task_json
+from rlhf_fast.annotate.room import Room, Writer, beginning, body, by_response, page, person, room_of, task_json
 from rlhf_fast.annotate.security import (
     COOKIE_SECONDS,
     LONGEST_TOKEN,
@@ -186,9 +186,15 @@ async def differences(request: Request) -> Response:
 
 
 async def answered(request: Request) -> Response:
+    """What the annotator has said, the latest first, with the beginning of each prompt."""
     room, who = room_of(request), person(request)
-    rows = await room.read(room.store.answered, who.id)
-    return JSONResponse({"answered": [{"item": r.item_id, "at": r.at, "summary": r.summary} for r in rows]})
+
+    def rows() -> list[dict[str, Any]]:
+        said = room.store.answered(who.id)
+        prompts = [beginning(room.store.item(one.item_id)) for one in said]
+        return [one._asdict() | {"prompt": prompt} for one, prompt in zip(said, prompts, strict=True)]
+
+    return JSONResponse({"answered": await room.read(rows)})
 
 
 # The server

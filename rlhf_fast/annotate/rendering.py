@@ -1,11 +1,11 @@
 """Text that a model or a stranger wrote -> HTML that cannot do anything, and the marks of what differs.
 
 markdown(text)      Markdown, without HTML, images or links that run or open anything but a web page
-marked(texts)       the same, with the words marked in which each text differs from the first (the first: from the second)
+marked(texts)       the same, with the words marked in which each differs from the first (the first: from the second)
 similarity(texts)   how much of the words they share, from 0 to 1
 
-Every text passes `SafeRenderer`: markdown-it writes tags for the tokens that it knows, and whatever is text goes through
-one function, which escapes it. No tag, attribute or style of the text's own is ever written.
+Every text passes `SafeRenderer`: markdown-it writes tags for the tokens that it knows, and whatever is text goes
+through one function, which escapes it. No tag, attribute or style of the text's own is ever written.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from html import escape
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -189,7 +190,7 @@ def _lines(words: list[str]) -> tuple[list[str], list[range]]:
     """Words joined to lines, and the numbers of the words of each."""
     ends = [i + 1 for i, word in enumerate(words) if "\n" in word or word in ".!?"]
     bounds = [0, *ends, *([len(words)] if not ends or ends[-1] < len(words) else [])]
-    numbers = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    numbers = [range(a, b) for a, b in pairwise(bounds)]
     return ["".join(words[i] for i in span) for span in numbers], numbers
 
 

@@ -106,6 +106,7 @@ class Room:
     drawn: dict[str, Drawn] = field(default_factory=dict)
 
     async def read(self, work: Callable[..., T], *args: Any) -> T:
+        """What it returns or raises, from a thread that may take its time."""
         return await asyncio.get_running_loop().run_in_executor(self.readers, work, *args)
 
     def draw(self, item: Item) -> Drawn:
@@ -133,6 +134,13 @@ def turn(message: dict[str, Any]) -> dict[str, Any]:
         "html": markdown(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2)),
         "calls": json.dumps(calls, ensure_ascii=False, indent=2) if calls else "",
     }
+
+
+def beginning(item: Item) -> str:
+    """Of the last thing that was asked, as plain text."""
+    asked = item.messages[-1].get("content") or ""
+    text = " ".join((asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False))[:400].split())
+    return text if len(text) <= 90 else text[:89] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def task_json(room: Room, task: Task) -> dict[str, Any]:

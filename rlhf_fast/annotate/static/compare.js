@@ -70,7 +70,7 @@ function show(next, progress, announcement = "") {
   restoreDraft();
   $("note-box").open = Boolean($("note").value);
   if (task.said && !deciding) {
-    $("revising").textContent = "You have answered this item. Submit another answer to replace it, or skip the look: ";
+    $("revising").textContent = "You have answered this item. Submit another answer to replace it, or ";
     $("revising").append(make("button", { type: "button", id: "go-on" }, "go on"));
     $("go-on").addEventListener("click", next_);
     $("revising").hidden = false;
@@ -199,6 +199,7 @@ function draftKey() {
   return `rlhf-fast draft ${main.dataset.mode} ${task.item}`;
 }
 
+// An answer that is begun outlives a reload, and comes back when it is undone.
 function saveDraft() {
   const { ranks, allBad } = ranking;
   sessionStorage.setItem(draftKey(), JSON.stringify({ ranks, allBad, note: $("note").value }));
@@ -206,7 +207,7 @@ function saveDraft() {
 
 function restoreDraft() {
   const kept = JSON.parse(sessionStorage.getItem(draftKey()) || "null");
-  if (!kept || kept.ranks.length !== ranking.count) return;
+  if (task.said || !kept || kept.ranks.length !== ranking.count) return;
   [ranking.ranks, ranking.allBad, $("note").value] = [kept.ranks, kept.allBad, kept.note];
 }
 
@@ -244,9 +245,7 @@ function submit() {
     return;
   }
   once(async () => {
-    const key = draftKey();
     const { task: next, progress } = await ask(deciding ? "/api/admin/decide" : "/api/vote", said(), waiting);
-    sessionStorage.removeItem(key);
     show(next, progress, "Saved.");
   });
 }
@@ -255,9 +254,7 @@ function pass() {
   once(async () => {
     if (!task) return;
     const { ranks, all_bad, ...rest } = said();
-    const key = draftKey();
     const { task: next, progress } = await ask("/api/skip", rest, waiting);
-    sessionStorage.removeItem(key);
     show(next, progress, "Skipped.");
   });
 }
@@ -307,11 +304,12 @@ async function openAnswered() {
   const { answered } = await ask("/api/answered");
   const rows = answered.map((one) => {
     const when = new Date(one.at * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-    const row = make("button", { type: "button" }, make("b", {}, one.summary), make("small", {}, when));
+    const row = make("button", { type: "button" }, make("span", { class: "asked-of" }, one.prompt),
+      make("b", {}, one.summary), make("small", {}, when));
     row.addEventListener("click", () => {
       $("answered").close();
       once(async () => {
-        const found = await ask(`/api/task/${encodeURIComponent(one.item)}`, undefined, waiting);
+        const found = await ask(`/api/task/${encodeURIComponent(one.item_id)}`, undefined, waiting);
         show(found.task, found.progress);
       });
     });
