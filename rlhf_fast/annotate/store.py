@@ -326,6 +326,14 @@ class Store:
         )
         return list(map(vote_of, rows))
 
+    def skips(self) -> dict[int, int]:
+        """By annotator, how many items they have skipped and not answered since."""
+        rows = self._reader().execute(
+            "SELECT w.annotator_id, count(*) FROM answers w JOIN events e ON e.id = w.event_id WHERE e.kind = 'skip' "
+            "GROUP BY w.annotator_id"
+        )
+        return {row[0]: row[1] for row in rows}
+
     def adjudications(self) -> dict[str, Vote]:
         """The latest decision on each item that has one, by item id."""
         rows = self._reader().execute(f"{VOTES} WHERE e.kind = 'adjudicate' ORDER BY e.id")
