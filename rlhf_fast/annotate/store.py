@@ -431,4 +431,4 @@ def _new_token(db: sqlite3.Connection, annotator_id: int | None) -> str:
 
 def _dump_item(item: Item) -> str:
     content = {name: getattr(item, name) for name in ("prompt", "responses", "sources", "meta", "tools", "answer")}
-    return json.dumps(content, ensure_ascii=False)
+    return json.dumps(content, ensure_ascii=False, default=str)
