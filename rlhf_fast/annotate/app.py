@@ -18,6 +18,7 @@ import logging
 import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Protocol
@@ -31,7 +32,7 @@ from starlette.routing import Route
 from rlhf_fast.annotate import admin
 from rlhf_fast.annotate.items import Annotator, Task
 from rlhf_fast.annotate.rendering import markdown, marked
-from rlhf_fast.annotate.room import Room, Writer, beginning, body, by_response, page, person, room_of, task_json
+from rlhf_fast.annotate.room import VOTE, Room, Writer, beginning, body, by_response, page, person, room_of, task_json
 from rlhf_fast.annotate.security import (
     COOKIE_SECONDS,
     LONGEST_TOKEN,
@@ -113,7 +114,6 @@ async def static(request: Request) -> Response:
 # What the page asks
 
 
-VOTE = {"item": str, "order": list, "ranks": list, "all_bad": bool, "note": str, "seconds": float, "request": str}
 SKIP = {name: VOTE[name] for name in ("item", "order", "note", "seconds", "request")}
 
 
@@ -201,16 +201,23 @@ async def answered(request: Request) -> Response:
 
 
 async def usage_error(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 400)
+    return problem(request, 400, str(error))
 
 
 async def refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return JSONResponse({"error": error.words}, error.status, dict(error.headers))
+    return problem(request, error.status, error.words)
 
 
 async def not_found(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "There is nothing at this address."}, getattr(error, "status_code", 404))
+    return problem(request, getattr(error, "status_code", 404), "There is nothing at this address.")
+
+
+def problem(request: Request, status: int, words: str) -> Response:
+    """JSON for what the page asks, a page for who opened an address."""
+    if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"error": words}, status)
+    return page(request, "message.html", status, title="That did not work", words=words)
 
 
 class Application(Guard):
@@ -292,7 +299,8 @@ def serve(store: Store, address: Address, say: Any = print) -> None:
             store.audit("command line", "server started", {"host": address.host, "port": port})
             say(f"Your private link, as {app.owner.name}: {link(address.host, port, app.owner_token)}")
             say("Stop with Ctrl-C. An answer is on the disk before its page goes on.")
-            uvicorn.Server(server_config(app)).run(sockets=[listening])
+            with suppress(KeyboardInterrupt):  # uvicorn has stopped in order, and says so by raising it again
+                uvicorn.Server(server_config(app)).run(sockets=[listening])
         finally:
             app.close()
 

@@ -104,6 +104,7 @@ class Room:
     sessions: Sessions
     cookie: str
     drawn: dict[str, Drawn] = field(default_factory=dict)
+    figures: tuple[float, Any] = (0.0, None)
 
     async def read(self, work: Callable[..., T], *args: Any) -> T:
         """What it returns or raises, from a thread that may take its time."""
@@ -191,6 +192,10 @@ def administrator(request: Request) -> Annotator:
     if (who := person(request)).role != "admin":
         raise Refused(403, "This page is for administrators.")
     return who
+
+
+VOTE = {"item": str, "order": list, "ranks": list, "all_bad": bool, "note": str, "seconds": float, "request": str}
+"""What the page says of an item: ranks are by place on the page, order says which response is where."""
 
 
 async def body(request: Request, expected: dict[str, type]) -> dict[str, Any]:

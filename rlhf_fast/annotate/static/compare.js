@@ -245,8 +245,9 @@ function submit() {
     return;
   }
   once(async () => {
-    const { task: next, progress } = await ask(deciding ? "/api/admin/decide" : "/api/vote", said(), waiting);
+    const { task: next, progress, votes } = await ask(deciding ? "/api/admin/decide" : "/api/vote", said(), waiting);
     show(next, progress, "Saved.");
+    decideList(votes);
   });
 }
 
@@ -276,11 +277,12 @@ function next_() {
     const path = deciding ? `/api/admin/item/${encodeURIComponent(main.dataset.item)}` : "/api/next";
     const { task: next, progress, votes } = await ask(path, deciding ? undefined : {}, waiting);
     show(next, progress);
-    if (votes) decideList(votes);
+    decideList(votes);
   });
 }
 
 function decideList(votes) {
+  if (!deciding) return;
   const list = document.querySelector("#votes ul");
   list.replaceChildren(...votes.map((vote) => make("li", {}, make("b", {}, vote.who), ` ${vote.summary}`,
     ...(vote.note ? [make("q", {}, vote.note)] : []))));
