@@ -43,6 +43,8 @@ from rlhf_fast.train.rollout_log import ROLLOUTS_FILE
 Mode = Literal["random", "margin", "disagreement"]
 BANDS = 4
 """Into which a run's iterations are divided: the sources of a leaderboard."""
+MOST_PAIRED = 16
+"""Latest responses to a prompt of which every pair is looked at."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def run_items(
 ) -> list[Item]:  # fmt: skip
     """Items of the responses in a run's rollouts.jsonl. prompts: the data that the run had, where it is not where its
     records say. responses: of an item, drawn at random, one item a prompt at a time until there are `limit`.
-    every_pair: all pairs instead, among which `priorities` is to choose.
+    every_pair: all pairs of a prompt's latest responses instead, among which `priorities` is to choose.
 
     Raises `UsageError` where there are no two different responses to a prompt, or a prompt is not in the data.
     """
@@ -101,7 +103,7 @@ def read_rollouts(run: Path, prompts: str | None = None, format: str | None = No
             ids = encode_prompt(tokenizer, row.prompt, tools=row.tools)
         except UsageError:
             continue  # the run has not seen it either; one that it has seen is missed below
-        by_text.setdefault(tokenizer.decode(ids), row)
+        by_text.setdefault(str(tokenizer.decode(ids)), row)
     special = bool(told.get("reward_special_tokens"))
     groups: dict[str, dict[str, Rollout]] = {}
     for line in _lines(run / ROLLOUTS_FILE):
@@ -112,7 +114,8 @@ def read_rollouts(run: Path, prompts: str | None = None, format: str | None = No
             )
         text = line["response"]
         if special:  # which its rewards read, and a person need not
-            text = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
         if text.strip():
             rollout = Rollout(int(line["iteration"]), int(line["seed"]), text, dict(line.get("scores") or {}))
             groups.setdefault(line["prompt"], {})[text] = rollout
@@ -177,7 +180,7 @@ def _drawn(groups: Sequence[Group], responses: int, draw: random.Random) -> list
 
 
 def _every_pair(groups: Sequence[Group]) -> list[tuple[Group, list[Rollout]]]:
-    return [(group, list(pair)) for group in groups for pair in combinations(group.rollouts, 2)]
+    return [(group, list(pair)) for group in groups for pair in combinations(group.rollouts[-MOST_PAIRED:], 2)]
 
 
 def _item(group: Group, rollouts: Sequence[Rollout], run: Path, last: int) -> Item:
@@ -261,26 +264,27 @@ def open_rewards(
 def score_items(items: Sequence[Item], paths: Sequence[str], rewards: Sequence[RewardSource]) -> list[list[float]]:
     """For each reward its scores of all items' responses, in order, divided by their standard deviation. An adapter
     reads the ids that its training would; a response is scored with the EOS that ends it."""
-    found = []
+    found, unique = [], {key: item for item in items for key in _keys(item)}  # a response may be in many items
     for path, reward in zip(paths, rewards, strict=True):
-        tokenizer = load_tokenizer(path)
-        texts: list[str] = []
-        sequences: list[list[int]] = []
-        for item in items:
-            prompt, replies = encode_replies(tokenizer, item.prompt, item.responses, tools=item.tools)
-            sequences += [prompt + reply for reply in replies]
-            texts += [prompt_text(tokenizer, item.prompt, item.tools)] * len(replies)
+        tokenizer, sequences, texts = load_tokenizer(path), list[list[int]](), list[str]()
+        for (_, response), item in unique.items():
+            prompt, (reply,) = encode_replies(tokenizer, item.prompt, [response], tools=item.tools)
+            sequences.append(prompt + reply)
+            texts.append(prompt_text(tokenizer, item.prompt, item.tools))
         batch = RewardBatch(
-            prompts=texts, responses=[text for item in items for text in item.responses], sequences=sequences,
-            conversations=[
-                None if isinstance(item.prompt, str) else item.prompt for item in items for _ in item.responses
-            ],
-            finished=[True] * len(texts), tools=[item.tools for item in items for _ in item.responses],
+            prompts=texts, responses=[response for _, response in unique], sequences=sequences,
+            conversations=[None if isinstance(item.prompt, str) else item.prompt for item in unique.values()],
+            finished=[True] * len(texts), tools=[item.tools for item in unique.values()],
         )  # fmt: skip
         scores = checked(reward, batch)
-        deviation = float(scores.std(correction=0)) or 1.0
-        found.append((scores / deviation).tolist())
+        by_key = dict(zip(unique, (scores / (float(scores.std(correction=0)) or 1.0)).tolist(), strict=True))
+        found.append([by_key[key] for item in items for key in _keys(item)])
     return found
+
+
+def _keys(item: Item) -> list[tuple[str, str]]:
+    """What its responses are known by."""
+    return [(prompt_key(item.prompt), response) for response in item.responses]
 
 
 def logged_scores(items: Sequence[Item]) -> list[list[float]]:
@@ -319,7 +323,7 @@ def first(items: Sequence[Item], ranked: Mapping[str, float], limit: int | None)
     taken: set[tuple[str, str]] = set()
     chosen = []
     for item in sorted(items, key=lambda item: -ranked[item.id]):
-        own = {(prompt_key(item.prompt), text) for text in item.responses}
+        own = set(_keys(item))
         if not own & taken:
             taken |= own
             chosen.append(item)
