@@ -198,10 +198,13 @@ def _words(choices: Any) -> str:
 
 
 def interval(found: Interval | None, digits: int = 2) -> str:
-    """0.81 [0.75, 0.86], or a dash where there is nothing to tell from."""
+    """0.81 [0.75, 0.86], the value alone where it has no interval, or a dash where there is nothing to tell from."""
     if found is None:
         return "\N{EN DASH}"
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]".replace("-", "\N{MINUS SIGN}")
+    text = f"{found.value:.{digits}f}"
+    if found.low < found.high:
+        text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def bar(found: Interval | None, label: str) -> Markup:

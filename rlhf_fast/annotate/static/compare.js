@@ -15,6 +15,7 @@ let ranking = null;
 let view = "read"; // or "marks", "raw"
 let marked = null; // the responses with their differences marked, once asked for
 let busy = false;
+let sending = false; // an answer is on its way
 let lookAgain = 0;
 const tray = new Tray($("tray"), (place, rank) => change(() => ranking.move(place, rank)), (place) => choose(place));
 
@@ -54,7 +55,7 @@ function show(next, progress, announcement = "") {
   [task, marked, view, seen, since] = [next, null, "read", 0, null];
   clearTimeout(lookAgain);
   pace(progress);
-  $("task").hidden = $("bar").hidden = !task;
+  $("task").hidden = $("dock").hidden = !task;
   $("done").hidden = Boolean(task);
   $("revising").hidden = true;
   banner("");
@@ -224,7 +225,7 @@ async function once(action) {
     banner(error instanceof Refusal ? error.message : `The page failed: ${error.message}. Reload it; nothing sent is lost.`);
     if (!(error instanceof Refusal)) throw error;
   } finally {
-    busy = false;
+    busy = sending = false;
     document.body.classList.remove("busy");
   }
 }
@@ -245,6 +246,7 @@ function submit() {
     return;
   }
   once(async () => {
+    sending = true;
     const { task: next, progress, votes } = await ask(deciding ? "/api/admin/decide" : "/api/vote", said(), waiting);
     show(next, progress, "Saved.");
     decideList(votes);
@@ -357,7 +359,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-$("bar").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+$("dock").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
 $("note").addEventListener("input", () => { if (task) saveDraft(); });
 $("marks").addEventListener("click", () => toggle("marks"));
 $("raw").addEventListener("click", () => toggle("raw"));
@@ -371,7 +373,7 @@ document.querySelectorAll("[data-open]").forEach((button) => {
 });
 $("use-keys").checked = localStorage.getItem("rlhf-fast keys") !== "off";
 $("use-keys").addEventListener("change", () => localStorage.setItem("rlhf-fast keys", $("use-keys").checked ? "on" : "off"));
-window.addEventListener("beforeunload", (event) => { if (busy) event.preventDefault(); });
+window.addEventListener("beforeunload", (event) => { if (sending) event.preventDefault(); });
 
 const guidelines = $("guidelines");
 if (guidelines && localStorage.getItem("rlhf-fast guidelines") !== guidelines.textContent) {
