@@ -79,7 +79,8 @@ def write_export(exported: Exported, path: str | Path, *, test_fraction: float =
     if path.suffix not in (".jsonl", ".parquet") or path.is_dir():
         raise UsageError(f"cannot export to {str(path)!r}; expected a file whose name ends with .jsonl or .parquet.")
     if not exported.rows:
-        raise UsageError(f"there is nothing to export: {exported}. Collect more votes, or ask for less agreement.")
+        found = str(exported) if exported.left_out else "nobody has ranked two responses yet"
+        raise UsageError(f"there is nothing to export: {found}. Collect more votes, or ask for less agreement.")
     parts = {path: exported.rows}
     if test_fraction:
         wrapped = [PromptRow(row["prompt"], row) for row in exported.rows]

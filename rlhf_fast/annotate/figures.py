@@ -84,17 +84,17 @@ def as_text(found: Figures) -> str:
 
 
 def _lines(found: Figures) -> Iterator[str]:
-    yield f"items               {found.done} of {found.items} done ({found.overlap} votes each), {found.votes} votes"
+    yield f"items                 {found.done} of {found.items} done ({found.overlap} votes each), {found.votes} votes"
     waiting = ", ".join(f"{count} with {votes}" for votes, count in found.waiting.items())
-    yield f"items by votes      {waiting or 'none'}; {found.decided} decided; {found.disagreements} to decide"
+    yield f"items by votes        {waiting or 'none'}; {found.decided} decided; {found.disagreements} to decide"
     if found.by_hour:
         hours = len(found.by_hour)
-        yield f"votes an hour       {found.votes / hours:.1f} in the {hours} hours that had some"
+        yield f"votes an hour         {found.votes / hours:.1f} in the {hours} hours that had some"
     for label, value in (
         ("Krippendorff's alpha", found.alpha), ("  of ranks", found.alpha_ordinal), ("Fleiss' kappa", found.kappa),
         ("shown first wins", found.left), ("repeats as before", found.consistency), ("check questions", found.checks),
     ):  # fmt: skip
-        yield f"{label:<20}{'nothing to tell from yet' if value is None else value}"
+        yield f"{label:<22}{'nothing to tell from yet' if value is None else value}"
     for one in found.annotators:
         yield f"{one.annotator.name}: " + ", ".join(_annotator(one))
     if found.leaderboard.standings:
