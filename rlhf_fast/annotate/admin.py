@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -51,8 +51,8 @@ async def overview(request: Request) -> Response:
             "columns": columns(found.by_hour), "strengths": strengths(found.leaderboard.standings),
         }  # fmt: skip
 
-    helpers = {"interval": interval, "when": when, "bar": bar}
-    return page(request, "admin.html", title="Feedback", **await room.read(work), **helpers)
+    found = await room.read(work)
+    return page(request, "admin.html", title="Feedback", **found, interval=interval, when=when, bar=bar)
 
 
 def figures_of(room: Room) -> Figures:
@@ -81,15 +81,21 @@ async def new_link(request: Request) -> Response:
 async def revoke(request: Request) -> Response:
     who, room, said = administrator(request), room_of(request), await body(request, {"name": str})
     await room.writer(lambda: room.store.revoke(said["name"], who.name))
-    room.sessions.forget()
+    changed(room)
     return JSONResponse({})
 
 
 def link_answer(request: Request, name: str, token: str) -> Response:
     """A new link, this once: only a hash of its token is kept."""
-    room_of(request).sessions.forget()
+    changed(room_of(request))
     address = f"{request.url.scheme}://{request.headers['host']}"  # the guard has checked it
     return JSONResponse({"name": name, "link": f"{address}/in/{token}"})
+
+
+def changed(room: Room) -> None:
+    """An administrator sees at once what they have done; others' votes within `FRESH_SECONDS`."""
+    room.sessions.forget()
+    room.figures = (0.0, None)
 
 
 # Decisions
@@ -118,6 +124,7 @@ async def decide(request: Request) -> Response:
             shown_order=said["order"], request_id=said["request"],
         )
     )  # fmt: skip
+    changed(room)
 
     def following() -> dict[str, Any]:
         queue = room.store.queue_of_disagreements()
@@ -166,32 +173,32 @@ def in_order(vote: Vote, order: list[int]) -> str:
 
 async def download(request: Request) -> Response:
     who, room = administrator(request), room_of(request)
-    asked = request.query_params
-    form, kind = asked.get("form", "pairs"), asked.get("format", "jsonl")
-    ties = asked.get("ties", "drop")
-    if form not in get_args(Format) or kind not in _KINDS or ties not in get_args(Ties):
-        raise Refused(400, f"Expected form {_words(Format)}, format {', '.join(_KINDS)} and ties {_words(Ties)}.")
-    try:
-        policy = Policy(
-            ties=ties, min_agreement=float(asked.get("min_agreement", "0.5")),
-            min_votes=int(asked.get("min_votes", "1")), pseudonyms="pseudonyms" in asked,
-        )  # type: ignore[arg-type] # fmt: skip
-    except ValueError:
-        raise Refused(400, "min_agreement and min_votes are expected to be numbers.") from None
+    form, kind, policy = asked_for(request.query_params)
 
     def work() -> bytes:
         with tempfile.TemporaryDirectory() as folder:
-            (path,) = write_export(export(room.store, form, policy), Path(folder) / f"{form}.{kind}")  # type: ignore[arg-type]
+            (path,) = write_export(export(room.store, form, policy), Path(folder) / f"{form}.{kind}")
             return path.read_bytes()
 
     content = await room.read(work)
-    await room.writer(lambda: room.store.audit(who.name, "export", dict(asked)))
+    await room.writer(lambda: room.store.audit(who.name, "export", dict(request.query_params)))
     headers = {"content-disposition": f'attachment; filename="{form}.{kind}"'}
     return Response(content, media_type=_KINDS[kind], headers=headers)
 
 
-def _words(choices: Any) -> str:
-    return ", ".join(get_args(choices))
+def asked_for(query: Mapping[str, str]) -> tuple[Format, str, Policy]:
+    """What the form says: rows, kind of file, and policy. Raises `Refused`."""
+    form, kind, ties = query.get("form", "pairs"), query.get("format", "jsonl"), query.get("ties", "drop")
+    for value, known in ((form, get_args(Format)), (kind, tuple(_KINDS)), (ties, get_args(Ties))):
+        if value not in known:
+            raise Refused(400, f"Expected one of {', '.join(known)}.")
+    try:
+        least, votes = float(query.get("min_agreement", "0.5")), int(query.get("min_votes", "1"))
+    except ValueError:
+        raise Refused(400, "min_agreement and min_votes are expected to be numbers.") from None
+    if not 0 <= least <= 1 or votes < 1:
+        raise Refused(400, "min_agreement is expected to be 0 to 1, min_votes 1 or more.")
+    return cast("Format", form), kind, Policy(cast("Ties", ties), least, votes, pseudonyms="pseudonyms" in query)
 
 
 # Drawing

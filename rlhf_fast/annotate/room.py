@@ -212,9 +212,10 @@ async def body(request: Request, expected: dict[str, type]) -> dict[str, Any]:
         value = given[name]
         if kind is float and type(value) is int and abs(value) < 2**53:
             value = given[name] = float(value)
-        if type(value) is not kind or (kind is list and not all(v is None or type(v) is int for v in value)):
+        numbers = not isinstance(value, list) or all(one is None or type(one) is int for one in value)
+        if type(value) is not kind or not numbers:
             raise Refused(400, f"{name} is not of the kind expected.")
-    if not 0 < len(given.get("request", "x")) <= 100:
+    if not 0 < len(str(given.get("request", "x"))) <= 100:
         raise Refused(400, "request is expected to have 1 to 100 characters.")
     return given
 

@@ -278,7 +278,8 @@ class Guard:
 
 
 def _all_headers(scope: Any) -> tuple[list[str], dict[str, str]]:
-    hosts, headers = [], {}
+    hosts: list[str] = []
+    headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         if key == "host":

@@ -11,10 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-pytest.importorskip("httpx")
-
 from rlhf_fast.annotate.app import serve
 from rlhf_fast.annotate.security import Buckets, Hosts, Limits, address_refusal, csrf_token, host_name
 from rlhf_fast.annotate.store import Store
