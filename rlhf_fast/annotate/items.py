@@ -55,8 +55,8 @@ def make_item(
     tools: Tools | None = None,
     answer: Ranks | None = None,
 ) -> Item:
-    """An item whose id follows from its prompt, its responses and its row's own id, so that the same row is the same
-    item however often it is added. Raises `UsageError` where it cannot be compared."""
+    """An item whose id follows from its prompt, its responses, their models and its row's own id, so that the same row
+    is the same item however often it is added. Raises `UsageError` where it cannot be compared."""
     texts, meta = list(responses), dict(meta or {})
     if len(texts) < 2:
         raise UsageError(f"an item has {len(texts)} responses; expected two or more.")
@@ -65,7 +65,8 @@ def make_item(
         raise UsageError(f"an item has {len(texts)} responses and {len(sources)} sources; expected one for each.")
     if answer is not None:
         check_ranks(answer, len(texts))
-    said = json.dumps([prompt, tools, texts, meta.get("id"), answer], sort_keys=True)
+    models = [source.get("model") for source in sources]
+    said = json.dumps([prompt, tools, texts, models, meta.get("id"), answer], sort_keys=True, default=str)
     return Item(blake2b(said.encode(), digest_size=6).hexdigest(), prompt, texts, sources, meta, tools, answer)
 
 

@@ -76,7 +76,7 @@ def leaderboard(
         standings += found
         if unbounded:
             notes.append(
-                f"{', '.join(unbounded)} won or lost every comparison with the others: strength and interval are held "
+                f"{', '.join(unbounded)} won or lost every comparison with others: strength and interval are held "
                 "finite by a regularisation only"
             )
     return Leaderboard(chosen, standings, notes)
@@ -191,6 +191,8 @@ def _unbounded(group: list[str], wins: np.ndarray) -> list[str]:
         reach |= reach[:, [k]] & reach[[k], :]
     mutual = reach & reach.T
     largest = mutual[int(mutual.sum(axis=1).argmax())]
+    if len(group) > 1 and largest.sum() == 1:
+        return list(group)
     return [] if largest.all() else [name for name, inside in zip(group, largest, strict=True) if not inside]
 
 
