@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--serve", metavar="STORE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(Store.open(args.serve), SimpleNamespace(host="127.0.0.1", port=args.port, token=None))
+        serve(Store.open(args.serve), SimpleNamespace(host="127.0.0.1", port=args.port, token=None, names=[]))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "votes.db"

@@ -88,8 +88,8 @@ async def revoke(request: Request) -> Response:
 def link_answer(request: Request, name: str, token: str) -> Response:
     """A new link, this once: only a hash of its token is kept."""
     changed(room_of(request))
-    address = f"{request.url.scheme}://{request.headers['host']}"  # the guard has checked it
-    return JSONResponse({"name": name, "link": f"{address}/in/{token}"})
+    origin = request.headers["origin"]  # the guard has checked it
+    return JSONResponse({"name": name, "link": f"{origin}/in/{token}"})
 
 
 def changed(room: Room) -> None:

@@ -17,6 +17,7 @@ import hmac
 import logging
 import secrets
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -35,7 +36,9 @@ from rlhf_fast.annotate.rendering import markdown, marked
 from rlhf_fast.annotate.room import VOTE, Room, Writer, beginning, body, by_response, page, person, room_of, task_json
 from rlhf_fast.annotate.security import (
     COOKIE_SECONDS,
+    EVERYWHERE,
     LONGEST_TOKEN,
+    LOOPBACK,
     Guard,
     Hosts,
     Limits,
@@ -54,11 +57,13 @@ _KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-
 
 
 class Address(Protocol):
-    """What `serve` reads of a config. token: of the administrator's link; None: a new one for each start."""
+    """What `serve` reads of a config. token: of the administrator's link; None: a new one for each start. names: under
+    which it may be called beside its own address."""
 
     host: str
     port: int
     token: str | None
+    names: list[str]
 
 
 # Pages
@@ -224,10 +229,11 @@ class Application(Guard):
     """What uvicorn runs. owner_token: of the administrator's private link."""
 
     def __init__(
-        self, store: Store, host: str, port: int, token: str | None = None, limits: Limits | None = None
-    ) -> None:
+        self, store: Store, host: str, port: int, token: str | None = None, names: Sequence[str] = (),
+        limits: Limits | None = None,
+    ) -> None:  # fmt: skip
         """token: of the administrator's link; None: a new one. Raises `UsageError` where it may not be served there."""
-        address_refusal(host, token)
+        address_refusal(host, token, names)
         self.owner_token = token or secrets.token_urlsafe(32)
         self.owner, self.store = owner_of(store), store
         self.readers = ThreadPoolExecutor(2, "annotate-reader")
@@ -238,7 +244,7 @@ class Application(Guard):
             exception_handlers={UsageError: usage_error, Refused: refused, 404: not_found, 405: not_found},
         )
         app.state.room = self.room
-        super().__init__(app, Hosts(host), cookie, sessions, limits)
+        super().__init__(app, Hosts(host, tuple(name.lower() for name in names)), cookie, sessions, limits)
 
     async def _look_up(self, token: str) -> Annotator | None:
         if hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self.owner_token.encode()):
@@ -284,20 +290,34 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def link(host: str, port: int, token: str) -> str:
-    """A private link as it is given to somebody."""
+    """A private link as it is given to somebody; of a server on all addresses by one that others can reach."""
+    if host in EVERYWHERE:
+        host = _own_address()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/in/{token}"
+
+
+def _own_address() -> str:
+    """Of this machine in its network; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of an address for documentation
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
 
 
 def serve(store: Store, address: Address, say: Any = print) -> None:
     """Serve the page until SIGINT or SIGTERM; `say` is handed the administrator's link. Raises `UsageError` for an
     address where it may not be served, before a socket is opened, or that is taken."""
-    address_refusal(address.host, address.token)
+    address_refusal(address.host, address.token, address.names)
     with bound(address.host, address.port) as listening:
         port = listening.getsockname()[1]
-        app = Application(store, address.host, port, address.token)
+        app = Application(store, address.host, port, address.token, address.names)
         try:
             store.audit("command line", "server started", {"host": address.host, "port": port})
             say(f"Your private link, as {app.owner.name}: {link(address.host, port, app.owner_token)}")
+            if address.host not in LOOPBACK:
+                say("This is plain http: who can read the network's traffic can read the links. See docs/annotate.md.")
             say("Stop with Ctrl-C. An answer is on the disk before its page goes on.")
             with suppress(KeyboardInterrupt):  # uvicorn has stopped in order, and says so by raising it again
                 uvicorn.Server(server_config(app)).run(sockets=[listening])

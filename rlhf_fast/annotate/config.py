@@ -86,6 +86,9 @@ class AnnotateConfig(Config):
     host: str = option("127.0.0.1", "The address to serve on. Any but this machine's own needs a token.")
     port: int = option(8017, "The port to serve on; 0: any that is free.", check=Check(
         lambda value: 0 <= value <= 65535, "from 0 to 65535"))  # fmt: skip
+    names: list[str] = option(
+        [], "Names under which the page is called beside its own address, as of a server with https before it."
+    )
     token: str | None = option(None, "Of the administrator's private link. Default: a new one at each start.")
 
     export: str | None = option(None, "Write the votes to this file (.jsonl or .parquet) and end.")
@@ -138,7 +141,7 @@ class AnnotateConfig(Config):
         self._without("no model runs", COMPUTING, self.model, self.reward_models)
         self._without("nothing is watched (from_run, mode)", ("refresh_seconds",), self.ranked and self.serves)
         self._without("nothing is exported", EXPORTING, self.export)
-        self._without("the page is not served", ("host", "port", "token"), self.serves or self.annotators)
+        self._without("the page is not served", ("host", "port", "token", "names"), self.serves or self.annotators)
         self._without(
             "no file of rows is read", ("dataset_format", "on_bad_row"), self.items, self.checks, self.prompts
         )

@@ -24,6 +24,7 @@ from rlhf_fast.annotate.export import Policy, export, write_export
 from rlhf_fast.annotate.figures import as_dict, as_text, figures
 from rlhf_fast.annotate.items import Item
 from rlhf_fast.annotate.reading import read_checks, read_items
+from rlhf_fast.annotate.security import address_refusal
 from rlhf_fast.annotate.store import Store
 from rlhf_fast.generate.config import GenerateConfig
 from rlhf_fast.runtime.distributed import refuse_many
@@ -45,6 +46,7 @@ def run_annotate(config: AnnotateConfig) -> str:
     refuse_many("annotate")
     show_notices()
     if config.serves:
+        address_refusal(config.host, config.token, config.names)
         _serve = _server()
     path = Path(config.store).expanduser()
     fills = any((config.items, config.from_run, config.model, config.checks))

@@ -4,7 +4,7 @@ A request has to name this server (against DNS rebinding); one that changes some
 (Origin, a CSRF token, JSON), from somebody who is known, in a body of bounded size and time, and not too often.
 Every answer carries the headers that keep a text of a model, or another page, from doing anything with it.
 
-address_refusal(host, token)    why a server may not listen there, before a socket is opened
+address_refusal(host, ...)      why a server may not listen there, before a socket is opened
 csrf_token(token)               what the page has to send back: nobody without the cookie can work it out
 """
 
@@ -27,6 +27,7 @@ LOG = logging.getLogger("rlhf_fast.annotate")
 SHORTEST_TOKEN = 16
 LONGEST_TOKEN = 200
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = ("0.0.0.0", "::")
 COOKIE_SECONDS = 90 * 24 * 3600
 
 HEADERS = {
@@ -56,8 +57,12 @@ class Limits:
     stranger_per_second: float = 2.0
 
 
-def address_refusal(host: str, token: str | None) -> None:
-    """Raise `UsageError` where `host` can be reached from other machines and no token was given, or a short one."""
+def address_refusal(host: str, token: str | None, names: Iterable[str] = ()) -> None:
+    """Raise `UsageError` where `host` can be reached from other machines and no token was given, or a short one; and
+    for a name that no browser would send."""
+    for name in names:
+        if not name or host_name(name) != name.lower():
+            raise UsageError(f"a name is {name!r}; expected what stands between :// and the next / or : of an address.")
     if token is not None and not SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN:
         raise UsageError(
             f"a token of {len(token)} characters was given, expected {SHORTEST_TOKEN} to {LONGEST_TOKEN}. "
@@ -107,7 +112,7 @@ class Hosts:
             return True
         if self.host in LOOPBACK:
             return name in LOOPBACK
-        return self.host in ("0.0.0.0", "::") and (_is_address(name) or name == "localhost")
+        return self.host in EVERYWHERE and (_is_address(name) or name == "localhost")
 
 
 def _is_address(name: str) -> bool:

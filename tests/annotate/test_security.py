@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_fast.annotate.app import serve
+from rlhf_fast.annotate.app import Application, link, serve
 from rlhf_fast.annotate.security import Buckets, Hosts, Limits, address_refusal, csrf_token, host_name
 from rlhf_fast.annotate.store import Store
 from rlhf_fast.runtime.errors import UsageError
@@ -64,7 +65,7 @@ def test_another_address_than_loopback_needs_a_token_before_a_socket_is_opened(h
     monkeypatch.setattr("rlhf_fast.annotate.app.bound", lambda *_: pytest.fail("a socket was opened"))
     store = Store.open(tmp_path / "votes.db", create=True)
     with pytest.raises(UsageError, match="no token was given"):
-        serve(store, SimpleNamespace(host=host, port=0, token=None))
+        serve(store, SimpleNamespace(host=host, port=0, token=None, names=[]))
     store.close()
     address_refusal(host, "a-token-of-some-length")
 
@@ -77,9 +78,15 @@ def test_a_token_that_is_short_or_cannot_be_in_a_link_is_refused(token):
         address_refusal("127.0.0.1", token)
 
 
+@pytest.mark.parametrize("name", ["https://rate.example", "rate.example:443", "rate.example/", "", "a b"])
+def test_a_name_that_no_browser_sends_is_refused(name):
+    with pytest.raises(UsageError, match="expected what stands between"):
+        address_refusal("127.0.0.1", None, [name])
+
+
 def test_a_taken_port_is_said_in_words(site):
     with pytest.raises(UsageError, match=rf"cannot listen on 127\.0\.0\.1, port {site.port}"):
-        serve(site.store, SimpleNamespace(host="127.0.0.1", port=site.port, token=None))
+        serve(site.store, SimpleNamespace(host="127.0.0.1", port=site.port, token=None, names=[]))
 
 
 # Names: DNS rebinding
@@ -101,6 +108,21 @@ def test_a_request_for_another_name_gets_nothing(site, token, host):
 def test_its_own_names_are_served_behind_any_forwarded_port(site, token, host):
     with site.client(token, host=host) as client:
         assert client.get("/api/answered").status_code == 200
+
+
+def test_a_name_that_the_user_gave_is_served_and_no_other(tmp_path):
+    store = Store.open(tmp_path / "votes.db", create=True)
+    app = Application(store, "127.0.0.1", 8017, names=["Rate.example"])
+    assert app.hosts.allows("rate.example") and app.hosts.allows("RATE.example:443") and app.hosts.allows("127.0.0.1")
+    assert not app.hosts.allows("evil.example") and not app.hosts.allows("x.rate.example")
+    app.close()
+    store.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::"])
+def test_a_link_is_one_that_can_be_opened(host):
+    address = re.fullmatch(r"http://(.+):8017/in/abc", link(host, 8017, "abc"))
+    assert address and address[1] not in ("0.0.0.0", "::", "[::]")
 
 
 def test_two_host_headers_are_refused(site):
@@ -423,7 +445,7 @@ def test_a_server_without_a_token_on_another_address_does_not_start(tmp_path):
     code = (
         "from types import SimpleNamespace as S; from rlhf_fast.annotate.app import serve; "
         "from rlhf_fast.annotate.store import Store; import sys; "
-        "serve(Store.open(sys.argv[1], create=True), S(host='0.0.0.0', port=0, token=None))"
+        "serve(Store.open(sys.argv[1], create=True), S(host='0.0.0.0', port=0, token=None, names=[]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "v.db")], capture_output=True, text=True, timeout=60
