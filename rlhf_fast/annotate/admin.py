@@ -208,9 +208,8 @@ def interval(found: Interval | None, digits: int = 2) -> str:
     """0.81 [0.75, 0.86], the value alone where it has no interval, or a dash where there is nothing to tell from."""
     if found is None:
         return "\N{EN DASH}"
-    text = f"{found.value:.{digits}f}"
-    if found.low < found.high:
-        text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    value, low, high = (f"{round(one, digits) + 0.0:.{digits}f}" for one in (found.value, found.low, found.high))
+    text = f"{value} [{low}, {high}]" if found.low < found.high else value
     return text.replace("-", "\N{MINUS SIGN}")
 
 
