@@ -80,12 +80,15 @@ def _read(source: str, on_bad_row: OnBadRow) -> Iterator[Item]:
 
 
 def _item(row: Raw) -> Item:
+    if absent(row.get("responses")) and (absent(row.get("chosen")) or absent(row.get("rejected"))):
+        raise BadRow(f"columns are {', '.join(row)}; expected prompt and responses, or chosen and rejected")
     given = {name: row[name] for name in LABELS if not absent(row.get(name))}
     plain = {name: value for name, value in row.items() if name not in LABELS}
-    if "responses" in plain and isinstance(plain["responses"], list):
-        plain["ranks"] = [1.0] * len(plain["responses"])  # nobody has said anything yet
+    if not absent(row.get("responses")):
+        responses = row["responses"]
+        plain["ranks"] = [1.0] * len(responses) if isinstance(responses, list) else []  # nobody has said anything yet
     read = comparison(plain)
-    return _of_comparison(replace(read, meta=read.meta | given), None if "responses" in row else "ranks")
+    return _of_comparison(replace(read, meta=read.meta | given), "ranks" if absent(row.get("responses")) else None)
 
 
 def _known(row: Comparison, source: str, labelled: str | None = None, answer: Ranks | None = None) -> Item:
