@@ -18,8 +18,7 @@ from typing import Any, Literal
 from rlhf_fast.annotate.agreement import by_item, disagreement, outcomes
 from rlhf_fast.annotate.items import Annotator, Item, Ranks, Vote
 from rlhf_fast.annotate.store import Store
-from rlhf_fast.data.schema import PromptRow
-from rlhf_fast.data.split import split_by_prompt
+from rlhf_fast.data.schema import PromptRow, split_by_prompt
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import disk_errors, sync, temporary_of, write_text
 

@@ -28,6 +28,7 @@ LONGEST_MARKED = 3_000
 """Words of a text, above which differences are looked for by lines."""
 
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+_HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")
 _ALIGN = {"text-align:left": "left", "text-align:center": "center", "text-align:right": "right"}
 
 
@@ -144,7 +145,7 @@ def opens_a_page(address: str) -> bool:
     """Whether a link may be followed: whole addresses of the web only, so that none is one of this server's pages."""
     try:
         parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname)
+        return parts.scheme in ("http", "https") and bool(_HOST.fullmatch(parts.hostname or ""))
     except ValueError:
         return False
 
