@@ -23,21 +23,20 @@ from rlhf_fast.annotate.items import Item, make_item
 from rlhf_fast.data.encode import encode_prompt, encode_replies, prompt_text
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.schema import Prompt, PromptRow, Tools, prompt_key
-from rlhf_fast.evaluate.models import is_adapter
 from rlhf_fast.generate.config import GenerateConfig
 from rlhf_fast.generate.run import run_generate
 from rlhf_fast.model.adapter_files import refuse_headless
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, resolve_source
 from rlhf_fast.model.roles import adapter_critic
-from rlhf_fast.rewards.adapter import AdapterReward
-from rlhf_fast.rewards.classifier import ClassifierReward
+from rlhf_fast.rewards.classifier import AdapterReward, ClassifierReward
 from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked
 from rlhf_fast.runtime.checkpoint import FACTS, list_checkpoints, read_facts
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.resume import FINISHED
 from rlhf_fast.runtime.shown import notices
+from rlhf_fast.train.roles import is_adapter
 from rlhf_fast.train.rollout_log import ROLLOUTS_FILE
 
 Mode = Literal["random", "margin", "disagreement"]

@@ -30,8 +30,7 @@ from rlhf_fast.generate.config import GenerateConfig
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import weights_fingerprint
-from rlhf_fast.runtime.shown import notices
-from rlhf_fast.runtime.tracking import show_notices
+from rlhf_fast.runtime.shown import notices, show_notices
 from rlhf_fast.train.rollout_log import ROLLOUTS_FILE
 
 logger = logging.getLogger(__name__)
