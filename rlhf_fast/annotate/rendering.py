@@ -159,7 +159,7 @@ def _render(text: str, env: dict[str, Any]) -> Markup:
 
 
 def _block(text: str, env: dict[str, Any]) -> str:
-    return f'<pre tabindex="0"><code>{written(text, env)}</code></pre>'
+    return f"<pre><code>{written(text, env)}</code></pre>"
 
 
 def _level(token: Any) -> int:

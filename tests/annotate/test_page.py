@@ -221,7 +221,7 @@ def test_a_ranking_by_dragging_and_by_arrows(watched):
         page.mouse.up()
     page.locator(f".chip[data-place='{place(page, 'C')}']").focus()
     keys(page, "ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft")  # to the fourth, back to the third
-    keys(page, "Enter")
+    keys(page, "Control+Enter")
     expect(page.locator("#done")).to_be_visible()
     assert said(site) == [("vote", [{"B"}, {"A", "D"}, {"C"}])]
 
@@ -375,6 +375,22 @@ def test_without_a_mouse_tab_reaches_everything_and_focus_is_seen(watched):
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline != "none" or page.evaluate("document.activeElement === document.body")
     assert {"marks", "raw", "tie", "bad", "undo", "pass", "submit"} <= reached
+
+
+def test_enter_presses_the_button_that_tab_led_to_and_else_submits(watched):
+    site = watched.serve(pairs(3))
+    page = watched.open()
+    ready(page, 0)
+    page.locator("#tie").focus()
+    keys(page, "Shift+Tab", "Tab", "Enter")
+    expect(page.locator("#said")).to_have_text("A tie")
+    assert site.store.events() == []
+    keys(page, "Control+Enter")
+    ready(page, 1)
+    page.get_by_role("button", name="Both bad").click()  # has the focus, and Enter is not meant for it
+    keys(page, "Enter")
+    ready(page, 2)
+    assert [(vote.ranks, vote.all_bad) for vote in site.store.current_votes()] == [([1, 1], False), ([None] * 2, True)]
 
 
 def test_what_happens_is_said_to_a_screen_reader(watched):

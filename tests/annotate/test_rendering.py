@@ -35,7 +35,7 @@ def test_markdown_is_rendered():
 
 def test_code_keeps_its_lines_and_is_escaped():
     assert markdown("```c++ title\nif (a < b && c) {\n\n\treturn;\n}\n```") == (
-        '<figure class="code"><figcaption>c++</figcaption><pre tabindex="0"><code>'
+        '<figure class="code"><figcaption>c++</figcaption><pre><code>'
         "if (a &lt; b &amp;&amp; c) {\n\n\treturn;\n}\n</code></pre></figure>"
     )
 

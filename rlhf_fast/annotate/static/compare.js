@@ -336,15 +336,19 @@ const KEYS = {
   n: () => { $("note-box").open = true; $("note").focus(); }, "?": () => open("keys"),
 };
 
+let pointed = false; // the focus is where a pointer was, not where Tab has led
+document.addEventListener("pointerdown", () => { pointed = true; });
+
 document.addEventListener("keydown", (event) => {
+  if (event.key === "Tab") pointed = false;
   const typing = event.target.closest("textarea, input, select");
   if (event.key === "Escape" && typing) return typing.blur();
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && typing) return submit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return submit();
   if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat || document.querySelector("dialog[open]")) return;
   const key = event.key.toLowerCase();
   if (key === "enter") {
-    const own = event.target.closest("a, summary, nav button, .views button, #undo, #pass, #go-on, #look");
-    if (own) return; // Enter is that control's
+    // Enter presses what Tab has led to; what was clicked keeps the focus, too, and is not meant.
+    if (!pointed && event.target.closest("a, button, summary")) return;
     event.preventDefault();
     submit();
     return;
