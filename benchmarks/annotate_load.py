@@ -26,6 +26,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
+
 from rlhf_fast.annotate.app import serve
 from rlhf_fast.annotate.items import make_item
 from rlhf_fast.annotate.security import csrf_token
@@ -110,6 +112,7 @@ class Load:
     windows: list[tuple[float, float]] = field(default_factory=list)
     again: int = 0
     began: float = 0.0
+    processor: float = 0.0
     server: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -145,18 +148,21 @@ class Load:
         killing = asyncio.create_task(self.kill())
         await asyncio.gather(*(person.vote_all() for person in people))
         await killing
+        self.stop(signal.SIGTERM)
+
+    def stop(self, how: signal.Signals) -> None:
         assert self.server is not None
-        self.server.terminate()
+        times = psutil.Process(self.server.pid).cpu_times()
+        self.processor += times.user + times.system
+        os.kill(self.server.pid, how)
         self.server.wait()
 
     async def kill(self) -> None:
-        assert self.server is not None
         for n in range(self.args.kills):
             at = self.began + (n + 1) * self.args.seconds / (self.args.kills + 1)
             await asyncio.sleep(max(0.0, at - time.monotonic()))
             begin = time.monotonic()
-            os.kill(self.server.pid, signal.SIGKILL)
-            self.server.wait()
+            self.stop(signal.SIGKILL)
             self.start()
             await self.answers()
             self.windows.append((begin, time.monotonic() + SETTLED))
@@ -170,6 +176,7 @@ class Load:
         print(f"kills: {len(self.windows)}; ms until connections were taken again: {away}; sent again: {self.again}")
         print(f"latency outside restarts, ms: {_quantiles(steady)} ({len(steady)} votes)")
         print(f"latency of all, ms: {_quantiles(everything)}")
+        print(f"processor time of the server, with its starts: {1000 * self.processor / len(everything):.1f} ms a vote")
         print(f"load average: {' '.join(f'{one:.1f}' for one in os.getloadavg())} on {os.cpu_count()} processors")
         lost, changed, twice = self._compare()
         print(f"lost: {lost}; other than sent: {changed}; twice: {twice}")

@@ -17,10 +17,10 @@ import hmac
 import logging
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -306,10 +306,11 @@ def _own_address() -> str:
             return "127.0.0.1"
 
 
-def serve(store: Store, address: Address, say: Any = print) -> None:
-    """Serve the page until SIGINT or SIGTERM; `say` is handed the administrator's link. Raises `UsageError` for an
-    address where it may not be served, before a socket is opened, or that is taken."""
+def serve(store: Store, address: Address, say: Callable[[str], Any] | None = None) -> None:
+    """Serve the page until SIGINT or SIGTERM; `say` (default: print) is handed the administrator's link. Raises
+    `UsageError` for an address where it may not be served, before a socket is opened, or that is taken."""
     address_refusal(address.host, address.token, address.names)
+    say = say or partial(print, flush=True)
     with bound(address.host, address.port) as listening:
         port = listening.getsockname()[1]
         app = Application(store, address.host, port, address.token, address.names)

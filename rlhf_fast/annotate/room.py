@@ -126,15 +126,23 @@ class Room:
 
 
 def turn(message: dict[str, Any]) -> dict[str, Any]:
-    """A turn as the page shows it: who says it, the HTML of its text, and its calls of tools, as JSON."""
-    content, calls = message.get("content") or "", message.get("tool_calls")
+    """A turn as the page shows it: who says it, the HTML of its text, and its calls of tools."""
+    content = message.get("content") or ""
     return {
         "role": str(message.get("role", "")),
         "name": str(message.get("name", "")),
         "thought": str(message.get("reasoning_content") or ""),
         "html": markdown(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2)),
-        "calls": json.dumps(calls, ensure_ascii=False, indent=2) if calls else "",
+        "calls": "\n".join(map(call_text, message.get("tool_calls") or [])),
     }
+
+
+def call_text(call: Any) -> str:
+    """name({"argument": value}), or the call as it is where it has another form than OpenAI's."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if isinstance(function, dict) and {"name", "arguments"} >= function.keys():
+        return f"{function.get('name')}({json.dumps(function.get('arguments'), ensure_ascii=False)})"
+    return json.dumps(call, ensure_ascii=False)
 
 
 def beginning(item: Item) -> str:

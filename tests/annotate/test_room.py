@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -109,10 +108,11 @@ def test_ranks_by_place_become_ranks_by_response():
             by_response([1, 2, None], order)
 
 
-def test_a_turn_shows_calls_and_parts_as_json():
-    call = [{"function": {"name": "look_up", "arguments": {"of": "<b>"}}}]
-    shown = turn({"role": "assistant", "content": None, "tool_calls": call, "reasoning_content": "hm"})
-    assert json.loads(shown["calls"]) == call and shown["html"] == "" and shown["thought"] == "hm"
+def test_a_turn_shows_calls_and_parts():
+    calls = [{"id": "1", "function": {"name": "look_up", "arguments": {"of": "<b>"}}}, {"function": "odd"}]
+    shown = turn({"role": "assistant", "content": None, "tool_calls": calls, "reasoning_content": "hm"})
+    assert shown["calls"] == 'look_up({"of": "<b>"})\n{"function": "odd"}'
+    assert shown["html"] == "" and shown["thought"] == "hm"
     assert "&quot;text&quot;" in turn({"role": "user", "content": [{"type": "text", "text": "x"}]})["html"]
 
 
