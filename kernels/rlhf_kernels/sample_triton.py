@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlhf_kernels.logprobs.triton import product, supports
+from rlhf_kernels.logprobs.chunked import product, supports
 from rlhf_kernels.sample import Arguments
 from rlhf_kernels.triton_math import advance, logits
 from rlhf_kernels.triton_support import Variant

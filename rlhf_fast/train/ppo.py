@@ -42,7 +42,7 @@ from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.responses import respond, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
-from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
+from rlhf_kernels import PPOLoss, gae_whiten_, ppo_loss, shape_rewards_, whiten_
 
 
 class Part(NamedTuple):
@@ -175,11 +175,10 @@ class PPO:
         """Fill `advantages` (whitened over the action slots) and `returns` from `rewards` and `values`."""
         c = self.config
         rollout.advantages.copy_(rollout.rewards)
-        rollout.returns = gae_(
-            rollout.advantages, rollout.values, rollout.cu_responses,
-            gamma=c.gamma, lam=c.lam, bootstrap=rollout.bootstrap,
+        rollout.returns = gae_whiten_(
+            rollout.advantages, rollout.values, rollout.cu_responses, gamma=c.gamma, lam=c.lam,
+            bootstrap=rollout.bootstrap, mask=rollout.action_mask, ddof=c.whiten_ddof,
         )  # fmt: skip
-        whiten_(rollout.advantages, mask=rollout.action_mask, ddof=c.whiten_ddof)
 
     def update(self, rollout: Rollout) -> list[dict[str, float]]:
         """`num_ppo_epochs` passes in `num_mini_batches` optimiser steps each; returns the metrics of every step."""
