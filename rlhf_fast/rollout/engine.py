@@ -100,7 +100,7 @@ class Engine:
         on_gpu = model.device.type == "cuda" and not sampling.restricted
         self.unread = unread or (UNREAD if on_gpu else 1)
         self.rows = Rows(self.capacity, self.unread, sampling.stop_ids, model.device)
-        self.stepper = Stepper(self._step, self.rows, refused=self._not_captured())
+        self.stepper = Stepper(self.rows, refused=self._not_captured())
 
     def _not_captured(self) -> str | None:
         """Why a step cannot be a CUDA graph, or None."""
@@ -182,7 +182,7 @@ class Engine:
             if self.stepper.graphs:
                 tell_forward(self.policy.model, live, None, slice(None))  # a replay runs none of the code that tells
                 tell_head(live, self.weight)
-            self.stepper.run(live, longest + step)
+            self.stepper.run(self._step, live, longest + step)
         self._read(steps, 0)
 
     def _step(self, n: int, longest: int) -> None:

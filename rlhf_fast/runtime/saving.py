@@ -29,7 +29,7 @@ from rlhf_fast.runtime.files import disk_errors, remove_folder, sync, write_into
 from rlhf_fast.runtime.interrupt import asked, stop_if_asked
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.random_state import RandomState
-from rlhf_fast.runtime.resume import FINISHED, Start
+from rlhf_fast.runtime.resume import ENDED_EARLY, FINISHED, Start
 from rlhf_fast.runtime.state import State, Stateful
 from rlhf_fast.runtime.tracking import METRICS_FILE
 
@@ -116,7 +116,8 @@ class Checkpoints:
                         sync(path)
                 for name, size in self.written.items():
                     _check(self.output / name, size)
-                write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
+                told = self.identity | ({ENDED_EARLY: self.taken} if self.taken < self.total else {})
+                write_text(self.output / FINISHED, json.dumps(told, indent=2) + "\n")
         wait_for_all()
 
     def disk_errors(self, what: str) -> AbstractContextManager[None]:

@@ -31,7 +31,9 @@ def adapted(architecture: str, targets: str | list[str] = "all-linear") -> Polic
 def rarely_read(monkeypatch, policy, prompts, sampling, *, batch: int, unread: int) -> list[Response]:
     """As `generate`, read every `unread` steps, each step of as many rows as a graph would have."""
     step = Stepper.run
-    monkeypatch.setattr(Stepper, "run", lambda self, n, longest: step(self, rows_of_a_graph(n, self.capacity), longest))
+    monkeypatch.setattr(
+        Stepper, "run", lambda self, of, n, longest: step(self, of, rows_of_a_graph(n, self.capacity), longest)
+    )
     engine = Engine(policy, prompts, sampling, list(range(len(prompts))), batch, 100, unread=unread)
     with torch.no_grad():
         engine.run()
