@@ -1,9 +1,9 @@
 """`Waits`: where the host would wait for a CUDA device, found on a CPU.
 
-Every tensor counts as one of the device, but those that `torch.randperm` made and what is inside the kernels' operations
-and torch's optimisers. A wait is whatever needs the values of a tensor: a number or a list of it, a copy to the host, a
-shape that depends on values (nonzero, a bool index, repeat_interleave without its size), and a copy of a list to the
-device that is not from pinned memory.
+Every tensor counts as one of the device, but those that `torch.randperm` made and what is inside the kernels'
+operations and torch's optimisers. A wait is whatever needs the values of a tensor: a number or a list of it, a copy to
+the host, a shape that depends on values (nonzero, a bool index, repeat_interleave without its size), and a copy of a
+list to the device that is not from pinned memory.
 """
 
 from __future__ import annotations
@@ -17,18 +17,25 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = (str(ROOT / "kernels"), str(Path(torch.__file__).parent / "optim"))
+KERNELS, OPTIMISERS = str(ROOT / "kernels"), str(Path(torch.__file__).parent / "optim")
+OURS = (str(ROOT / "rlhf_fast"), KERNELS)
 READS = {Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.item, Tensor.__bool__, Tensor.__float__, Tensor.__int__,
          Tensor.__index__}  # fmt: skip
 BY_VALUE = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero",
             "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::bincount"}  # fmt: skip
+BY_INDEX = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
 
 class Waits:
-    """Within it, `found` collects a line for each wait: what, and the file and function of ours where it is."""
+    """Within it, `found` collects a line for each wait: what, and the file and function of ours where it is.
 
-    def __init__(self) -> None:
+    in_kernels: look inside the kernels' operations as well.
+    """
+
+    def __init__(self, *, in_kernels: bool = False) -> None:
+        self.outside = (OPTIMISERS,) if in_kernels else (OPTIMISERS, KERNELS)
         self.found: list[str] = []
+        self.inside = 0  # reads that have been told of
         self.modes = (_Functions(self), _Operations(self))
 
     def __enter__(self) -> Waits:
@@ -44,12 +51,16 @@ class Waits:
         frame, own = sys._getframe(2), None
         while frame is not None:
             name = frame.f_code.co_filename
-            if name.startswith(OUTSIDE):
+            if name.startswith(self.outside):
                 return
-            if own is None and name.startswith(str(ROOT)) and name != __file__:
+            if own is None and name.startswith(OURS):
                 own = f"{Path(name).name}:{frame.f_code.co_name}"
             frame = frame.f_back
         self.found.append(f"{what} in {own}")
+
+    def is_ours(self) -> bool:
+        """Whether our own code called: that of libraries asks for the device that a tensor is on already."""
+        return sys._getframe(2).f_code.co_filename.startswith(OURS)
 
 
 class _Functions(TorchFunctionMode):
@@ -65,16 +76,23 @@ class _Functions(TorchFunctionMode):
             self.waits.add(function.__name__)
         elif function is torch.tensor and kwargs.get("device") is not None:
             self.waits.add("torch.tensor on a device")
-        elif function is Tensor.to and _device_of(args, kwargs) is not None and not kwargs.get("non_blocking"):
+        elif function is Tensor.to and self.waits.is_ours() and _waiting_copy(args, kwargs):
             self.waits.add("to a device")
-        result = function(*args, **kwargs)
-        if function is torch.randperm:
-            result.on_host = True
+        self.waits.inside += function in READS
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self.waits.inside -= function in READS
+        if on_host or function is torch.randperm:
+            for one in result if isinstance(result, (list, tuple)) else [result]:
+                if isinstance(one, Tensor):
+                    one.on_host = True
         return result
 
 
-def _device_of(args, kwargs):
-    return next((x for x in (*args[1:], *kwargs.values()) if isinstance(x, (torch.device, str))), None)
+def _waiting_copy(args, kwargs):
+    named = any(isinstance(x, (torch.device, str)) for x in (*args[1:], *kwargs.values()))
+    return named and not kwargs.get("non_blocking")
 
 
 class _Operations(TorchDispatchMode):
@@ -87,11 +105,10 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = operation.name().split(".")[0]
-        if name in BY_VALUE and sys._getframe(1).f_code.co_name != "__torch_function__":
+        by_value = name in BY_VALUE and not self.waits.inside
+        by_count = operation is torch.ops.aten.repeat_interleave.Tensor and kwargs.get("output_size") is None
+        if by_value or by_count:
             self.waits.add(name)
-        elif operation is torch.ops.aten.repeat_interleave.Tensor and kwargs.get("output_size") is None:
-            self.waits.add(name)
-        elif name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
-            if any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]):
-                self.waits.add(f"{name} by a mask")
+        elif name in BY_INDEX and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]):
+            self.waits.add(f"{name} by a mask")
         return operation(*args, **kwargs)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape, wide
+from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape, to_device, wide
 from rlhf_kernels.extension import cannot_run_layer, compute, native, strided, with_contiguous_heads
 from rlhf_kernels.op import Backend, Gradient, Op
 
@@ -194,7 +194,7 @@ def _flash_cannot_take(a: Arguments | BackwardArguments) -> str | None:
 def _on_device(offsets: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
     """Offsets (B+1,) int32 on the device, and the longest sequence: the same for every layer of a forward."""
     longest = max((stop - start for start, stop in pairwise(offsets)), default=0)
-    return torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True), longest
+    return to_device(torch.tensor(offsets, dtype=torch.int32), device), longest
 
 
 def _looks(window: int | None) -> dict[str, int]:

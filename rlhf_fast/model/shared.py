@@ -31,6 +31,7 @@ from rlhf_fast.model.targets import (
 from rlhf_fast.model.trunk import TrunkStates, decoder_layers, depth_below, serve_trunk
 from rlhf_fast.model.work import tell_forward
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_kernels.checks import to_device
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -293,6 +294,6 @@ def generation_length(config: PreTrainedConfig) -> int | None:
 
 def positions(cu_seqlens: list[int], device: torch.device) -> Tensor:
     """(T,) int64: the position of each packed token in its own sequence."""
-    offsets = torch.tensor(cu_seqlens, device=device)
-    total = cu_seqlens[-1]
-    return torch.arange(total, device=device) - offsets[:-1].repeat_interleave(offsets.diff(), output_size=total)
+    offsets, total = torch.tensor(cu_seqlens), cu_seqlens[-1]  # on the host: nothing waits for the device
+    starts = offsets[:-1].repeat_interleave(offsets.diff(), output_size=total)
+    return to_device(torch.arange(total) - starts, device)

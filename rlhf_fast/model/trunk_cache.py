@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from rlhf_fast.model.packed import SPARE
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.trunk import TrunkStates
 from rlhf_fast.runtime.phases import phase
+from rlhf_kernels.checks import to_device
 
 
 class TrunkCache:
@@ -33,9 +35,9 @@ class TrunkCache:
 
         def states(group: list[int], weight: float) -> list[Tensor]:
             chosen = [different[i] for i in group] or [(0,)]
-            tokens = torch.tensor([token for sequence in chosen for token in sequence], device=model.device)
+            tokens = to_device(torch.tensor([token for sequence in chosen for token in sequence]), model.device)
             lengths = [len(sequence) for sequence in chosen]
-            found = model.trunk_states(tokens, [0, *torch.tensor(lengths).cumsum(0).tolist()])
+            found = model.trunk_states(tokens, [0, *accumulate(lengths)])
             assert found is not None  # the depth is not 0
             return list(found.hidden.split(lengths))
 

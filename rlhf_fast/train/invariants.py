@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
 
 from rlhf_fast.rollout.rollout import Rollout
 
@@ -18,14 +19,15 @@ class InvariantError(RuntimeError):
 
 def check_scored(rollout: Rollout, *, first: bool, exact: bool, dtype: torch.dtype) -> None:
     """Log-probs <= 0 and an `exact` KL >= 0 everywhere; before the first update the policy is the reference: KL 0."""
-    for name in ("logprobs", "ref_logprobs"):
-        highest = float(getattr(rollout, name).max())
-        if not highest <= 0:
-            raise InvariantError(f"{name} reach {highest}; a log-prob is at most 0.")
-    kl = rollout.kl[rollout.action_mask]
-    if exact and not float(kl.min()) >= -ROUNDING:
-        raise InvariantError(f"the exact KL of a token is {float(kl.min())}; a KL is at least 0.")
-    mean = float(kl.mean())
+    mask = rollout.action_mask
+    kl = torch.where(mask, rollout.kl, 0.0)
+    seen = [rollout.logprobs.max(), rollout.ref_logprobs.max(), kl.min(), kl.sum() / mask.sum()]
+    highest, ref_highest, least, mean = torch.stack(seen).tolist()  # one reading of the device
+    for name, value in (("logprobs", highest), ("ref_logprobs", ref_highest)):
+        if not value <= 0:
+            raise InvariantError(f"{name} reach {value}; a log-prob is at most 0.")
+    if exact and not least >= -ROUNDING:
+        raise InvariantError(f"the exact KL of a token is {least}; a KL is at least 0.")
     if first and not abs(mean) <= KL_AT_START[dtype]:
         raise InvariantError(
             f"before any update the KL between policy and reference is {mean:.3g} nats a token, allowed "
@@ -33,9 +35,11 @@ def check_scored(rollout: Rollout, *, first: bool, exact: bool, dtype: torch.dty
         )
 
 
-def check_entropy(entropy: Tensor | None) -> None:
-    if entropy is not None and entropy.numel() and not float(entropy.detach().min()) >= -ROUNDING:
-        raise InvariantError(f"the entropy of a token is {float(entropy.detach().min())}; an entropy is at least 0.")
+def check_entropy(least: Sequence[float]) -> None:
+    """The least entropies of the micro-batches of a step are not below 0."""
+    for entropy in least:
+        if not entropy >= -ROUNDING:
+            raise InvariantError(f"the entropy of a token is {entropy}; an entropy is at least 0.")
 
 
 def check_first_ratio(ratio: float, clipped: float, dtype: torch.dtype) -> None:

@@ -44,6 +44,7 @@ from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.responses import respond, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_kernels import PPOLoss, gae_whiten_, ppo_loss, shape_rewards_, whiten_
+from rlhf_kernels.checks import to_device
 
 
 class Part(NamedTuple):
@@ -71,6 +72,7 @@ class PPO:
     controller: FixedKL | AdaptiveKL = field(init=False)
     optimiser: Optimiser = field(init=False)
     micro_batches: MicroBatches = field(init=False)
+    entropies: list[Tensor] = field(init=False, default_factory=list)  # the least of each micro-batch of a step
 
     def __post_init__(self) -> None:
         c = self.config
@@ -143,7 +145,7 @@ class PPO:
         )  # fmt: skip
         scores = score_responses(self.reward, self.tokenizer, rollout, self.prompts) if given is None else given
         penalty = (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
-        return scores._replace(total=scores.total.to(rollout.tokens.device) - penalty)
+        return scores._replace(total=to_device(scores.total, rollout.tokens.device) - penalty)
 
     def score_tokens(self, rollout: Rollout) -> None:
         """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read."""
@@ -155,14 +157,14 @@ class PPO:
         if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
             assert isinstance(self.critic, Critic)  # the config refuses the others
             after = sequence_scores(self.critic, rollout.sequences(), self.micro_batches)
-            rollout.bootstrap = after.to(rollout.tokens.device) * rollout.truncated
+            rollout.bootstrap = to_device(after, rollout.tokens.device) * rollout.truncated
 
     def unended(self, rollout: Rollout) -> Tensor:
         """(B,) bool: responses cut off by the budget; where nothing ends a response, those without an EOS in them."""
         if self.sampling.stop_ids or self.sampling.stop_strings:
             return rollout.truncated
         eos = self.tokenizer.eos_token_id
-        return torch.tensor([eos not in response for response in rollout.responses()], device=rollout.tokens.device)
+        return to_device(torch.tensor([eos not in response for response in rollout.responses()]), rollout.tokens.device)
 
     def shape(self, rollout: Rollout, scores: Tensor) -> None:
         """Fill `rewards` from `kl` and the scores (B,)."""
@@ -193,10 +195,12 @@ class PPO:
         for _ in range(c.num_ppo_epochs):
             for minibatch in torch.randperm(len(rollout), generator=shuffle).tensor_split(c.num_mini_batches):
                 losses = self.accumulate(rollout, [b for b in minibatch.tolist() if b in rollout.own], old)
-                step = ppo_metrics.add_up(losses)  # of all processes
+                step, (norm, *entropies) = ppo_metrics.read_back(losses, [self.optimiser.clip(), *self.entropies])
+                invariants.check_entropy(entropies)
                 if not steps and c.old_logprobs == "recomputed":
                     invariants.check_first_ratio(step["ratio_mean"], step["clipfrac"], self.policy.model.dtype)
-                steps.append(step | {"grad_norm": self.optimiser.step(step["loss"])})
+                self.optimiser.advance(step["loss"], norm)
+                steps.append(step | {"grad_norm": norm})
                 if c.target_kl is not None and step["approx_kl"] > c.target_kl:
                     return steps
         return steps
@@ -204,6 +208,8 @@ class PPO:
     def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
         """Forward, loss and backward of this process's `sequences` of a minibatch (perhaps none), micro-batch by
         micro-batch; returns their losses."""
+
+        self.entropies.clear()
 
         def backward(part: Part, weight: float) -> PPOLoss:
             loss = self.loss(rollout, part, old)
@@ -222,10 +228,11 @@ class PPO:
         mask = packed.labels != -100
         hidden = self.policy.hidden(packed)
         scored = self.policy.read(
-            hidden, packed.labels,
+            hidden, packed.labels, packed.scored,
             temperature=c.logit_temperature, entropy=True, entropy_gradient=c.entropy_coef != 0,
         )  # fmt: skip
-        invariants.check_entropy(scored.entropy)
+        if scored.entropy is not None and scored.entropy.numel():
+            self.entropies.append(scored.entropy.detach().min())
         values = self.critic.values(replace(packed, policy_hidden=hidden))
         return ppo_loss(
             scored.logprobs, old[slots], rollout.advantages[slots],

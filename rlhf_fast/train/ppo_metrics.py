@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,10 +47,17 @@ def summarise(rollout: Rollout, scores: Scores, updates: list[dict[str, float]],
     return {name: float(value) for name, value in out.items()}
 
 
-def add_up(losses: list[PPOLoss]) -> dict[str, float]:
-    """Micro-batch results share the minibatch's denominators, so their sum over all processes is its mean."""
-    sums = (sum(float(getattr(loss, name)) for loss in losses) for name in PPOLoss._fields)
-    return dict(zip(PPOLoss._fields, total(*sums), strict=True))
+def read_back(losses: list[PPOLoss], beside: Sequence[Tensor] = ()) -> tuple[dict[str, float], list[float]]:
+    """The metrics of a minibatch, and the numbers `beside` them: one reading of the device.
+
+    Micro-batch results share the minibatch's denominators, so their sum over all processes is its mean.
+    """
+    names = PPOLoss._fields
+    tensors = [*(getattr(loss, name) for loss in losses for name in names), *beside]
+    values = torch.stack(tensors).tolist() if tensors else []
+    parts = len(losses) * len(names)
+    sums = (sum(values[column : parts : len(names)]) for column in range(len(names)))
+    return dict(zip(names, total(*sums), strict=True)), values[parts:]
 
 
 def per_response(column: Tensor, rollout: Rollout) -> Tensor:

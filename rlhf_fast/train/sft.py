@@ -77,7 +77,7 @@ class SFT:
         tokens = max(1, sum(label != IGNORED for row in rows for label in row.labels[1:]))
         own = list(share(rows))
 
-        def backward(numbers: list[int], weight: float) -> float:
+        def backward(numbers: list[int], weight: float) -> torch.Tensor:
             part = [own[i] for i in numbers] or rows[:1]
             packed = Packed.from_sequences(
                 [row.input_ids for row in part], [row.labels for row in part], self.policy.model.device
@@ -85,10 +85,11 @@ class SFT:
             loss = -self.policy.logprobs(packed).logprobs.sum() / tokens * weight
             if loss.requires_grad:
                 loss.backward()
-            return float(loss.detach())
+            return loss.detach()
 
         cut = by_tokens([len(row.input_ids) for row in own])
-        return total(sum(self.micro_batches.run(self.policy.model, cut, backward, spare=NO_ROWS)))[0]
+        losses = self.micro_batches.run(self.policy.model, cut, backward, spare=NO_ROWS)
+        return total(sum(torch.stack(losses).tolist()) if losses else 0.0)[0]
 
 
 class Evaluating(Hooks):
