@@ -83,7 +83,7 @@ class PackedSequences:
         if self.cache is not None:
             self._write_prompts(layer, k, v)
         if softcap is None and k.shape == v.shape and attention_is_fused(q, k, v):
-            q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, heads, D)
+            q, k, v = (x.squeeze(0).transpose(0, 1) for x in (q, k, v))  # (T, heads, D); no copy backward, as of x[0]
             out = packed_attention(q, k, v, self.cu_seqlens, scale=scale, window=window)
             return out.transpose(0, 1)[None]
         return self._attend_one_by_one(q, k, v, scale, window, softcap)

@@ -201,7 +201,8 @@ class SharedModel:
             if trunk.model is not self or trunk.depth > self.trunk_depth:
                 raise ValueError("the trunk states are those of another model, or adapters were added below them since")
             start = Trunk(trunk.depth, trunk.hidden[None])
-        return self._forward(tokens[None], positions(cu_seqlens, tokens.device)[None], sequences, route, start)[0]
+        where = positions(cu_seqlens, tokens.device)[None]
+        return self._forward(tokens[None], where, sequences, route, start).squeeze(0)
 
     @property
     def trunk_depth(self) -> int:
