@@ -88,7 +88,12 @@ def packed_attention(
 
 def attention_is_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether `packed_attention` of these tensors runs in one kernel for all sequences, which holds no scores."""
-    return PACKED_ATTENTION.is_fused(Arguments(q, k, v, [], 1.0, None))
+    return attention_backend(q, k, v) is not None
+
+
+def attention_backend(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """The backend in which it does, or None."""
+    return PACKED_ATTENTION.fused_backend(Arguments(q, k, v, [], 1.0, None))
 
 
 # The specification: the scores of one sequence at a time

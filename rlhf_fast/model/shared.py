@@ -32,6 +32,7 @@ from rlhf_fast.model.trunk import TrunkStates, decoder_layers, depth_below, serv
 from rlhf_fast.model.work import tell_forward
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_kernels.checks import to_device
+from rlhf_kernels.packed_attention import attention_backend
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -120,6 +121,16 @@ class SharedModel:
     def softcap(self) -> float | None:
         """Soft-cap of the logits (Gemma 2), None for most."""
         return getattr(self.base.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+
+    @property
+    def attention(self) -> str | None:
+        """The backend of `rlhf_kernels` in which training attends all sequences at once, or None: one at a time."""
+        config = self.base.config.get_text_config(decoder=True)
+        if getattr(config, "attn_logit_softcapping", None) or hasattr(config, "v_head_dim"):
+            return None  # the kernels have no soft-cap, and one size of heads
+        heads, kv_heads, size = heads_of(self.base)
+        q, k = (torch.empty(0, n, size, dtype=self.dtype, device=self.device) for n in (heads, kv_heads))
+        return attention_backend(q, k, k)
 
     @property
     def linear_layers(self) -> list[str]:
@@ -291,6 +302,14 @@ def generation_length(config: PreTrainedConfig) -> int | None:
     """Tokens of a prompt and a sampled response together: the context, or less where the rotary embedding would
     change while the response grows (see `rope`)."""
     return min((n for n in (context_length(config), rope_threshold(config)) if n is not None), default=None)
+
+
+def heads_of(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Query heads, key-value heads, and the entries of a head."""
+    config = model.config.get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads, kv_heads, head_dim
 
 
 def positions(cu_seqlens: list[int], device: torch.device) -> Tensor:

@@ -30,7 +30,7 @@ from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_histor
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rollout.cache_size import refuse_unfitting
 from rlhf_fast.rollout.sampling import stop_ids
-from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, describe_sizes, seed_everything
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.loop import Run, finish, train
@@ -120,6 +120,11 @@ def describe(training: RewardTraining, split: Split) -> dict[str, str]:
         "Steps": training.passes.describe(training.config.num_train_epochs, "comparisons"),
         "Trained": describe_trained(model, ADAPTER, training.critic.named_parameters()),
         "Computed": describe_device(model.dtype, model.device),
+        "Sizes": describe_sizes(
+            training.config.max_tokens_per_micro_batch,
+            recompute=bool(training.config.activation_checkpointing),
+            attention=model.attention,
+        ),
     }
 
 

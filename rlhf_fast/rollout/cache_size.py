@@ -64,14 +64,6 @@ def bytes_per_token(model: SharedModel) -> int:
     return model.cache_bytes
 
 
-def heads_of(model: SharedModel) -> tuple[int, int, int]:
-    """Query heads, key-value heads, and the entries of a head."""
-    config = model.base.config.get_text_config()
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads, kv_heads, head_dim
-
-
 @cache
 def _announce(fitting: int, wanted: int, by: str) -> None:
     logging.getLogger(__name__).warning(

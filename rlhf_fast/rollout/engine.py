@@ -22,8 +22,9 @@ from rlhf_fast.model.attention import DecodeStep, KVCache, PackedSequences
 from rlhf_fast.model.packed_decoder import decoder
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.sharding import gathered
+from rlhf_fast.model.shared import heads_of
 from rlhf_fast.model.work import tell_forward, tell_head
-from rlhf_fast.rollout.cache_size import heads_of, rows_that_fit
+from rlhf_fast.rollout.cache_size import rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling, choose
 from rlhf_fast.rollout.step import UNREAD, Rows, Stepper
 from rlhf_fast.runtime.interrupt import stop_if_asked
@@ -109,7 +110,7 @@ class Engine:
             return f"it runs on {model.device}"
         if self.sampling.restricted:
             return "top_k and top_p choose on the host"
-        heads, kv_heads, size = heads_of(model)
+        heads, kv_heads, size = heads_of(model.base)
         query, keys = self.ends.new_empty(1, heads, size), self.ends.new_empty(1, kv_heads, 1, size)
         if not decode_attention_is_fused(query, keys):
             return f"decode attention of heads of {size} {model.dtype} has no kernel here"

@@ -52,6 +52,14 @@ def describe_device(dtype: torch.dtype, device: torch.device) -> str:
     return f"{str(dtype).removeprefix('torch.')} on {name}{processes}"
 
 
+def describe_sizes(tokens: int, *, recompute: bool, attention: str | None, responses: int | None = None) -> str:
+    """What follows from the device or was chosen for it: 'micro-batches of 4,096 tokens, flash attention'."""
+    parts = [f"micro-batches of {tokens:,} tokens"]
+    parts += [f"up to {responses:,} responses at a time"] if responses is not None else []
+    parts += ["activations computed again in backward"] if recompute else []
+    return ", ".join([*parts, f"{attention} attention" if attention else "attention in torch, a sequence at a time"])
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     torch.manual_seed(seed)

@@ -23,7 +23,7 @@ from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rollout.sampling import end_with, stop_ids
-from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, describe_sizes, seed_everything
 from rlhf_fast.runtime.distributed import share, total
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
@@ -155,6 +155,11 @@ def describe(run: SFT, rows: int, left_out: int) -> dict[str, str]:
         "Steps": run.passes.describe(run.config.num_train_epochs, noun),
         "Trained": describe_trained(model, run.policy.adapter, run.policy.named_parameters()),
         "Computed": describe_device(model.dtype, model.device),
+        "Sizes": describe_sizes(
+            run.config.max_tokens_per_micro_batch,
+            recompute=bool(run.config.activation_checkpointing),
+            attention=model.attention,
+        ),
     }
 
 
