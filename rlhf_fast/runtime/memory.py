@@ -62,7 +62,7 @@ def peak_bytes(device: torch.device | None) -> int:
     return getattr(held, "peak_wset", held.rss)
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Return to the system what has been freed: the C library keeps blocks of up to 32 MB for the next use, so that
     what one phase has freed would add to the peak of the next. Only glibc is asked; CUDA memory is torch's to keep."""
     trim = getattr(_library(), "malloc_trim", None)

@@ -15,12 +15,18 @@ from typing import Any
 
 import torch
 
-from rlhf_fast.runtime.agreement import computation, refuse_disagreement
 from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_facts, step_of, verify
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import from_main, gather
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.identity import as_told, differences, identity, refuse_another_run
+from rlhf_fast.runtime.identity import (
+    as_told,
+    computation,
+    differences,
+    identity,
+    refuse_another_run,
+    refuse_disagreement,
+)
 
 FINISHED = "run.json"
 ENDED_EARLY = "ended_early_after_step"  # in that file, where a callback ended the run

@@ -7,15 +7,13 @@ import gc
 import pytest
 import torch
 
-from rlhf_fast.rewards.rules import ForbiddenPhrases, LengthWithin
-from rlhf_fast.rewards.source import RewardBatch
-from rlhf_fast.rewards.weighted import WeightedRewards
-from rlhf_fast.rollout.diversity import distinct_n, repetition
+from rlhf_fast.rewards.function import ForbiddenPhrases, LengthWithin
+from rlhf_fast.rewards.source import RewardBatch, WeightedRewards
+from rlhf_fast.rollout.rollout import distinct_n, repetition
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.train.controllers import AdaptiveKL
-from rlhf_fast.train.invariants import InvariantError
-from rlhf_fast.train.ppo_config import PPORunConfig
-from rlhf_fast.train.ppo_metrics import explained_variance
+from rlhf_fast.train.config import PPORunConfig
+from rlhf_fast.train.ppo import AdaptiveKL
+from rlhf_fast.train.ppo_metrics import InvariantError, explained_variance
 from tests.train.cases import estimated, likes_even, run
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic
-from rlhf_fast.model.head import ScalarHead
-from rlhf_fast.train.invariants import check_scored
+from rlhf_fast.model.roles import PolicyHeadCritic, ReferenceCritic
+from rlhf_fast.model.shared import ScalarHead
+from rlhf_fast.train.ppo_metrics import check_scored
 from tests.train.cases import estimated, run
 from tests.waits import OURS, Waits
 
@@ -61,7 +61,7 @@ def test_checking_a_scored_rollout_is_one_reading(tmp_path):
     rollout = estimated(ppo)
     with Waits() as waits:
         check_scored(rollout, first=True, exact=True, dtype=torch.float32)
-    assert waits.found == ["tolist in invariants.py:check_scored"]
+    assert waits.found == ["tolist in ppo_metrics.py:check_scored"]
 
 
 CALLED: dict = {}  # a function that counts as the project's own
