@@ -157,9 +157,9 @@ def due_special(db: sqlite3.Connection, annotator_id: int, settings: dict[str, A
 def _repeat(db: sqlite3.Connection, annotator_id: int, gap: int, draw: random.Random) -> str | None:
     rows = db.execute(
         "SELECT w.item_id FROM answers w JOIN items i ON i.id = w.item_id AND i.kind = 'item' JOIN events e "
-        "ON e.id = w.event_id AND e.kind = 'vote' WHERE w.annotator_id = :annotator AND NOT EXISTS "
-        "(SELECT 1 FROM items r JOIN assignments a ON a.item_id = r.id AND a.annotator_id = :annotator "
-        "WHERE r.of = w.item_id) "
+        "ON e.id = w.event_id AND e.kind = 'vote' WHERE w.annotator_id = :annotator AND w.item_id NOT IN "
+        "(SELECT r.of FROM assignments a JOIN items r ON r.id = a.item_id WHERE a.annotator_id = :annotator "
+        "AND r.of IS NOT NULL) "
         "ORDER BY w.event_id DESC LIMIT -1 OFFSET :gap",
         {"annotator": annotator_id, "gap": gap},
     ).fetchall()
