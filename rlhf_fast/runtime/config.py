@@ -78,8 +78,13 @@ class Option(Field):
     read: Read
 
 
+UNSAID: Any = object()
+"""A fact that a declaration does not state: that of the field that it declares again, else the usual one."""
+USUAL: dict[str, Any] = {"check": None, "resume": "result", "read": "made"}
+
+
 def option(
-    default: Any, help: str, *, check: Check | None = None, resume: Resume = "result", read: Read = "made"
+    default: Any, help: str, *, check: Check | None = UNSAID, resume: Resume = UNSAID, read: Read = UNSAID
 ) -> Any:
     """A field of a config; a `default` that is a list is copied for each."""
     how: Any = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
@@ -102,6 +107,21 @@ class Config:
 
     instead: ClassVar[dict[str, str]] = {}
     """What serves names that it does not have, before what `rlhf_fast.runtime.hints` says."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Complete the facts of the fields that `cls` declares: what it does not state of one that a base has is as the
+        base says, and all of it where it is declared again as a plain field."""
+        super().__init_subclass__(**given)
+        for name in inspect.get_annotations(cls):
+            fields_of = (getattr(base, "__dataclass_fields__", {}) for base in cls.__mro__[1:])
+            known = next((found[name] for found in fields_of if isinstance(found.get(name), Option)), None)
+            own = vars(cls).get(name, MISSING)
+            if known is not None and own is not MISSING and not isinstance(own, Option):
+                own = _with_default(known, own)
+                setattr(cls, name, own)
+            for fact, usual in USUAL.items() if isinstance(own, Option) else ():
+                if getattr(own, fact) is UNSAID:
+                    setattr(own, fact, usual if known is None else getattr(known, fact))
 
     def __new__(cls, *args: Any, **given: Any) -> Any:
         taken = inspect.signature(cls.__init__).parameters  # a subclass may have an `__init__` of its own
@@ -306,6 +326,18 @@ class InferenceConfig(Config):
         "auto", "Compute dtype. auto: bfloat16 where the hardware multiplies it."
     )
     use_cpu: bool = same(StageConfig, "use_cpu")
+
+
+def _with_default(known: Option, own: Any) -> Option:
+    """`known` with the default of `own` (a value, or a plain dataclass field), and with its help if it has one."""
+    made = copy(known)
+    if isinstance(own, list):
+        own = field(default_factory=own.copy)
+    if not isinstance(own, Field):
+        own = field(default=own)
+    made.default, made.default_factory = own.default, own.default_factory
+    made.metadata = own.metadata or known.metadata
+    return made
 
 
 def field_names(config_class: type) -> list[str]:

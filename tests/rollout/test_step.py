@@ -115,11 +115,12 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5, "top_p": 0.9}], ids=["all tokens", "some"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_a_step_waits_for_nothing(architecture):
+def test_a_step_waits_for_nothing(architecture, filters):
     """The packed decoder and transformers' modules alike."""
     policy = adapted(architecture)
-    engine = Engine(policy, tokens(3, 5), Sampling(6, (5,)), [0, 1], 2, 100, unread=3)
+    engine = Engine(policy, tokens(3, 5), Sampling(6, (5,), **filters), [0, 1], 2, 100, unread=3)
     with torch.no_grad():
         engine._admit()
         with Waits():
