@@ -100,15 +100,13 @@ def task_of(db: sqlite3.Connection, annotator_id: int, item_id: str) -> Task:
 def left_for(db: sqlite3.Connection, annotator_id: int) -> int:
     """Items of the queue that this annotator may still get: with too few votes, and not answered by them."""
     overlap = settings_of(db)["overlap"]
-    few = db.execute("SELECT coalesce(sum(items), 0) FROM tally WHERE closed = 0 AND votes < ?", (overlap,)).fetchone()[
-        0
-    ]
-    own = db.execute(
-        "SELECT count(*) FROM answers w JOIN queue q ON q.item_id = w.item_id "
-        "WHERE w.annotator_id = ? AND q.closed = 0 AND q.votes < ?",
-        (annotator_id, overlap),
-    ).fetchone()[0]
-    return int(few - own)
+    few = "SELECT coalesce(sum(items), 0) FROM tally WHERE closed = 0 AND votes < ?"
+    own = (  # a CROSS JOIN, as SQLite would begin with the queue, which is longer
+        "SELECT count(*) FROM answers w CROSS JOIN queue q ON q.item_id = w.item_id "
+        "WHERE w.annotator_id = ? AND q.closed = 0 AND q.votes < ?"
+    )
+    waiting = db.execute(few, (overlap,)).fetchone()[0]
+    return int(waiting - db.execute(own, (annotator_id, overlap)).fetchone()[0])
 
 
 # Which item comes next
