@@ -43,14 +43,17 @@ def run(work: Callable[..., Any], *args: Any, environment: dict[str, str] | None
         return subprocess.CompletedProcess(work.__name__, process.exitcode, out.read_text(), err.read_text())
 
 
-def python(module: str, *arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
-    """`python -m module arguments` by `run`."""
-    return run(_main, module, *map(str, arguments), **how)
+def python(what: str, *arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m what arguments` by `run`, or `python what arguments` where it is a file."""
+    return run(_main, what, *map(str, arguments), **how)
 
 
-def _main(module: str, *arguments: str) -> None:
+def _main(what: str, *arguments: str) -> None:
     sys.argv[1:] = arguments
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if what.endswith(".py"):
+        runpy.run_path(what, run_name="__main__")
+    else:
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
 
 
 def _child(
