@@ -31,7 +31,7 @@ from benchmarks.timing import interleave, median_ratio
 from benchmarks.vs_trl.models import make_tiny
 from rlhf_fast.model.load import load_causal_lm, load_shared
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.rollout.cache_size import bytes_per_token
+from rlhf_fast.rollout.engine import bytes_per_token
 from rlhf_fast.rollout.sampling import Sampling
 
 MODES = {"greedy": 0.0, "sampling": 1.0}  # temperatures
@@ -67,7 +67,7 @@ def model_folder(given: argparse.Namespace, folder: Path) -> Path:
         return make_tiny(folder)
     if given.model:
         return given.model
-    from rlhf_fast.demo.base_model import fetch_base_model
+    from rlhf_fast.demo.data import fetch_base_model
 
     return fetch_base_model(Path("runs/rollout_benchmark"))
 

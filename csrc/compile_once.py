@@ -26,7 +26,7 @@ UNUSED = 30 * 24 * 3600  # seconds
 
 def main(command: list[str]) -> int:
     """Run the compiler's command, or copy the object that it made before. The compiler's exit status."""
-    sources = [argument for argument in command if argument.endswith((".c", ".cpp"))]
+    sources = [argument for argument in command if argument.endswith((".c", ".cpp", ".cu"))]
     if "-c" not in command or "-o" not in command or len(sources) != 1:
         return subprocess.run(command).returncode
     at = command.index("-o")

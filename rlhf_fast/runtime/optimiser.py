@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from rlhf_fast.runtime.checkpoint import State, Stateful
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import sum_gradients
 from rlhf_fast.runtime.errors import StepFailed, UsageError
-from rlhf_fast.runtime.state import State, Stateful
 
 MAX_SKIPPED = 3
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -10,9 +12,7 @@ import torch
 from rlhf_fast.model.attention import PackedSequences
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rollout import cache_size
-from rlhf_fast.rollout.cache_size import GB, bytes_per_token, rows_that_fit
-from rlhf_fast.rollout.engine import Engine, Response, generate
+from rlhf_fast.rollout.engine import GB, Engine, Response, _announce, bytes_per_token, generate, rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.memory import container_room, free_bytes
@@ -126,7 +126,7 @@ def test_a_token_takes_two_numbers_a_layer_head_and_dimension():
 def test_rows_are_as_many_as_fit_and_fewer_are_announced(caplog):
     model = SharedModel(tiny_model())
     row = 9 * bytes_per_token(model) / GB
-    cache_size._announce.cache_clear()
+    _announce.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert rows_that_fit(model, 9, 4, 4.1 * row) == 4 and not caplog.records
         assert rows_that_fit(model, 9, 4, 3.9 * row) == 3
@@ -137,7 +137,7 @@ def test_rows_are_as_many_as_fit_and_fewer_are_announced(caplog):
 
 def test_half_of_the_free_memory_is_the_bound_by_default(monkeypatch):
     model = SharedModel(tiny_model())
-    monkeypatch.setattr(cache_size, "free_bytes", lambda device: 2 * 3 * 9 * bytes_per_token(model))
+    monkeypatch.setattr("rlhf_fast.rollout.engine.free_bytes", lambda device: 2 * 3 * 9 * bytes_per_token(model))
     assert rows_that_fit(model, 9, 5) == 3
 
 
@@ -172,3 +172,18 @@ def test_a_container_leaves_its_limit_less_what_is_used_but_for_the_file_cache(t
     (tmp_path / "memory.max").write_text("max\n")
     assert container_room(tmp_path) is None
     assert 0 < free_bytes(CPU) < 1 << 50
+
+
+@pytest.mark.parametrize("architecture", SERVED_EITHER_WAY)
+def test_cache_and_weights_of_a_rollout_are_gone_with_it(architecture, monkeypatch):
+    """By reference counts alone: the garbage collector may come only after the update's peak."""
+    held = []
+    monkeypatch.setattr(Engine, "run", lambda self, run=Engine.run: (held.append(weakref.ref(self.cache)), run(self)))
+    policy = Policy(SharedModel(tiny_model(architecture)), None)
+    gc.collect()
+    gc.disable()
+    try:
+        assert [len(r.tokens) for r in generate(policy, tokens(3, 5), Sampling(4, ()), seeds=[0, 1])] == [4, 4]
+        assert [cache() for cache in held] == [None]
+    finally:
+        gc.enable()

@@ -10,9 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import Engine, Response, generate
-from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.rollout.sampling import Sampling, StopStrings
 from rlhf_fast.rollout.step import Stepper, rows_of_a_graph
-from rlhf_fast.rollout.stop_strings import StopStrings
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -31,7 +30,9 @@ def adapted(architecture: str, targets: str | list[str] = "all-linear") -> Polic
 def rarely_read(monkeypatch, policy, prompts, sampling, *, batch: int, unread: int) -> list[Response]:
     """As `generate`, read every `unread` steps, each step of as many rows as a graph would have."""
     step = Stepper.run
-    monkeypatch.setattr(Stepper, "run", lambda self, n, longest: step(self, rows_of_a_graph(n, self.capacity), longest))
+    monkeypatch.setattr(
+        Stepper, "run", lambda self, of, n, longest: step(self, of, rows_of_a_graph(n, self.capacity), longest)
+    )
     engine = Engine(policy, prompts, sampling, list(range(len(prompts))), batch, 100, unread=unread)
     with torch.no_grad():
         engine.run()
@@ -114,11 +115,12 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5, "top_p": 0.9}], ids=["all tokens", "some"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_a_step_waits_for_nothing(architecture):
+def test_a_step_waits_for_nothing(architecture, filters):
     """The packed decoder and transformers' modules alike."""
     policy = adapted(architecture)
-    engine = Engine(policy, tokens(3, 5), Sampling(6, (5,)), [0, 1], 2, 100, unread=3)
+    engine = Engine(policy, tokens(3, 5), Sampling(6, (5,), **filters), [0, 1], 2, 100, unread=3)
     with torch.no_grad():
         engine._admit()
         with Waits():

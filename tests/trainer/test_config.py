@@ -12,7 +12,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from rlhf_fast import UsageError
 from rlhf_fast.runtime.identity import identity
 from rlhf_fast.trainer import ModelConfig, PPOConfig, ScriptArguments, get_peft_config, get_quantization_config
-from rlhf_fast.trainer.config import INERT, SERVED
+from rlhf_fast.trainer.config import SERVED
+from rlhf_fast.trainer.fields import FACTS
 from tests.trainer.cases import config
 from tests.trainer.trl_fields import DEFAULTS, OWN_FIELDS
 
@@ -101,7 +102,7 @@ def test_a_field_without_effect_in_trl_too_is_answered_with_one_line(tmp_path, c
     with caplog.at_level(logging.WARNING, "rlhf_fast.notices"):
         made = config(tmp_path, **{name: value}, **beside)
         lines = [r.getMessage() for r in caplog.records if r.name == "rlhf_fast.notices"]
-    assert lines[len(beside) :] == [f"{name}={value!r} has no effect, here as in TRL's PPO: {INERT[name]}."]
+    assert lines[len(beside) :] == [f"{name}={value!r} has no effect, here as in TRL's PPO: {FACTS[name].why}."]
     plain = config(tmp_path, **beside)
     assert kept(made) == kept(plain) and made.metric_for_best_model is None
 
