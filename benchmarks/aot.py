@@ -84,11 +84,15 @@ def main() -> int:
     return int(faults > 0)
 
 
+def triton_modules() -> list[str]:
+    """The modules of kernels, once each where ops share one; naming them imports neither them nor Triton."""
+    names = [op.backends["triton"].module for op in OPS.values() if "triton" in op.backends]
+    return [name for name in dict.fromkeys(names) if name is not None]
+
+
 def variants() -> Iterator[Variant]:
     """Every form of every kernel."""
-    backends = [op.backends["triton"].module for op in OPS.values() if "triton" in op.backends]
-    for module in dict.fromkeys(backends):  # once, where an op and its gradient share one
-        assert module is not None
+    for module in triton_modules():
         yield from importlib.import_module(module).VARIANTS
 
 

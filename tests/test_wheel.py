@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+KEPT = {"CXX": f"{sys.executable} {ROOT / 'csrc' / 'compile_once.py'} {os.environ.get('CXX', 'c++')}"}
+"""Objects that `make install` or a build before compiled from the same text are taken as they are."""
 pytestmark = pytest.mark.slow
 
 
@@ -34,7 +36,7 @@ def build(folder: Path, **environment: str) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("wheel"))
+    return build(tmp_path_factory.mktemp("wheel"), **KEPT)
 
 
 def run_installed(wheel: Path, code: str) -> str:
