@@ -194,9 +194,9 @@ def check_accuracy(votes: Iterable[Vote], items: Mapping[str, Item]) -> Interval
 
 @dataclass(frozen=True)
 class AnnotatorFigures:
-    """seconds: median on an item. left: `position_bias`. with_others: agreement with others' votes on the same items.
-    Shares are of votes. None where there is nothing to tell from. flags: sentences, empty where nothing looks
-    careless."""
+    """seconds: median on an item. left: `position_bias`. with_others: agreement with others' votes on the same items;
+    among_others: mean agreement of the others with each other. Shares are of votes. None where there is nothing to tell
+    from. flags: sentences, empty where nothing looks careless."""
 
     annotator: Annotator
     votes: int
@@ -209,6 +209,7 @@ class AnnotatorFigures:
     consistency: Interval | None
     checks: Interval | None
     with_others: Interval | None
+    among_others: float | None
     flags: list[str]
 
 
@@ -220,27 +221,27 @@ def annotator_figures(
     annotators: Iterable[Annotator], votes: Sequence[Vote], items: Mapping[str, Item], skips: Mapping[int, int]
 ) -> list[AnnotatorFigures]:
     """For each annotator. votes: of all kinds; items: by id, those of the votes; skips: by annotator."""
-    grouped, own = by_item(vote for vote in votes if vote.item_kind == "item"), dict[int, list[Vote]]()
+    own: dict[int, list[Vote]] = {}
     for vote in votes:
         own.setdefault(vote.annotator.id, []).append(vote)
-    others: dict[int, list[float]] = {}
-    for answers in grouped.values():
+    found: dict[tuple[int, int], list[float]] = {}  # by two annotators
+    for answers in by_item(vote for vote in votes if vote.item_kind == "item").values():
         for one, other in combinations(answers, 2):
-            found = agreements(outcomes(one.ranks), outcomes(other.ranks))
-            for vote in (one, other):
-                others.setdefault(vote.annotator.id, []).extend(found)
-    return [
-        _figures(one, own.get(one.id, []), items, skips.get(one.id, 0), others.get(one.id, [])) for one in annotators
-    ]
+            two = one.annotator.id, other.annotator.id
+            found.setdefault(two, []).extend(agreements(outcomes(one.ranks), outcomes(other.ranks)))
+    return [_figures(one, own.get(one.id, []), items, skips.get(one.id, 0), found) for one in annotators]
 
 
 def _figures(
-    annotator: Annotator, votes: Sequence[Vote], items: Mapping[str, Item], skips: int, others: list[float]
-) -> AnnotatorFigures:
+    annotator: Annotator, votes: Sequence[Vote], items: Mapping[str, Item], skips: int,
+    agreed: Mapping[tuple[int, int], list[float]],
+) -> AnnotatorFigures:  # fmt: skip
     real = [vote for vote in votes if vote.item_kind == "item"]
     timed = [vote for vote in real if vote.seconds > 0]
     said = [outcome for vote in real for outcome in outcomes(vote.ranks).values()]
     rates = [sum(map(len, items[vote.item_id].responses)) / vote.seconds for vote in timed]
+    with_others = [value for two, values in agreed.items() if annotator.id in two for value in values]
+    among_others = [value for two, values in agreed.items() if annotator.id not in two for value in values]
     figures = AnnotatorFigures(
         annotator=annotator, votes=len(real), skips=skips,
         seconds=statistics.median(vote.seconds for vote in timed) if timed else None,
@@ -248,7 +249,8 @@ def _figures(
         ties=said.count(0) / len(said) if said else None,
         all_bad=sum(vote.all_bad for vote in real) / len(real) if real else None,
         left=position_bias(real), consistency=self_consistency(votes), checks=check_accuracy(votes, items),
-        with_others=wilson(sum(others), len(others)) if others else None, flags=[],
+        with_others=wilson(sum(with_others), len(with_others)) if with_others else None,
+        among_others=statistics.mean(among_others) if among_others else None, flags=[],
     )  # fmt: skip
     figures.flags.extend(_careless(figures, len(timed)))
     return figures
@@ -264,7 +266,11 @@ def _careless(of: AnnotatorFigures, timed: int) -> Iterator[str]:
         side = "first" if of.left.value > 0.5 else "last"
         share = max(of.left.value, 1 - of.left.value)
         yield f"position: what is shown {side} wins {share:.0%} of {of.left.count} votes"
-    if of.with_others and of.with_others.count >= 20 and of.with_others.high < 0.6:
-        yield f"others: agrees with them on {of.with_others.value:.0%} of {of.with_others.count} comparisons"
+    others, among = of.with_others, of.among_others
+    if others and among is not None and others.count >= 20 and others.high < among - 0.1:
+        yield (
+            f"others: agrees with them on {others.value:.0%} of {others.count} comparisons, and they with each other "
+            f"on {among:.0%}"
+        )
     if of.characters_a_second and timed >= 10 and of.characters_a_second > FASTEST_READING:
         yield f"speed: {of.characters_a_second:.0f} characters a second, faster than anybody reads"

@@ -145,6 +145,7 @@ class AnnotateConfig(Config):
         self._without(
             "no file of rows is read", ("dataset_format", "on_bad_row"), self.items, self.checks, self.prompts
         )
+        self.require(self.port != 0 or not self.annotators, "port", "a number, as the links of annotators name it")
         self.require(self.mode != "margin" or len(self.reward_models) <= 1, "reward_models", "one at most for margin")
         self.require(
             self.mode != "disagreement" or len(self.reward_models) >= 2, "reward_models", "two or more for disagreement"

@@ -100,15 +100,13 @@ def task_of(db: sqlite3.Connection, annotator_id: int, item_id: str) -> Task:
 def left_for(db: sqlite3.Connection, annotator_id: int) -> int:
     """Items of the queue that this annotator may still get: with too few votes, and not answered by them."""
     overlap = settings_of(db)["overlap"]
-    few = db.execute("SELECT coalesce(sum(items), 0) FROM tally WHERE closed = 0 AND votes < ?", (overlap,)).fetchone()[
-        0
-    ]
-    own = db.execute(
-        "SELECT count(*) FROM answers w JOIN queue q ON q.item_id = w.item_id "
-        "WHERE w.annotator_id = ? AND q.closed = 0 AND q.votes < ?",
-        (annotator_id, overlap),
-    ).fetchone()[0]
-    return int(few - own)
+    few = "SELECT coalesce(sum(items), 0) FROM tally WHERE closed = 0 AND votes < ?"
+    own = (  # a CROSS JOIN, as SQLite would begin with the queue, which is longer
+        "SELECT count(*) FROM answers w CROSS JOIN queue q ON q.item_id = w.item_id "
+        "WHERE w.annotator_id = ? AND q.closed = 0 AND q.votes < ?"
+    )
+    waiting = db.execute(few, (overlap,)).fetchone()[0]
+    return int(waiting - db.execute(own, (annotator_id, overlap)).fetchone()[0])
 
 
 # Which item comes next
@@ -157,9 +155,9 @@ def due_special(db: sqlite3.Connection, annotator_id: int, settings: dict[str, A
 def _repeat(db: sqlite3.Connection, annotator_id: int, gap: int, draw: random.Random) -> str | None:
     rows = db.execute(
         "SELECT w.item_id FROM answers w JOIN items i ON i.id = w.item_id AND i.kind = 'item' JOIN events e "
-        "ON e.id = w.event_id AND e.kind = 'vote' WHERE w.annotator_id = :annotator AND NOT EXISTS "
-        "(SELECT 1 FROM items r JOIN assignments a ON a.item_id = r.id AND a.annotator_id = :annotator "
-        "WHERE r.of = w.item_id) "
+        "ON e.id = w.event_id AND e.kind = 'vote' WHERE w.annotator_id = :annotator AND w.item_id NOT IN "
+        "(SELECT r.of FROM assignments a JOIN items r ON r.id = a.item_id WHERE a.annotator_id = :annotator "
+        "AND r.of IS NOT NULL) "
         "ORDER BY w.event_id DESC LIMIT -1 OFFSET :gap",
         {"annotator": annotator_id, "gap": gap},
     ).fetchall()

@@ -7,7 +7,9 @@ audit log. `answers`, `queue`, `tally` and `leases` only make questions fast; al
 
 from __future__ import annotations
 
+import logging
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from rlhf_fast.runtime.errors import UsageError, disk_remedy
 
 APPLICATION = 0x524C4846  # "RLHF", in the header of the file
 BUSY_SECONDS = 10.0
+logger = logging.getLogger(__name__)
 
 _FIRST = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -99,6 +102,7 @@ def connect(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
+    db.execute("PRAGMA wal_autocheckpoint = 10000")  # pages: where `Checkpointer` does not keep up
     return db
 
 
@@ -138,6 +142,35 @@ def _split(statements: str) -> Iterator[str]:
             one = ""
     if one.strip():
         raise ValueError(f"an unfinished statement: {one!r}")
+
+
+class Checkpointer:
+    """A thread that moves what was committed from the log into the file now and then, so that no vote waits for it:
+    SQLite would do so within a commit, every thousand pages."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._due, self._ended = path, threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="annotate-checkpointer", daemon=True)
+        self._thread.start()
+
+    def due(self) -> None:
+        self._due.set()
+
+    def close(self) -> None:
+        self._ended = True
+        self._due.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        db = connect(self.path)
+        while self._due.wait() and not self._ended:
+            self._due.clear()
+            try:
+                for _ in range(2):  # the second time what was written during the first, so that the log begins anew
+                    db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            except sqlite3.Error as error:  # nothing is lost: it stays in the log
+                logger.warning("%s: what was committed stays in its log for now: %s", self.path, error)
+        db.close()
 
 
 @contextmanager

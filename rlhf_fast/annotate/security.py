@@ -218,7 +218,7 @@ class Guard:
         except Refused as refused:
             await _answer(guarded, refused)
         except Exception:
-            LOG.exception("%s %s failed", scope["method"], scope["path"].split("/in/")[0])
+            LOG.exception("%s %r failed", scope["method"], scope["path"].partition("/in/")[0])  # no token in a log
             if not began:
                 await _answer(guarded, Refused(500, "The server failed at this; its log says how. Nothing was saved."))
         return None

@@ -34,11 +34,12 @@ from rlhf_fast.annotate.queue import (
     task_of,
     vote_of,
 )
-from rlhf_fast.annotate.schema import connect, prepare, savepoint, told, transaction
+from rlhf_fast.annotate.schema import Checkpointer, connect, prepare, savepoint, told, transaction
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import sync, temporary_of
 
-LONGEST_NOTE, LONGEST_NAME = 10_000, 100
+LONGEST_NAME = 100
+COMMITS_TO_CHECKPOINT = 500
 
 
 class Store:
@@ -52,6 +53,8 @@ class Store:
         self._lock = threading.RLock()
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
+        self._checkpointer: Checkpointer | None = None
+        self._commits = 0
         self._db = self._connect()
 
     @classmethod
@@ -76,6 +79,8 @@ class Store:
     def close(self) -> None:
         """No other thread may use the store any more."""
         with self._lock:
+            if self._checkpointer is not None:
+                self._checkpointer.close()
             for connection in self._connections:
                 connection.close()
             self._connections.clear()
@@ -387,6 +392,13 @@ class Store:
             else:
                 with transaction(self._db, self.path, durable=durable) as db:
                     yield db
+                self._committed()
+
+    def _committed(self) -> None:
+        self._commits += 1
+        if self._commits % COMMITS_TO_CHECKPOINT == 0:
+            self._checkpointer = self._checkpointer or Checkpointer(self.path)
+            self._checkpointer.due()
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -381,6 +381,7 @@ def test_a_field_of_the_page_is_refused_where_none_is_served(name):
         ({"export": "o.jsonl", "format": "votes", "ties": "keep"}, "format=votes"),
         ({"export": "o.jsonl", "format": "ranks", "soft_labels": True}, "format=pairs"),
         ({"port": 70000}, "65535"),
+        ({"port": 0, "annotators": ["ada"]}, "the links of annotators"),
         ({"model_path": "m"}, "use model"),
         ({"num_responses": 3}, "use candidates"),
     ],

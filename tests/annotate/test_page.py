@@ -309,6 +309,7 @@ def test_differences_are_marked_and_the_text_is_shown_as_written(watched):
     watched.serve([make_item("p", ["The **quick** brown fox", "The **slow** brown fox"])])
     page = watched.open()
     ready(page, 0)
+    expect(page.locator("#live")).to_contain_text("differ in a few words")
     keys(page, "d")
     expect(page.locator(".response mark")).to_have_count(2)
     assert sorted(page.locator(".response mark").all_inner_texts()) == ["quick", "slow"]

@@ -364,6 +364,31 @@ def test_together_is_one_commit_and_a_call_that_fails_takes_back_only_its_own(st
     reader.close()
 
 
+def steps_of_a_vote(path: Path, items: int, answers: int, repeats: float) -> int:
+    """Hundreds of SQLite's steps for a next item and a vote on it, after so many answers."""
+    store = Store.open(path, create=True)
+    store.update_settings(overlap=3)
+    store.add_items([item(str(i)) for i in range(items)])
+    (ada,) = people(store, "ada")
+    with store.together():
+        for _ in range(answers):
+            store.vote(ada, store.next_item(ada).item.id, [1, 2])
+    store.update_settings(repeats=repeats)
+    steps = [0]
+    store._db.set_progress_handler(lambda: steps.__setitem__(0, steps[0] + 1), 100)
+    for _ in range(5):
+        store.vote(ada, store.next_item(ada).item.id, [1, 2])
+    store.close()
+    return steps[0]
+
+
+def test_the_work_of_a_vote_does_not_grow_with_the_items_and_at_most_in_proportion_to_the_answers(tmp_path):
+    few, many = (steps_of_a_vote(tmp_path / f"{n}.db", n, 50, 0.0) for n in (200, 4000))
+    assert many < 1.5 * few
+    some, more = (steps_of_a_vote(tmp_path / f"repeats {n}.db", 600, n, 0.99) for n in (100, 400))
+    assert more < 6 * some
+
+
 def test_settings_are_kept_checked_and_audited(store):
     store.update_settings("boss", overlap=3, guidelines="Be kind.")
     again = Store.open(store.path)

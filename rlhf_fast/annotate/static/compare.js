@@ -82,7 +82,8 @@ function show(next, progress, announcement = "") {
   update();
   window.scrollTo(0, 0);
   $("prompt-title").focus({ preventScroll: true });
-  say(`${announcement} Item ${task.position} of ${task.total}, ${task.responses.length} responses.`);
+  const similar = task.similar ? " They differ in a few words: D marks them." : "";
+  say(`${announcement} Item ${task.position} of ${task.total}, ${task.responses.length} responses.${similar}`);
   clock(true);
 }
 
@@ -100,7 +101,6 @@ function responses() {
   $("responses").dataset.count = task.responses.length;
   $("responses").replaceChildren(...cards);
   texts();
-  if (task.similar) say("These responses differ in a few words: D marks them.");
 }
 
 function texts() {
