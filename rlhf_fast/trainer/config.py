@@ -60,7 +60,7 @@ class PPOConfig(PPOOptions, TrainingArguments):
     ref_adapter_name: str | None = option(
         None, "Which adapter of a PeftModel is the reference. Default: none, the bare base."
     )
-    ds3_gather_for_generation: bool = option(True, "DeepSpeed is not used: only true is accepted.")
+    ds3_gather_for_generation: bool = option(True, "No effect: DeepSpeed is not used.")
     bf16: bool | None = option(  # type: ignore[assignment]
         None, "true: compute a frozen base in bfloat16; false: in float32. Default: as it was loaded."
     )
@@ -111,7 +111,6 @@ class PPOConfig(PPOOptions, TrainingArguments):
             TrainingArguments.__post_init__(self)
         except ValueError as error:
             raise UsageError(f"{str(error).rstrip('.')}. Change that field.") from error
-        self.require(self.ds3_gather_for_generation, "ds3_gather_for_generation", "true: DeepSpeed is not used here")
         for name in STRATEGIES:
             self.require(getattr(self, name) in ("steps", "epoch", "no"), name, "epoch, steps or no")
         self._run = self._translate()

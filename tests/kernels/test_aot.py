@@ -13,11 +13,13 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from benchmarks.aot import SHARED_LIMIT, fault, form, triton_modules, usage, variants
+from benchmarks.aot import SHARED_LIMIT, cuda_fault, cuda_usages, fault, form, triton_modules, usage, variants
+from rlhf_kernels import cuda_support
 from rlhf_kernels.triton_support import Variant
 
 ROOT = Path(__file__).parents[2]
 compiles = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="interpreted kernels do not compile")
+needs_nvcc = pytest.mark.skipif(cuda_support.find_nvcc() is None, reason="nvcc was not found")
 
 SPILLING = '''
 import triton
@@ -102,3 +104,46 @@ def test_shared_memory_over_the_chips_limit_is_a_fault(arch):
 def test_a_missing_matrix_instruction_is_a_fault():
     assert fault(any_form("wgmma"), 90, stack=0, shared=0, ptx="wgmma.mma_async.sync.aligned") is None
     assert "wgmma" in fault(any_form("wgmma"), 90, stack=0, shared=0, ptx="fma.rn.f32")
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+def test_every_cuda_kernel_passes_for_every_architecture(arch):
+    used = {}
+    for source in cuda_support.SOURCES:
+        used |= cuda_usages(cuda_support.find_nvcc(), cuda_support.sources() / source, arch)
+    types = ("float", "Bfloat16", "Float16")
+    names = ["score_rows<no gradient>", *(f"{k}_rows<{t}>" for k in ("score", "gradient") for t in types)]
+    assert sorted(used) == sorted([*names, "gae<false>", "gae<true>"])
+    assert not {name: one.fault for name, one in used.items() if one.fault}
+    assert all(20 < one.registers < 128 for one in used.values()), used
+    assert all(one.shared == (192 if "score" in name or "true" in name else 0) for name, one in used.items()), used
+
+
+SPILLING_CUDA = """
+constexpr int kThreads = 1024;
+__global__ void __launch_bounds__(kThreads) spilling(float* x) {
+    float held[200];
+    for (int i = 0; i < 200; ++i) held[i] = x[i * kThreads + threadIdx.x];
+    __syncthreads();
+    for (int i = 0; i < 200; ++i) x[i] = held[(i * 7 + int(x[i])) % 200];
+}
+"""
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_a_cuda_kernel_that_spills_or_does_not_compile_is_caught(tmp_path):
+    (tmp_path / "spilling.cu").write_text(SPILLING_CUDA)
+    (used,) = cuda_usages(cuda_support.find_nvcc(), tmp_path / "spilling.cu", 90).values()
+    assert used.stack >= 4 * 200 and used.fault.startswith(f"spills {used.stack} bytes")
+    (tmp_path / "wrong.cu").write_text("__global__ void wrong() { nothing(); }")
+    (used,) = cuda_usages(cuda_support.find_nvcc(), tmp_path / "wrong.cu", 90).values()
+    assert used.fault.startswith("does not compile") and "nothing" in used.fault
+
+
+def test_a_cuda_kernel_has_to_fit_a_processor_twice():
+    assert cuda_fault(90, threads=512, registers=64, stack=0, shared=113 * 1024) is None
+    assert "65 registers" in cuda_fault(90, threads=512, registers=65, stack=0, shared=0)
+    assert "shared memory" in cuda_fault(120, threads=32, registers=32, stack=0, shared=50 * 1024)

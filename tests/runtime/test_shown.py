@@ -22,6 +22,7 @@ from rlhf_fast.runtime.launch import start
 from rlhf_fast.runtime.memory import peak_bytes
 from rlhf_fast.runtime.shown import notices, show_notices
 from rlhf_fast.runtime.tracking import Tracker, activity, duration, say_start
+from rlhf_kernels import extension
 from tests import forked
 from tests.model_cases import tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -238,8 +239,8 @@ def test_a_command_in_a_pipe_prints_plain_lines_and_its_result_alone_on_stdout(s
     *_, start, few, step, first, last = done.stderr.splitlines()  # an example of the rows comes before
     assert start == (
         "SFT: 23 rows of 115 tokens, 69 of them learnt; 23 rows are 2 steps of 16 (the last of a pass: 7); LoRA r=16 "
-        "on all 2 layers, 14,848 trainable parameters; float32 on cpu"
-    )
+        "on all 2 layers, 14,848 trainable parameters; float32 on cpu; micro-batches of 1,024 tokens, "
+    ) + ("attention in torch, a sequence at a time" if extension.MISSING else "native attention")
     assert few.startswith("2 steps can change little")
     assert step.startswith("SFT 1 of 2 after ") and last.startswith("SFT 2 of 2 after ") and "memory" in first
     assert not set("\r\x1b") & set(done.stderr)
