@@ -294,5 +294,5 @@ def generation_length(config: PreTrainedConfig) -> int | None:
 def positions(cu_seqlens: list[int], device: torch.device) -> Tensor:
     """(T,) int64: the position of each packed token in its own sequence."""
     offsets = torch.tensor(cu_seqlens, device=device)
-    lengths = offsets.diff()
-    return torch.arange(cu_seqlens[-1], device=device) - offsets[:-1].repeat_interleave(lengths)
+    total = cu_seqlens[-1]
+    return torch.arange(total, device=device) - offsets[:-1].repeat_interleave(offsets.diff(), output_size=total)

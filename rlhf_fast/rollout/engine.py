@@ -10,6 +10,7 @@ and gone with the rollout.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -100,7 +101,8 @@ class Engine:
         on_gpu = model.device.type == "cuda" and not sampling.restricted
         self.unread = unread or (UNREAD if on_gpu else 1)
         self.rows = Rows(self.capacity, self.unread, sampling.stop_ids, model.device)
-        self.stepper = Stepper(self._step, self.rows, refused=self._not_captured())
+        own = weakref.proxy(self)  # in a cycle, cache and packed weights would wait for the garbage collector
+        self.stepper = Stepper(lambda n, longest: own._step(n, longest), self.rows, refused=self._not_captured())
 
     def _not_captured(self) -> str | None:
         """Why a step cannot be a CUDA graph, or None."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -57,6 +60,20 @@ def peak_bytes(device: torch.device | None) -> int:
                 return 1024 * int(line.split()[1])
     held = psutil.Process().memory_info()
     return getattr(held, "peak_wset", held.rss)
+
+
+def give_back() -> None:
+    """Return to the system what has been freed: the C library keeps blocks of up to 32 MB for the next use, so that
+    what one phase has freed would add to the peak of the next. Only glibc is asked; CUDA memory is torch's to keep."""
+    trim = getattr(_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """What this process has loaded, where a name finds its function; None on Windows."""
+    return ctypes.CDLL(None) if os.name == "posix" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

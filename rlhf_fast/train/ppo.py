@@ -32,6 +32,7 @@ from rlhf_fast.rollout.sampling import Sampling, stop_ids
 from rlhf_fast.rollout.scoring import score_rollout
 from rlhf_fast.rollout.stop_strings import stop_strings
 from rlhf_fast.runtime.distributed import share, total
+from rlhf_fast.runtime.memory import give_back
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.passes import round_up
 from rlhf_fast.runtime.phases import phase
@@ -93,6 +94,7 @@ class PPO:
         """One iteration: a rollout and its update. Returns the metrics."""
         with phase("rollout"):
             rollout = self.collect()
+        give_back()
         return self.learn(rollout)
 
     def learn(self, rollout: Rollout, given: Scores | None = None) -> dict[str, float]:
@@ -108,6 +110,7 @@ class PPO:
             self.rollouts.record(self.iteration + 1, rollout, scores, self.tokenizer)
             with phase("update"):
                 updates = self.update(rollout)
+        give_back()
         metrics = ppo_metrics.summarise(rollout, scores, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
         metrics |= self.micro_batches.metrics()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -172,3 +174,18 @@ def test_a_container_leaves_its_limit_less_what_is_used_but_for_the_file_cache(t
     (tmp_path / "memory.max").write_text("max\n")
     assert container_room(tmp_path) is None
     assert 0 < free_bytes(CPU) < 1 << 50
+
+
+@pytest.mark.parametrize("architecture", SERVED_EITHER_WAY)
+def test_cache_and_weights_of_a_rollout_are_gone_with_it(architecture, monkeypatch):
+    """By reference counts alone: the garbage collector may come only after the update's peak."""
+    held = []
+    monkeypatch.setattr(Engine, "run", lambda self, run=Engine.run: (held.append(weakref.ref(self.cache)), run(self)))
+    policy = Policy(SharedModel(tiny_model(architecture)), None)
+    gc.collect()
+    gc.disable()
+    try:
+        assert [len(r.tokens) for r in generate(policy, tokens(3, 5), Sampling(4, ()), seeds=[0, 1])] == [4, 4]
+        assert [cache() for cache in held] == [None]
+    finally:
+        gc.enable()
