@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from rlhf_fast.runtime.phases import holds
 from rlhf_kernels import attention_is_fused, decode_attention, decode_attention_is_fused, packed_attention
 
 ATTENTION = "rlhf_fast"
@@ -40,6 +41,7 @@ class KVCache:
         if layer not in self.keys:
             for tensors, like in ((self.keys, key), (self.values, value)):
                 tensors[layer] = like.new_zeros(self.capacity, like.shape[1], self.length, like.shape[3])
+                holds("KV cache", [tensors[layer]])
         return self.keys[layer], self.values[layer]
 
     def write_prompt(self, layer: int, row: int, key: Tensor, value: Tensor) -> None:

@@ -12,7 +12,7 @@ from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
 from rlhf_fast.model.packed import SPARE
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.trunk import TrunkStates
-from rlhf_fast.runtime.phases import phase
+from rlhf_fast.runtime.phases import holds, phase
 
 
 class TrunkCache:
@@ -41,6 +41,7 @@ class TrunkCache:
 
         parts = micro_batches.run(model, by_tokens([*map(len, different)]), states, spare=NO_ROWS) if self.depth else []
         self.hidden = [own for part in parts for own in part]
+        holds("buffers", self.hidden)
 
     def states(self, numbers: Sequence[int]) -> TrunkStates | None:
         """The states of these sequences side by side, zeros for `SPARE` alone; None without a trunk."""

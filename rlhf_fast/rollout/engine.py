@@ -28,6 +28,7 @@ from rlhf_fast.rollout.cache_size import heads_of, rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling, choose
 from rlhf_fast.rollout.step import UNREAD, Rows, Stepper
 from rlhf_fast.runtime.interrupt import stop_if_asked
+from rlhf_fast.runtime.phases import at, holds
 from rlhf_kernels import decode_attention_is_fused, sample, sample_is_fused
 
 
@@ -97,6 +98,7 @@ class Engine:
         bias = None if bias is None else bias.float()
         if sampling.restricted or not sample_is_fused(weight, bias):  # torch multiplies in fp32: converted once
             weight = weight.float()
+            holds("packed weights", [weight])
         self.weight, self.bias = weight, bias
         on_gpu = model.device.type == "cuda" and not sampling.restricted
         self.unread = unread or (UNREAD if on_gpu else 1)
@@ -129,6 +131,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free rows to waiting requests and sample their first tokens."""
+        at("rollout prefill")
         first = len(self.requests)
         new, sharing = self._next()
         if new:
@@ -177,6 +180,7 @@ class Engine:
 
     def _decode(self) -> None:
         """Some steps of all live rows, as many as none of them can do without or the buffer holds; then read them."""
+        at("rollout decode")
         live = len(self.requests)
         steps = min(self.unread, min(self.limits[r] - len(self.responses[r].tokens) for r in self.requests))
         longest = max(map(self._cached, self.requests))

@@ -16,6 +16,7 @@ from torch import Tensor
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.runtime.distributed import gather, rank, world_size
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.phases import holds
 
 ScoreAt = Literal["eos", "eos+1"]
 ALL = range(-1, -1)
@@ -58,6 +59,7 @@ class Rollout:
         self.own = range(len(self)) if self.own is ALL else self.own
         for name in COLUMNS:
             setattr(self, name, torch.zeros(self.labels.shape, device=self.labels.device))
+        holds("buffers", (value for value in vars(self).values() if isinstance(value, Tensor)))
 
     @classmethod
     def from_responses(

@@ -15,6 +15,7 @@ from transformers import get_scheduler
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import sum_gradients
 from rlhf_fast.runtime.errors import StepFailed, UsageError
+from rlhf_fast.runtime.phases import at
 from rlhf_fast.runtime.state import State, Stateful
 
 MAX_SKIPPED = 3
@@ -65,6 +66,7 @@ class Optimiser:
 
         A `loss` or a norm that is not finite skips step and schedule and counts it: see `refuse_stuck`.
         """
+        at("optimiser step")
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))

@@ -35,7 +35,7 @@ from rlhf_fast.runtime.distributed import share, total
 from rlhf_fast.runtime.memory import give_back
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.passes import round_up
-from rlhf_fast.runtime.phases import phase
+from rlhf_fast.runtime.phases import at, phase
 from rlhf_fast.runtime.state import State
 from rlhf_fast.train import invariants, ppo_metrics
 from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
@@ -207,7 +207,9 @@ class PPO:
         micro-batch; returns their losses."""
 
         def backward(part: Part, weight: float) -> PPOLoss:
+            at("update forward")
             loss = self.loss(rollout, part, old)
+            at("update backward")
             (loss.loss * weight).backward()
             return loss._replace(loss=loss.loss.detach())
 

@@ -175,6 +175,10 @@ class PPORunConfig(PPOOptions, StageConfig):
         False, "Print where the time goes by phase, beside its floor, and write profile.json and a trace.",
         resume="free",
     )  # fmt: skip
+    memory_profile: bool = option(
+        False, "Print who holds memory at the peak of each phase, and write memory.json and the page memory.html.",
+        resume="free",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

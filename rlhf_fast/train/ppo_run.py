@@ -19,7 +19,9 @@ from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
-from rlhf_fast.model.memory import held_bytes
+from rlhf_fast.model.memory import training_bytes
+from rlhf_fast.profiling.memory_page import MEMORY_PAGE, write_memory_page
+from rlhf_fast.profiling.memory_profile import MEMORY_FILE, MemoryProfile, owners_of
 from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rewards.adapter import AdapterReward
@@ -34,7 +36,9 @@ from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.loop import Hooks, Run, finish, train
+from rlhf_fast.runtime.memory import bytes_of
 from rlhf_fast.runtime.output import alone
+from rlhf_fast.runtime.phases import phase
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import describe_memory
@@ -70,24 +74,42 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     start = choose_start(config, _inputs(config, prompts, outside))
     if start.finished:
         return output
-    roles = build_roles(config)
-    refuse_unfitting(roles.policy.model, max(map(len, prompts.ids)) + config.response_length)
-    asked = with_retries(outside, timeout=config.reward_timeout, retries=config.reward_retries)
-    special = config.reward_special_tokens
-    sources = WeightedRewards([*_model_reward(roles, config), *asked], special_tokens=special)
-    rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=special)
-    ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
-    model, facts = roles.reference.model, describe(ppo, left_out)
-    run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), more=MORE_ITERATIONS)
-    with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
-        checkpoints = train(run, start)
+    measured = config.memory_profile and is_main()
+    with MemoryProfile(choose_device(config.use_cpu)) if measured else nullcontext() as memory:
+        with phase("load"):
+            roles = build_roles(config)
+            refuse_unfitting(roles.policy.model, max(map(len, prompts.ids)) + config.response_length)
+            ppo = _ppo_of(config, roles, outside, tokenizer, prompts)
+        model, facts = roles.reference.model, describe(ppo, left_out)
+        run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), more=MORE_ITERATIONS)
+        if memory is not None:
+            memory.attach(ppo)
+            run.held = memory.now
+        with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
+            checkpoints = train(run, start)
     pages: dict[str, Callable[[], object]] = {
         REPORT_FILE: lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
     }
     if profile is not None:
         pages[PROFILE_FILE] = partial(profile.write, output)
+    if memory is not None:
+        pages[MEMORY_FILE] = partial(memory.write, output)
+        pages[MEMORY_PAGE] = partial(write_memory_page, output, memory.as_json(), profile)
+        memory.print()
     finish(checkpoints, pages)
     return output
+
+
+def _ppo_of(
+    config: PPORunConfig, roles: Roles, outside: list[tuple[RewardSource, float]], tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+) -> PPO:  # fmt: skip
+    """The run's state, with the reward model opened and beside it the rewards from `outside`."""
+    asked = with_retries(outside, timeout=config.reward_timeout, retries=config.reward_retries)
+    special = config.reward_special_tokens
+    sources = WeightedRewards([*_model_reward(roles, config), *asked], special_tokens=special)
+    rollouts = RolloutLog(Path(str(config.output_dir)), enabled=config.log_rollouts, special_tokens=special)
+    return PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
 
 
 def run_of(
@@ -103,10 +125,12 @@ def run_of(
         watch.look(metrics)
         return metrics
 
-    models = [ppo.reference.model, ppo.policy.model, *ppo.critic.models]
+    def held() -> dict[str, int]:
+        return {owner: bytes_of(own) for owner, own in owners_of(ppo).items()} | training_bytes(ppo.optimiser)
+
     return Run(
         name="PPO", config=ppo.config, steps=ppo.iterations, step=step, save=save, optimiser=ppo.optimiser,
-        device=ppo.policy.model.device, facts=facts, more=more, held=partial(held_bytes, models, ppo.optimiser),
+        device=ppo.policy.model.device, facts=facts, more=more, held=held,
         shown={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
         parts={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
         inside=[ppo.rollouts], hooks=hooks or Hooks(),
