@@ -52,6 +52,10 @@ VERBS = {
         "rlhf_fast.demo.config:DemoConfig", "rlhf_fast.demo.run:run_demo",
         "all of it on bundled customer-service data",
     ),
+    "bench": Verb(
+        "rlhf_fast.bench.config:BenchConfig", "rlhf_fast.bench.run:run_bench",
+        "kernels and a small PPO run measured on this machine",
+    ),
 }  # fmt: skip
 
 USAGE = "\n".join(

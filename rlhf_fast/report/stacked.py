@@ -14,7 +14,7 @@ from rlhf_fast.report.charts import nice_ticks, tick_text
 
 WIDTH, LEFT, RIGHT = 960, 52, 12
 AREA_HEIGHT, TOP, STRIP = 300, 12, 16
-BAR, GAP, NAMES, TOTALS = 26, 14, 132, 76
+BAR, GAP, NAMES, TOTALS = 26, 14, 132, 88
 NARROW = 34
 """Pixels below which a name does not fit into its part of a strip."""
 
