@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import rlhf_kernels as kernels
-from benchmarks import plain
+from rlhf_fast.bench import plain
 
 SHAPES = ((256, 576, 49152), (64, 2048, 128256))  # rows, hidden size, vocabulary
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases import OPERATIONS
+from rlhf_fast.bench.cases import OPERATIONS
 
 STATUS = Path("/proc/self/status")
 WARM = (64, 64, 512)  # rows, hidden size, vocabulary of a first call, which loads code and starts threads

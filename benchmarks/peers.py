@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from benchmarks import environments
-from benchmarks.timing import Variant
-
-if TYPE_CHECKING:
-    from benchmarks.cases import Projection
+from rlhf_fast.bench import plain
+from rlhf_fast.bench.cases import Projection, no_grad
+from rlhf_fast.bench.timing import Case, Variant
 
 FOLDER = environments.ROOT / ".venv-peers"
 PACKAGES = ("trl==1.16.0", "liger-kernel==0.8.5", "matplotlib", "pytest", "numpy")
@@ -27,6 +26,15 @@ def run_again(module: str, arguments: list[str]) -> int:
     ).returncode
 
 
+def beside(case: Case) -> Case:
+    """The case with the variants of those that are installed."""
+    p = case.inputs
+    if not isinstance(p, Projection):
+        return case
+    variants = no_grad(forward(p)) if case.op == "linear_logprobs" else update(p)
+    return replace(case, variants=case.variants | variants, notes=case.notes | NOTES)
+
+
 def forward(p: Projection) -> dict[str, Variant]:
     """Log-probs of the labels."""
     if importlib.util.find_spec("trl") is None:
@@ -38,8 +46,6 @@ def update(p: Projection) -> dict[str, Variant]:
     """The loss from hidden states, forward and backward."""
     variants: dict[str, Variant] = {}
     if importlib.util.find_spec("trl") is not None:
-        from benchmarks import plain
-
         variants["TRL chunked"] = p.update(lambda x: plain.ppo(_trl_logprobs(p, x), *p.columns))
     if importlib.util.find_spec("liger_kernel") is not None:
         variants["Liger"] = _liger(p)

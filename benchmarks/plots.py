@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib import ticker
 
-from benchmarks.rows import Row
+from rlhf_fast.bench.timing import Row
 
 matplotlib.use("Agg")
 

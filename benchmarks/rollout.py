@@ -23,12 +23,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import limits
-from benchmarks.limits import Work
 from benchmarks.rollout_sides import Ours, Shape, Theirs, generation_config
-from benchmarks.run import machine
-from benchmarks.timing import interleave, median_ratio
 from benchmarks.vs_trl.models import make_tiny
+from rlhf_fast.bench.machine import machine
+from rlhf_fast.bench.timing import Work, interleave, least_seconds, limits, median_ratio
 from rlhf_fast.model.load import load_causal_lm, load_shared
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.engine import bytes_per_token
@@ -83,10 +81,8 @@ def measure(model: Path, dtype: torch.dtype, shape: Shape, rounds: int) -> list[
     theirs = {mode: Theirs(other, prompts, generation_config(shape.new, heat)) for mode, heat in MODES.items()}
     sides: dict[str, Callable[[], None]] = {f"ours, {mode}": side for mode, side in ours.items()}
     sides |= {f"theirs, {mode}": side for mode, side in theirs.items()}
-    times = interleave(sides | limits.variants(), rounds)
-    least = partial(
-        limits.least_seconds, product=statistics.median(times["product"]), copy=statistics.median(times["copy"])
-    )
+    times = interleave(sides | limits(), rounds)
+    least = partial(least_seconds, product=statistics.median(times["product"]), copy=statistics.median(times["copy"]))
     equal = same_tokens(ours["greedy"].responses, theirs["greedy"].responses)
     floors = {part: least(needed) for part, needed in work(policy, shape).items()}
     return [sides_table(times, shape, equal), *(parts_table(mode, ours[mode].parts[2:], floors) for mode in MODES)]

@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
-import platform
-import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import limits, peers
-from benchmarks.cases import BACKENDS, OPERATIONS, Case, cases
-from benchmarks.rows import Row
-from benchmarks.timing import interleave, median_ratio
+from benchmarks import peers
+from rlhf_fast.bench.cases import BACKENDS, OPERATIONS, cases
+from rlhf_fast.bench.machine import machine
+from rlhf_fast.bench.run import kernel_table
+from rlhf_fast.bench.timing import Row, measure
 
 
 def main() -> int:
@@ -47,8 +44,8 @@ def main() -> int:
     rows = []
     for op in given.op:
         for case in cases(op, given.device):
-            rows += measure(case, given.rounds, given.device)
-        Console(width=140).print(table([row for row in rows if row.op == op]))
+            rows += measure(peers.beside(case), given.rounds, given.device)
+        Console(width=140).print(kernel_table([row for row in rows if row.op == op]))
     if given.csv:
         write_csv(rows, given.csv)
     if given.plots:
@@ -56,49 +53,6 @@ def main() -> int:
 
         plot_all(rows, given.plots)
     return 0
-
-
-def measure(case: Case, rounds: int, device: str = "cpu") -> list[Row]:
-    """Interleave everything that belongs to a case; a row for each variant."""
-    ours = BACKENDS[device][0]
-    floor = {} if case.floor is None else {"floor": case.floor}
-    times = interleave(case.variants | floor | limits.variants(device), rounds)
-    least = [
-        limits.least_seconds(case.work, *pair, device) for pair in zip(times["product"], times["copy"], strict=True)
-    ]
-    return [
-        Row(
-            case.op,
-            case.shape,
-            name,
-            median_ratio(times[name], times[ours]),
-            median_ratio(times[name], times["floor"]) if floor else None,
-            100 * median_ratio(least, times[name]),
-            1e3 * statistics.median(times[name]),
-            rounds,
-            case.notes.get(name, ""),
-        )
-        for name in case.variants
-    ]
-
-
-def machine(threads: int, device: str) -> str:
-    """What the numbers were measured on."""
-    facts = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = facts[0].partition(": ")[2] if facts else platform.processor()
-    gpu = f"{torch.cuda.get_device_name()}, " if device == "cuda" else ""
-    load = " ".join(f"{x:.1f}" for x in os.getloadavg())
-    return f"{gpu}{name}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}, load {load}"
-
-
-def table(rows: list[Row]) -> Table:
-    """The rows of one operation."""
-    shown = Table("shape", "variant", "time / ours", "time / bare products", "% of limit", "note", title=rows[0].op)
-    for row in rows:
-        floor = "" if row.times_floor is None else f"{row.times_floor:.2f}"
-        numbers = f"{row.times_ours:.2f}", floor, f"{row.percent_of_limit:.1f}"
-        shown.add_row(row.shape, row.variant, *numbers, row.note)
-    return shown
 
 
 def write_csv(rows: list[Row], path: Path) -> None:

@@ -27,10 +27,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.run import machine
 from benchmarks.vs_trl.jobs import Job, choose_prompts, peak_bytes
 from benchmarks.vs_trl.models import make_classifier
 from benchmarks.vs_trl.ours import CRITICS, build
+from rlhf_fast.bench.machine import machine
 
 PROMPT = 64
 BATCH, LENGTH = 8, 32  # the smallest

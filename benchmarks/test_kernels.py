@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.cases import COLUMNS, OPERATIONS
+from rlhf_fast.bench.cases import COLUMNS, OPERATIONS
 
 SMALL = (64, 64, 512)  # rows, hidden size, vocabulary
 

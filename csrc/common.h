@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -28,20 +30,44 @@ inline int useful_team(std::int64_t slots, std::int64_t slots_each, int threads)
     return static_cast<int>(std::clamp<std::int64_t>(slots / slots_each, 1, std::max(threads, 1)));
 }
 
+// Bytes of scratch memory that are held now, and the most since `restart`: for who measures a run's memory.
+class ScratchCount {
+   public:
+    void add(std::int64_t bytes) {
+        const std::int64_t held = held_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+        std::int64_t peak = peak_.load(std::memory_order_relaxed);
+        while (held > peak && !peak_.compare_exchange_weak(peak, held, std::memory_order_relaxed)) {}
+    }
+    std::int64_t held() const { return held_.load(std::memory_order_relaxed); }
+    std::int64_t peak() const { return peak_.load(std::memory_order_relaxed); }
+    void restart() { peak_.store(held(), std::memory_order_relaxed); }
+
+   private:
+    std::atomic<std::int64_t> held_{0}, peak_{0};
+};
+
+inline ScratchCount scratch_count;
+
 // Scratch memory on a cache line boundary, uninitialised.
 template <class T>
 class Buffer {
    public:
     Buffer() = default;
-    explicit Buffer(std::int64_t count)
-        : memory_(static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), kLine))) {}
+    explicit Buffer(std::int64_t count) : Buffer(static_cast<std::size_t>(count) * sizeof(T), nullptr) {}
     T* data() const { return memory_.get(); }
 
    private:
     static constexpr std::align_val_t kLine{64};
     struct Free {
-        void operator()(T* p) const { ::operator delete(p, kLine); }
+        std::size_t bytes = 0;
+        void operator()(T* p) const {
+            ::operator delete(p, kLine);
+            scratch_count.add(-static_cast<std::int64_t>(bytes));
+        }
     };
+    Buffer(std::size_t bytes, std::nullptr_t) : memory_(static_cast<T*>(::operator new(bytes, kLine)), Free{bytes}) {
+        scratch_count.add(static_cast<std::int64_t>(bytes));
+    }
     std::unique_ptr<T, Free> memory_;
 };
 

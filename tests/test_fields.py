@@ -141,6 +141,8 @@ def left(path: Path) -> Any:
         return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
     if path.name == "profile.json":
         return sorted(json.loads(path.read_text())["phases"])
+    if path.name == "memory.json":
+        return sorted(json.loads(path.read_text())["measured"]["bytes"])
     if path.suffix == ".safetensors" or path.name in ("evaluation.json", "responses.jsonl", "rollouts.jsonl"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return None

@@ -3,6 +3,7 @@
 __main__   the command: sections in order, each in a process of its own with a deadline; one JSON file and a table
 sections   what is run and measured
 bench      how a section measures, and whom it tells
-ppo        a PPO run over a random model, and its phases
-models     random models of the shapes that are measured, made on the device
+ppo        the phases of a PPO run
+
+The random models of the shapes that are measured are in `rlhf_fast.bench.models`.
 """

@@ -21,8 +21,8 @@ from torch.nn.functional import log_softmax
 
 import rlhf_kernels as kernels
 from benchmarks.gpu.bench import GIB, Bench
-from benchmarks.gpu.models import SHAPES, shared_model
-from benchmarks.gpu.ppo import Phases, build_ppo
+from benchmarks.gpu.ppo import Phases
+from rlhf_fast.bench.models import SHAPES, build_ppo, shared_model
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel

@@ -28,11 +28,11 @@ import torch
 from rich.console import Console
 
 from benchmarks import environments
-from benchmarks.run import machine
 from benchmarks.vs_trl import report
 from benchmarks.vs_trl.jobs import OASST, WORKLOADS, Job, choose_prompts
 from benchmarks.vs_trl.models import make_classifier, make_tiny
 from benchmarks.vs_trl.sides import PACKAGES, SIDES, TRL, run
+from rlhf_fast.bench.machine import machine
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.timing import median_ratio
 from benchmarks.vs_trl.jobs import PHASES, Iteration
+from rlhf_fast.bench.timing import median_ratio
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ PYBIND11_MODULE(_native, m) {
     m.attr("openmp") = false;
 #endif
     m.def("levels", &levels, "Instruction sets that this processor can run, the fastest last.");
+    m.def("scratch_held", [] { return rlhf::scratch_count.held(); }, "Bytes of scratch memory that are held now.");
+    m.def("scratch_peak", [] { return rlhf::scratch_count.peak(); }, "The most of them since restart_scratch_peak.");
+    m.def("restart_scratch_peak", [] { rlhf::scratch_count.restart(); });
     define_columns(m);
     define_decode(m);
     define_layers(m);

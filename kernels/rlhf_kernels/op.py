@@ -112,7 +112,7 @@ class Op(Generic[A]):
         self.name, self.arguments, self.check, self.backends = name, arguments, check, dict(backends)
         _library.define(schema(name, arguments, results, mutates), tags=(torch.Tag.pt2_compliant_tag,))
         self.node = getattr(torch.ops.rlhf, name).default
-        _library.impl(name, self._run, "CompositeExplicitAutograd")
+        _library.impl(name, self.run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"rlhf::{name}", lambda *values: fake(self._take(values)[0]), lib=_library)
         if gradient is not None:
             self._register(gradient)
@@ -138,7 +138,7 @@ class Op(Generic[A]):
     def _take(self, values: tuple[Any, ...]) -> tuple[A, str | None]:
         return self.arguments(*values[:-1]), values[-1]
 
-    def _run(self, *values: Any) -> Any:
+    def run(self, *values: Any) -> Any:
         a, backend = self._take(values)
         with without_autocast(a):
             if self.check is not None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from rlhf_fast.runtime.phases import holds
 from rlhf_kernels import decode_attention, packed_attention
 
 ATTENTION = "rlhf_fast"
@@ -39,6 +40,7 @@ class KVCache:
         if layer not in self.keys:
             for tensors, like in ((self.keys, key), (self.values, value)):
                 tensors[layer] = like.new_zeros(self.capacity, like.shape[1], self.length, like.shape[3])
+                holds("KV cache", [tensors[layer]])
         return self.keys[layer], self.values[layer]
 
     def write_prompt(self, layer: int, row: int, key: Tensor, value: Tensor) -> None:

@@ -2,14 +2,13 @@
 
 Scoring, every stage's loss and the trunk hand over how to cut (`by_tokens`) and what to do with a micro-batch. What is
 not theirs to know is here: micro-batches are halved where memory is short, processes that divide the layers of a model
-run as many passes as each other, and a run that was asked to stop does so between two micro-batches. `held_bytes` says
-what a run holds all the time beside them.
+run as many passes as each other, and a run that was asked to stop does so between two micro-batches.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -17,8 +16,7 @@ import torch
 
 from rlhf_fast.model.sharding import in_step
 from rlhf_fast.runtime.interrupt import stop_if_asked
-from rlhf_fast.runtime.memory import bytes_of, is_out_of_memory
-from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from rlhf_fast.model.shared import SharedModel
@@ -118,18 +116,3 @@ def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         groups[-1].append(index)
         used += length
     return groups
-
-
-def held_bytes(models: Iterable[SharedModel], optimiser: Optimiser) -> dict[str, int]:
-    """Bytes of the models with their adapters and heads, of the gradients, and of AdamW's moments; a model that is
-    given twice counts once."""
-    different = {id(model): model for model in models}.values()
-    parameters = [parameter for model in different for parameter in model.base.parameters()]
-    heads = [p for model in different for name in model.configs for p in model.parameters(name)]
-    gradients = [parameter.grad for parameter in optimiser.parameters if parameter.grad is not None]
-    moments = [value for moment in optimiser.adamw.state.values() for value in moment.values()]
-    return {
-        "models and adapters": bytes_of([*parameters, *heads]),
-        "gradients": bytes_of(gradients),
-        "optimiser": bytes_of(moments),
-    }

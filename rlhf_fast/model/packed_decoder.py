@@ -18,6 +18,7 @@ from torch import Tensor
 from rlhf_fast.model.attention import DecodeStep
 from rlhf_fast.model.lora import LoRALinear
 from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.runtime.phases import keeps
 from rlhf_kernels import Decoder, DecoderLayer, DecoderLinear
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -72,6 +73,7 @@ class PackedDecoder:
             eps=config.rms_norm_eps,
             attention_scale=backbone.layers[0].self_attn.scaling,
         )
+        keeps("packed weights", self.decoder.nbytes, self)
 
     def __call__(self, tokens: Tensor, step: DecodeStep) -> Tensor:
         """Hidden states (B, H) of one new token (B,) int64 for each live sequence; the cache is written in place."""

@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.lora import LoRALinear, Routing
 from rlhf_fast.model.packed import SPARE
-from rlhf_fast.runtime.phases import phase
+from rlhf_fast.runtime.phases import holds, phase
 from rlhf_kernels.checks import to_device
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class TrunkCache:
             else []
         )
         self.hidden = [own for part in parts for own in part]
+        holds("buffers", self.hidden)
 
     def states(self, numbers: Sequence[int]) -> TrunkStates | None:
         """The states of these sequences side by side, zeros for `SPARE` alone; None without a trunk."""

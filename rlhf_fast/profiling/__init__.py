@@ -1,4 +1,9 @@
-"""Where the time of a run goes, by phase, beside the least that its arithmetic can take.
+"""Where the time and the memory of a run go.
 
-Here: what listens to the marks of `rlhf_fast.runtime.phases`. Not here: the marks, which stages set wherever they like.
+Here: what listens to the marks of `rlhf_fast.runtime.phases`, and pages of what it found. Not here: the marks, which
+stages set wherever they like.
 """
+
+from rlhf_fast.profiling.memory_profile import memory
+
+__all__ = ["memory"]

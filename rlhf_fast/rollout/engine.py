@@ -32,6 +32,7 @@ from rlhf_fast.runtime.distributed import gather
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import stop_if_asked
 from rlhf_fast.runtime.memory import free_bytes
+from rlhf_fast.runtime.phases import at
 from rlhf_kernels import Sampler
 
 
@@ -119,6 +120,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free rows to waiting requests and sample their first tokens."""
+        at("rollout prefill")
         first = len(self.requests)
         new, sharing = self._next()
         if new:
@@ -167,6 +169,7 @@ class Engine:
 
     def _decode(self) -> None:
         """Some steps of all live rows, as many as none of them can do without or the buffer holds; then read them."""
+        at("rollout decode")
         live = len(self.requests)
         steps = min(self.unread, min(self.limits[r] - len(self.responses[r].tokens) for r in self.requests))
         longest = max(map(self._cached, self.requests))

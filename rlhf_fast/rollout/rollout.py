@@ -18,6 +18,7 @@ from torch import Tensor
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.runtime.distributed import gather, rank, world_size
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.phases import holds
 from rlhf_kernels.checks import to_device
 
 ScoreAt = Literal["eos", "eos+1"]
@@ -70,6 +71,7 @@ class Rollout:
             actions = torch.cat([self.labels.new_zeros(1), self.action_mask.cumsum(0)])[self.cu_responses.long()]
             offsets = torch.stack([self.cu_seqlens.long(), self.cu_responses.long(), actions])
             self.token_offsets, self.slot_offsets, self.action_offsets = offsets.tolist()
+        holds("buffers", (value for value in vars(self).values() if isinstance(value, Tensor)))
 
     @classmethod
     def from_responses(

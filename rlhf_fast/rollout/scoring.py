@@ -14,6 +14,7 @@ from rlhf_fast.model.batches import MicroBatches, by_tokens
 from rlhf_fast.model.roles import Policy, ValueModel
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.rollout import Rollout
+from rlhf_fast.runtime.phases import holds
 from rlhf_kernels import policy_reference_logprobs
 
 KLEstimator = Literal["k1", "k2", "k3", "exact"]
@@ -39,6 +40,7 @@ def score_rollout(
         rollout.ref_hidden = torch.zeros(
             len(rollout.labels), reference.model.hidden_size, dtype=reference.model.dtype, device=rollout.tokens.device
         )
+        holds("buffers", [rollout.ref_hidden])
 
     def score(sequences: list[int], weight: float) -> None:
         packed, slots = rollout.select(sequences)

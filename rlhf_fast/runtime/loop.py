@@ -27,6 +27,7 @@ from rlhf_fast.runtime.interrupt import Abandoned, Interrupted, asked, listening
 from rlhf_fast.runtime.memory import explain, is_out_of_memory
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.passes import too_few
+from rlhf_fast.runtime.phases import forget
 from rlhf_fast.runtime.resume import Start
 from rlhf_fast.runtime.saving import Checkpoints
 from rlhf_fast.runtime.tracking import Tracker, say_start
@@ -92,7 +93,7 @@ def train(run: Run, start: Start) -> Checkpoints:
                 done=checkpoints.done, quiet=quiet, device=run.device,
             )
         )  # fmt: skip
-        stack.enter_context(guard(checkpoints, run.held))
+        stack.enter_context(guard(checkpoints, run.held, run.device))
         if first := run.hooks.begin(checkpoints.done):
             tracker.log(0, first)
         for step in checkpoints.remaining():  # copies what a step that is given up has to leave as it was
@@ -119,12 +120,15 @@ def finish(checkpoints: Checkpoints, pages: Mapping[str, Callable[[], object]] =
 
 
 @contextmanager
-def guard(checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]]) -> Iterator[None]:
+def guard(
+    checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]], device: torch.device | None = None
+) -> Iterator[None]:
     """Around the steps: SIGINT and SIGTERM save the run and raise `Interrupted`; a step that is given up saves the run
     as before it; errors say what is saved and how to go on.
 
-    held: bytes of memory that the run holds all the time, by name, for the case that there is not enough.
+    held: bytes of memory that the run holds, by name, for the case that there is not enough on `device`.
     """
+    forget()
     with listening():
         try:
             yield
@@ -145,7 +149,7 @@ def guard(checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]]) -> It
             if not is_out_of_memory(error):
                 raise
             checkpoints.save_before()
-            raise UsageError(f"{explain(error, held())} {checkpoints.how_to_go_on()}") from error
+            raise UsageError(f"{explain(error, held(), device)} {checkpoints.how_to_go_on()}") from error
 
 
 def _interrupted(checkpoints: Checkpoints, number: Signals) -> Interrupted:

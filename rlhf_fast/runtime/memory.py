@@ -13,13 +13,28 @@ import torch
 from torch import Tensor
 
 from rlhf_fast.runtime.distributed import processes_here
+from rlhf_fast.runtime.phases import current
 
 CGROUP = Path("/sys/fs/cgroup")  # of a container, as it sees it
 STATUS = Path("/proc/self/status")  # of this process, on Linux
-REMEDY = (
-    "Lower max_tokens_per_micro_batch (auto_find_batch_size does it by itself) or max_rollout_batch, set "
-    "activation_checkpointing, or start again with a smaller adapter (lora_r, lora_layers)"
+CLEAR_REFS = Path("/proc/self/clear_refs")  # a 5 written into it restarts the peak of the resident set there
+_earlier: dict[str, int] = {}  # the most before the peak was restarted, by kind of device
+OF_A_BATCH = (
+    "activations of a micro-batch, and the process itself",
+    "Lower max_tokens_per_micro_batch (auto_find_batch_size does it by itself), set activation_checkpointing, or start "
+    "again with a smaller adapter (lora_r, lora_layers)",
 )
+OF_A_ROLLOUT = (
+    "keys and values of a rollout, a packed copy of the weights, and the process itself",
+    "Lower max_rollout_batch, max_kv_cache_gb or response_length; of a long prompt's first forward, "
+    "max_tokens_per_micro_batch",
+)
+OF_A_STEP = (
+    "the optimiser's moments and what a step takes, and the process itself",
+    "Start again with a smaller adapter (lora_r, lora_layers), or with use_peft=true where all weights are trained",
+)
+WHAT = {"rollout": OF_A_ROLLOUT, "optimiser step": OF_A_STEP}
+"""By the phase: what takes memory there beside what is held all the time, and what would help."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -52,14 +67,47 @@ def peak_bytes(device: torch.device | None) -> int:
 
     Where the system keeps no such record (macOS), what it holds now.
     """
+    kind = "cuda" if device is not None and device.type == "cuda" else "cpu"
+    return max(_earlier.get(kind, 0), recent_peak(device))
+
+
+def recent_peak(device: torch.device | None) -> int:
+    """`peak_bytes` since the last `restart_peak`."""
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    if STATUS.is_file():
-        for line in STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
+    if (peak := _status("VmHWM")) is not None:
+        return peak
     held = psutil.Process().memory_info()
     return getattr(held, "peak_wset", held.rss)
+
+
+def restart_peak(device: torch.device | None) -> bool:
+    """From now on `recent_peak` is the most since now; `peak_bytes` stays that of the whole process.
+
+    False where the system does not allow it (it is not Linux, or /proc may not be written): nothing is changed then.
+    """
+    kind = "cuda" if device is not None and device.type == "cuda" else "cpu"
+    _earlier[kind] = peak_bytes(device)
+    if kind == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def resident_bytes() -> int:
+    """Main memory that this process holds now, shared libraries included."""
+    held = _status("VmRSS")
+    return psutil.Process().memory_info().rss if held is None else held
+
+
+def _status(name: str) -> int | None:
+    """A line of `STATUS` in bytes, None where there is none."""
+    lines = STATUS.read_text().splitlines() if STATUS.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
 def trim_memory() -> None:
@@ -83,14 +131,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def explain(error: BaseException, held: Mapping[str, int]) -> str:
-    """What was asked for, what is held for the whole run (bytes by name), and what would help."""
-    parts = ", ".join(f"{name} {_size(count)}" for name, count in held.items())
+def explain(error: BaseException, held: Mapping[str, int], device: torch.device | None = None) -> str:
+    """Where memory was not enough and what for, a table of who held it then (bytes by name), and what would help.
+
+    What `held` does not name is what the phase that is going on takes for itself: `WHAT` says what that is. Where a
+    memory profile has counted that, too, it is in `held`.
+    """
     reason = str(error).strip().split("\n")[0] or type(error).__name__
-    return (
-        f"out of memory: {reason.rstrip('.')}. Held all the time: {parts}; the rest is activations of a "
-        f"micro-batch, or the key-value cache of a rollout. {REMEDY}."
-    )
+    part = current()
+    culprit, remedy = next((value for name, value in WHAT.items() if (part or "").startswith(name)), OF_A_BATCH)
+    used = {name: count for name, count in held.items() if count}
+    rest = max(0, _allocated(device) - sum(used.values()))
+    if "activations" in used:  # a memory profile has counted what the phase takes
+        culprit = "the process itself, and what libraries take"
+    rows = [*sorted(used.items(), key=lambda row: -row[1]), (f"all else: {culprit}", rest)]
+    width = max(len(name) for name, _ in rows)
+    table = "".join(f"\n  {name:<{width}}  {_size(count):>9}" for name, count in rows)
+    where = f" in {part}" if part else ""
+    return f"out of memory{where}: {reason.rstrip('.')}. Held then:{table}\n{remedy}."
+
+
+def _allocated(device: torch.device | None) -> int:
+    """Bytes of a GPU that torch has given out, or of main memory that the process holds."""
+    on_gpu = device is not None and device.type == "cuda"
+    return torch.cuda.memory_allocated(device) if on_gpu else resident_bytes()
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

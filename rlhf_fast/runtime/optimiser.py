@@ -16,6 +16,7 @@ from rlhf_fast.runtime.checkpoint import State, Stateful
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import sum_gradients
 from rlhf_fast.runtime.errors import StepFailed, UsageError
+from rlhf_fast.runtime.phases import at
 
 MAX_SKIPPED = 3
 
@@ -69,6 +70,7 @@ class Optimiser:
 
         Of several processes each has its part of the gradient; the norm is that of the whole.
         """
+        at("optimiser step")
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         sum_gradients(self.parameters)
         return torch.nn.utils.clip_grad_norm_(self.parameters, limit)

@@ -19,6 +19,7 @@ from rlhf_fast.runtime.config import (
     option,
     zero_or_more,
 )
+from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
 
@@ -199,8 +200,18 @@ class PPORunConfig(PPOOptions, StageConfig):
         check=zero_or_more("by the device"), resume="rounding",
     )  # fmt: skip
     save_steps: float = option(10, "Iterations from one checkpoint to the next; below 1, their share of all.")
+    auto: bool = option(
+        False,
+        "Plan first, and take the max_tokens_per_micro_batch, activation_checkpointing and max_rollout_batch that fit "
+        "the memory and are fast: the result does not depend on them.",
+        resume="free",
+    )
     profile: bool = option(
         False, "Print where the time goes by phase, beside its floor, and write profile.json and a trace.",
+        resume="free",
+    )  # fmt: skip
+    memory_profile: bool = option(
+        False, "Print who holds memory at the peak of each phase, and write memory.json and the page memory.html.",
         resume="free",
     )  # fmt: skip
 
@@ -214,6 +225,7 @@ class PPORunConfig(PPOOptions, StageConfig):
         self._check_penalty()
 
     def _check(self) -> None:
+        self.require(not self.auto or world_size() == 1, "auto", "False in several processes, which share memory")
         self.require(
             not self.bootstrap_truncated or self.critic == "adapter",
             "bootstrap_truncated",

@@ -35,7 +35,7 @@ from rlhf_fast.runtime.distributed import own_share, sum_over_processes
 from rlhf_fast.runtime.memory import trim_memory
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.passes import round_up
-from rlhf_fast.runtime.phases import phase
+from rlhf_fast.runtime.phases import at, phase
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo_metrics import check_entropy, check_first_ratio, check_scored, read_back, summarise
 from rlhf_fast.train.prompts import Prompts, respond, score_responses
@@ -216,7 +216,9 @@ class PPO:
         self.entropies.clear()
 
         def backward(micro_batch: MicroBatch, weight: float) -> PPOLoss:
+            at("update forward")
             loss = self.loss(rollout, micro_batch, old)
+            at("update backward")
             (loss.loss * weight).backward()
             return loss._replace(loss=loss.loss.detach())
 

@@ -16,9 +16,12 @@ from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.rendering import Rendering, compare
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.batches import MicroBatches, held_bytes
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
+from rlhf_fast.model.memory import training_bytes
+from rlhf_fast.profiling.memory_page import MEMORY_PAGE, write_memory_page
+from rlhf_fast.profiling.memory_profile import MEMORY_FILE, MemoryProfile, owners_of
 from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, refuse_columns, with_retries
@@ -31,12 +34,15 @@ from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.loop import Hooks, Run, finish, train
+from rlhf_fast.runtime.memory import bytes_of
 from rlhf_fast.runtime.output import alone
+from rlhf_fast.runtime.phases import phase
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import describe_memory
 from rlhf_fast.train.config import PPORunConfig, difference_from_trl
 from rlhf_fast.train.pages import write_ppo_page
+from rlhf_fast.train.plan_run import plan_first
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_metrics import CollapseWatch
 from rlhf_fast.train.prompts import Prompts
@@ -61,30 +67,50 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     tokenizer = load_tokenizer(config.sft_model_path, config.chat_template_path)
     prompts, left_out = read(config, tokenizer)
     prompts.rendering = _rendering(config, prompts)
+    if config.auto:
+        config = plan_first(config, prompts)
     refuse_columns(outside, prompts.columns)
     if notice := difference_from_trl(config):
         notices.info(notice)
     start = choose_start(config, _inputs(config, prompts, outside))
     if start.finished:
         return output
-    roles = build_roles(config)
-    refuse_unfitting(roles.policy.model, max(map(len, prompts.ids)) + config.response_length)
-    asked = with_retries(outside, timeout=config.reward_timeout, retries=config.reward_retries)
-    special = config.reward_special_tokens
-    sources = WeightedRewards([*_model_reward(roles, config), *asked], special_tokens=special)
-    rollouts = RolloutLog(output, enabled=config.log_rollouts, special_tokens=special)
-    ppo = PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
-    model, facts = roles.reference.model, describe(ppo, left_out)
-    run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), longer_by=MORE_ITERATIONS)
-    with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
-        checkpoints = train(run, start)
+    measured = config.memory_profile and is_main()
+    with MemoryProfile(choose_device(config.use_cpu)) if measured else nullcontext() as memory:
+        with phase("load"):
+            roles = build_roles(config)
+            refuse_unfitting(roles.policy.model, max(map(len, prompts.ids)) + config.response_length)
+            ppo = _ppo_of(config, roles, outside, tokenizer, prompts)
+        model, facts = roles.reference.model, describe(ppo, left_out)
+        run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), longer_by=MORE_ITERATIONS)
+        if memory is not None:
+            memory.attach(ppo)
+            run.held = memory.now
+        with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
+            checkpoints = train(run, start)
     pages: dict[str, Callable[[], object]] = {
         REPORT_FILE: lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
     }
     if profile is not None:
         pages[PROFILE_FILE] = partial(profile.write, output)
+    if memory is not None:
+        pages[MEMORY_FILE] = partial(memory.write, output)
+        pages[MEMORY_PAGE] = partial(write_memory_page, output, memory.as_json(), profile)
+        memory.print()
     finish(checkpoints, pages)
     return output
+
+
+def _ppo_of(
+    config: PPORunConfig, roles: Roles, outside: list[tuple[RewardSource, float]], tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+) -> PPO:  # fmt: skip
+    """The run's state, with the reward model opened and beside it the rewards from `outside`."""
+    asked = with_retries(outside, timeout=config.reward_timeout, retries=config.reward_retries)
+    special = config.reward_special_tokens
+    sources = WeightedRewards([*_model_reward(roles, config), *asked], special_tokens=special)
+    rollouts = RolloutLog(Path(str(config.output_dir)), enabled=config.log_rollouts, special_tokens=special)
+    return PPO(config, roles.policy, roles.reference, roles.critic, sources, tokenizer, prompts, rollouts=rollouts)
 
 
 def run_of(
@@ -100,11 +126,13 @@ def run_of(
         watch.look(metrics)
         return metrics
 
-    models = [ppo.reference.model, ppo.policy.model, *ppo.critic.models]
+    def held() -> dict[str, int]:
+        return {owner: bytes_of(own) for owner, own in owners_of(ppo).items()} | training_bytes(ppo.optimiser)
+
     return Run(
         name="PPO", config=ppo.config, steps=ppo.iterations, step=step, save=save, optimiser=ppo.optimiser,
         device=ppo.policy.model.device, facts=facts, longer_by=longer_by,
-        held=partial(held_bytes, models, ppo.optimiser),
+        held=held,
         progress={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
         saved={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
         contexts=[ppo.rollouts], hooks=hooks or Hooks(),

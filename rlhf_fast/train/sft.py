@@ -15,9 +15,10 @@ from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.data.rendering import Rendering, announce_demonstrations, compare
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens, held_bytes
+from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, describe_trained, train_only
+from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.report.page import REPORT_FILE

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks import rollout
-from benchmarks.limits import Work
 from benchmarks.rollout_sides import CALLED, PREPARATION, REST, Ours, Shape, Theirs, generation_config, timed
 from benchmarks.vs_trl.models import make_tiny
+from rlhf_fast.bench.timing import Work
 from rlhf_fast.model.load import load_causal_lm, load_shared
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.sampling import Sampling

@@ -1,44 +1,39 @@
 """What is measured: for each operation and shape its work, the floor that it is compared with, and the variants.
 
-Weights are scaled so that logits are of order 1. `backends` are those of `rlhf_kernels` that run here; the other
-variants are what people write or use in their place.
+Weights are scaled so that logits are of order 1. The first variants are the backends of `rlhf_kernels` that run here;
+the others are what people write in their place (`plain`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import rlhf_kernels as kernels
-from benchmarks import peers, plain
-from benchmarks.limits import Work
-from benchmarks.timing import Variant
+from rlhf_fast.bench import plain
+from rlhf_fast.bench.timing import Case, Variant, Work
+from rlhf_kernels.extension import MISSING
 
 PROJECTIONS = ((1024, 576, 49152), (256, 2048, 128256))  # rows, hidden size, vocabulary
 COLUMNS = ((16, 1024), (256, 512))  # sequences, slots each
 BACKENDS = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}  # by device, the one to compare with first
-PPO = {"cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operation at one shape; all variants compute the same but for what `notes` says."""
-
-    op: str
-    shape: str
-    work: Work
-    variants: dict[str, Variant]
-    floor: Variant | None = None  # bare products, where products are the limit
-    notes: dict[str, str] = field(default_factory=dict)
+COMPILED, CROSS_ENTROPY = "torch.compile", "F.linear_cross_entropy"
+PPO: dict[str, Any] = {"cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1}
 
 
 def cases(op: str, device: str = "cpu") -> list[Case]:
     """The cases of an operation."""
     make, shapes = OPERATIONS[op]
     return [make(*shape, device) for shape in shapes]
+
+
+def backends(device: str) -> tuple[str, ...]:
+    """Those that run on `device`: without the C++ extension, a CPU has the reference alone."""
+    return ("reference",) if device == "cpu" and MISSING is not None else BACKENDS[device]
 
 
 class Projection:
@@ -82,19 +77,18 @@ class Projection:
 def linear_logprobs(n: int, h: int, v: int, device: str = "cpu") -> Case:
     p = Projection(n, h, v, device)
     weight, labels = p.weight, p.labels
-    ours = {
-        name: lambda name=name: kernels.linear_logprobs(p.hidden, weight, labels, backend=name)
-        for name in BACKENDS[device]
+    ours: dict[str, Variant] = {
+        name: partial(kernels.linear_logprobs, p.hidden, weight, labels, backend=name) for name in backends(device)
     }
     compiled = torch.compile(plain.logprobs)
-    others = {
+    others: dict[str, Variant] = {
         "torch eager": lambda: plain.logprobs(p.hidden, weight, labels),
-        "torch.compile": lambda: compiled(p.hidden, weight, labels),
-        "F.linear_cross_entropy": lambda: plain.cross_entropy(p.hidden, weight, labels),
+        COMPILED: lambda: compiled(p.hidden, weight, labels),
     }
-    return Case(
-        "linear_logprobs", p.shape, Work(p.flops, p.bytes), _no_grad(ours | others | peers.forward(p)), p.one_product
-    )
+    if plain.HAS_CROSS_ENTROPY:
+        others[CROSS_ENTROPY] = lambda: plain.cross_entropy(p.hidden, weight, labels)
+    work, variants = Work(p.flops, p.bytes), no_grad(ours | others)
+    return Case("linear_logprobs", p.shape, work, variants, next(iter(ours)), p.one_product, inputs=p)
 
 
 def linear_ppo_loss(n: int, h: int, v: int, device: str = "cpu") -> Case:
@@ -105,16 +99,15 @@ def linear_ppo_loss(n: int, h: int, v: int, device: str = "cpu") -> Case:
         return lambda x: kernels.linear_ppo_loss(x, weight, labels, *columns, **PPO, backend=backend).loss
 
     compiled = torch.compile(plain.ppo_from_hidden)
-    variants = {name: p.update(fused(name)) for name in BACKENDS[device]} | {
+    variants = {name: p.update(fused(name)) for name in backends(device)} | {
         "torch eager": p.update(lambda x: plain.ppo_from_hidden(x, weight, labels, *columns)),
-        "torch.compile": p.update(lambda x: compiled(x, weight, labels, *columns)),
-        "F.linear_cross_entropy": p.update(lambda x: plain.cross_entropy(x, weight, labels).mean()),
+        COMPILED: p.update(lambda x: compiled(x, weight, labels, *columns)),
     }
-    notes = {"F.linear_cross_entropy": "cross-entropy in place of PPO's loss"}
-    return Case(
-        "linear_ppo_loss", p.shape, Work(2 * p.flops, p.bytes), variants | peers.update(p), p.two_products,
-        notes | peers.NOTES,
-    )  # fmt: skip
+    if plain.HAS_CROSS_ENTROPY:
+        variants[CROSS_ENTROPY] = p.update(lambda x: plain.cross_entropy(x, weight, labels).mean())
+    notes = {CROSS_ENTROPY: "cross-entropy in place of PPO's loss"}
+    work = Work(2 * p.flops, p.bytes)
+    return Case("linear_ppo_loss", p.shape, work, variants, next(iter(variants)), p.two_products, notes, p)
 
 
 def policy_reference_logprobs(n: int, h: int, v: int, device: str = "cpu") -> Case:
@@ -123,10 +116,10 @@ def policy_reference_logprobs(n: int, h: int, v: int, device: str = "cpu") -> Ca
     compiled = torch.compile(plain.policy_reference)
     variants = {
         name: lambda name=name: kernels.policy_reference_logprobs(*inputs, exact_kl=True, backend=name)
-        for name in BACKENDS[device]
-    } | {"torch eager": lambda: plain.policy_reference(*inputs), "torch.compile": lambda: compiled(*inputs)}
+        for name in backends(device)
+    } | {"torch eager": lambda: plain.policy_reference(*inputs), COMPILED: lambda: compiled(*inputs)}
     work = Work(2 * p.flops, p.bytes + 2.0 * n * h)
-    return Case("policy_reference_logprobs", p.shape, work, _no_grad(variants), p.both_models)
+    return Case("policy_reference_logprobs", p.shape, work, no_grad(variants), next(iter(variants)), p.both_models)
 
 
 class Columns:
@@ -153,20 +146,20 @@ def gae_and_whiten(b: int, t: int, device: str = "cpu") -> Case:
 
         return run
 
-    variants = {name: ours(name) for name in BACKENDS[device]}
+    variants = {name: ours(name) for name in backends(device)}
     variants["loop over time"] = lambda: plain.gae_and_whiten(c.padded(0), c.padded(1))
-    return Case("gae_and_whiten", c.shape, Work(0, 4.0 * c.slots * 7), variants)
+    return Case("gae_and_whiten", c.shape, Work(0, 4.0 * c.slots * 7), variants, next(iter(variants)))
 
 
 def shape_rewards(b: int, t: int, device: str = "cpu") -> Case:
     c = Columns(b, t, device)
     rewards, kl, scores = torch.empty_like(c.flat[0]), c.flat[0], c.flat[1, :b]
     last = c.cu[1:].long() - 1
-    variants = {
+    variants: dict[str, Variant] = {
         name: lambda name=name: kernels.shape_rewards_(rewards, kl, scores, last, c.cu, kl_coef=0.1, backend=name)
-        for name in BACKENDS[device]
+        for name in backends(device)
     } | {"torch eager": lambda: plain.shape_rewards(c.padded(0), scores)}
-    return Case("shape_rewards", c.shape, Work(0, 8.0 * c.slots), variants)
+    return Case("shape_rewards", c.shape, Work(0, 8.0 * c.slots), variants, next(iter(variants)))
 
 
 def ppo_loss(b: int, t: int, device: str = "cpu") -> Case:
@@ -182,12 +175,12 @@ def ppo_loss(b: int, t: int, device: str = "cpu") -> Case:
 
     compiled = torch.compile(plain.ppo)
     variants = {
-        name: update(lambda *x, name=name: kernels.ppo_loss(*x, **PPO, backend=name).loss) for name in BACKENDS[device]
-    } | {"torch eager": update(plain.ppo), "torch.compile": update(compiled)}
-    return Case("ppo_loss", c.shape, Work(0, 4.0 * c.slots * 8), variants)
+        name: update(lambda *x, name=name: kernels.ppo_loss(*x, **PPO, backend=name).loss) for name in backends(device)
+    } | {"torch eager": update(plain.ppo), COMPILED: update(compiled)}
+    return Case("ppo_loss", c.shape, Work(0, 4.0 * c.slots * 8), variants, next(iter(variants)))
 
 
-def _no_grad(variants: dict[str, Variant]) -> dict[str, Variant]:
+def no_grad(variants: Mapping[str, Variant]) -> dict[str, Variant]:
     return {name: torch.no_grad()(run) for name, run in variants.items()}
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HAS_CROSS_ENTROPY = hasattr(F, "linear_cross_entropy")  # of torch 2.13 and later
+
 
 def logprobs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return F.linear(hidden, weight).float().log_softmax(1).gather(1, labels[:, None]).squeeze(1)
@@ -35,7 +37,7 @@ def ppo_from_hidden(hidden: Tensor, weight: Tensor, labels: Tensor, *columns: Te
 
 def gae_and_whiten(rewards: Tensor, values: Tensor) -> Tensor:
     """(B, T) each: a Python loop over time, as in TRL."""
-    last, reversed_advantages = 0, []
+    last, reversed_advantages = torch.zeros_like(rewards[:, 0]), []
     for t in reversed(range(rewards.shape[1])):
         next_values = values[:, t + 1] if t < rewards.shape[1] - 1 else 0.0
         delta = rewards[:, t] + 0.99 * next_values - values[:, t]
