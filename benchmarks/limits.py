@@ -22,12 +22,13 @@ class Work:
 
 def variants(device: str = "cpu") -> dict[str, Variant]:
     """The two computations that show the limits, to interleave with others."""
-    a, b = torch.randn(2, SIDE, SIDE, device=device).bfloat16()
+    side = SIDE[device]
+    a, b = torch.randn(2, side, side, device=device).bfloat16()
     product = torch.empty_like(a)
     source, target = torch.ones(2, COPIED, device=device)
     return {"product": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
 
 
-def least_seconds(work: Work, product: float, copy: float) -> float:
+def least_seconds(work: Work, product: float, copy: float, device: str = "cpu") -> float:
     """The time that `work` takes at the rates of a product and a copy that took so many seconds."""
-    return Rates(2 * SIDE**3 / product, 2 * 4 * COPIED / copy).least_seconds(work.flops, work.bytes)
+    return Rates(2 * SIDE[device] ** 3 / product, 2 * 4 * COPIED / copy).least_seconds(work.flops, work.bytes)

@@ -63,7 +63,9 @@ def measure(case: Case, rounds: int, device: str = "cpu") -> list[Row]:
     ours = BACKENDS[device][0]
     floor = {} if case.floor is None else {"floor": case.floor}
     times = interleave(case.variants | floor | limits.variants(device), rounds)
-    least = [limits.least_seconds(case.work, *pair) for pair in zip(times["product"], times["copy"], strict=True)]
+    least = [
+        limits.least_seconds(case.work, *pair, device) for pair in zip(times["product"], times["copy"], strict=True)
+    ]
     return [
         Row(
             case.op,

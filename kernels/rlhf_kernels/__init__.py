@@ -2,15 +2,16 @@
 
 A file or a folder per operation: the public function, its specification in readable torch (`_reference`, or the
 folder's `reference.py`), the C++ backend's host code, and its entry in the table of `op`; beside it, with the ending
-`_triton` or in the folder's `triton.py`, the Triton kernels and their launches. Nothing here knows about models,
-tokenizers, datasets or training stages, and nothing but torch is imported.
+`_triton` or in the folder's `triton.py`, the Triton kernels and their launches, and with `_cuda` or in `cuda.py` those
+of `csrc/cuda`. Nothing here knows about models, tokenizers, datasets or training stages, and nothing but torch is
+imported.
 """
 
 from __future__ import annotations
 
 from rlhf_kernels.decode_attention import decode_attention
 from rlhf_kernels.decoder import Decoder, DecoderLayer, DecoderLinear
-from rlhf_kernels.gae import gae_
+from rlhf_kernels.gae import gae_, gae_whiten_
 from rlhf_kernels.logprobs import LogProbs, PolicyReferenceLogProbs, linear_logprobs, policy_reference_logprobs
 from rlhf_kernels.lora_linear import lora_linear
 from rlhf_kernels.packed_attention import packed_attention
@@ -35,6 +36,7 @@ __all__ = [
     "Sampler",
     "decode_attention",
     "gae_",
+    "gae_whiten_",
     "linear_logprobs",
     "linear_ppo_loss",
     "lora_linear",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape, wide
+from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape, to_device, wide
 from rlhf_kernels.extension import cannot_run_layer, compute, native, strided, with_contiguous_heads
 from rlhf_kernels.op import Backend, Gradient, Op
 
@@ -99,6 +99,12 @@ def packed_attention(
             f"{v.shape[2]} entries: leave it None"
         )
     return PACKED_ATTENTION(a, backend)[0]
+
+
+def attention_backend(q: Tensor, k: Tensor) -> str | None:
+    """The backend in which `packed_attention` of these queries and keys attends all sequences in one call, or None: a
+    call a sequence."""
+    return PACKED_ATTENTION.fused_backend(Arguments(q, k, k, [], 1.0, None))
 
 
 # Torch's own attention, differentiable by itself
@@ -255,7 +261,7 @@ def _flash_cannot_take(a: Arguments | BackwardArguments) -> str | None:
 def _on_device(offsets: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
     """Offsets (B+1,) int32 on the device, and the longest sequence: the same for every layer of a forward."""
     longest = max((stop - start for start, stop in pairwise(offsets)), default=0)
-    return torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True), longest
+    return to_device(torch.tensor(offsets, dtype=torch.int32), device), longest
 
 
 def _looks(window: int | None) -> dict[str, int]:

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlhf_kernels.logprobs.triton import product
-from rlhf_kernels.logprobs.triton import supports as logprobs_supports
+from rlhf_kernels.logprobs.chunked import product
+from rlhf_kernels.logprobs.chunked import supports as logprobs_supports
 from rlhf_kernels.sample import Arguments, needs_all_logits
 from rlhf_kernels.triton_math import advance, logits
 from rlhf_kernels.triton_support import Variant

@@ -81,7 +81,7 @@ class PackedSequences:
         """q (1, heads, T, D) -> (1, heads, T, D): each sequence by itself."""
         if self.cache is not None:
             self._write_prompts(layer, k, v)
-        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, heads, D)
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (q, k, v))  # (T, heads, D); no copy backward, as of x[0]
         out = packed_attention(q, k, v, self.cu_seqlens, scale=scale, window=window, softcap=softcap)
         return out.transpose(0, 1)[None]
 

@@ -63,13 +63,6 @@ def choose_rewards(
     return sources
 
 
-def named_rewards(
-    names: Sequence[str], weights: Sequence[float] | None, *, timeout: float | None
-) -> list[tuple[RewardSource, float]]:
-    """The rewards that a config names; see `choose_rewards`."""
-    return choose_rewards(names, weights, timeout=timeout)
-
-
 def refuse_columns(rewards: Sequence[tuple[RewardSource, float]], columns: Mapping[str, Sequence[Any]]) -> None:
     """Raise `UsageError`, before anything is asked, where a function or endpoint could not be given these columns."""
     for source, _ in rewards:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rlhf_fast.runtime.config import (
+    BY_DEVICE,
     NOT_EMPTY,
     Check,
     Config,
@@ -14,6 +15,7 @@ from rlhf_fast.runtime.config import (
     above,
     at_least,
     default_of,
+    fill_by_device,
     option,
     zero_or_more,
 )
@@ -193,8 +195,9 @@ class PPORunConfig(PPOOptions, StageConfig):
     )
     reward_weights: list[float] | None = option(None, "Weights of reward_funcs, in their order. Default: 1 each.")
     max_rollout_batch: int = option(
-        32, "Sequences decoded together. Memory and speed only.", check=at_least(1), resume="rounding"
-    )
+        0, "Sequences decoded together. Memory and speed only. 0: 32 on a CPU, 256 on a GPU.",
+        check=zero_or_more("by the device"), resume="rounding",
+    )  # fmt: skip
     save_steps: float = option(10, "Iterations from one checkpoint to the next; below 1, their share of all.")
     profile: bool = option(
         False, "Print where the time goes by phase, beside its floor, and write profile.json and a trace.",
@@ -203,6 +206,7 @@ class PPORunConfig(PPOOptions, StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        fill_by_device(self, max_rollout_batch=BY_DEVICE["responses"])
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) == default_of(type(self), name):
                 setattr(self, name, value)

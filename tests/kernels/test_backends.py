@@ -125,7 +125,7 @@ def test_an_unknown_choice_raises_with_those_there_are(name):
 
 def test_a_name_in_the_environment_that_no_operation_knows_raises_with_those_there_are(monkeypatch):
     monkeypatch.setenv("RLHF_FAST_BACKEND", "tritom")
-    known = r"RLHF_FAST_BACKEND is 'tritom', expected one of \['flash', 'native', 'reference', 'triton'\]"
+    known = r"RLHF_FAST_BACKEND is 'tritom', expected one of \['cuda', 'flash', 'native', 'reference', 'triton'\]"
     with pytest.raises(ValueError, match=known):
         Fake()()
     with pytest.raises(ValueError, match=known):

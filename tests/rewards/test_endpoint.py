@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rlhf_fast import ExportConfig, PPORunConfig, UsageError, run_export
-from rlhf_fast.rewards.chosen import named_rewards, refuse_columns, with_retries
+from rlhf_fast.rewards.chosen import choose_rewards, refuse_columns, with_retries
 from rlhf_fast.rewards.endpoint import EndpointReward
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime import interrupt
@@ -192,13 +192,13 @@ def test_what_a_server_answers_commands_no_terminal(monkeypatch, answer, shown):
 
 def test_names_and_weights_of_the_config():
     names = ["endpoint:http://a/x", "endpoint:https://b:1"]
-    (one, weight), (two, other) = named_rewards(names, [2.0, -1.0], timeout=7.0)
+    (one, weight), (two, other) = choose_rewards(names, [2.0, -1.0], timeout=7.0)
     assert (one.name, two.name, weight, other) == ("a/x", "b:1", 2.0, -1.0)
-    assert (one.timeout, named_rewards(["endpoint:http://a"], None, timeout=None)[0][0].timeout) == (7.0, 60.0)
+    assert (one.timeout, choose_rewards(["endpoint:http://a"], None, timeout=None)[0][0].timeout) == (7.0, 60.0)
     with pytest.raises(UsageError, match="reward_weights has 1 numbers for 2"):
-        named_rewards(["endpoint:http://a", "endpoint:http://b"], [1.0], timeout=None)
+        choose_rewards(["endpoint:http://a", "endpoint:http://b"], [1.0], timeout=None)
     with pytest.raises(UsageError, match="reward_funcs names 'http://a'; expected endpoint:ADDRESS"):
-        named_rewards(["http://a"], None, timeout=None)
+        choose_rewards(["http://a"], None, timeout=None)
 
 
 @pytest.mark.parametrize("options", [{"reward_timeout": 0.0}, {"reward_retries": -1}])
@@ -237,7 +237,7 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_an_endpoint(monkeypatch):
     monkeypatch.setattr(interrupt, "_asked", interrupt.signal.SIGINT)
     with Server(lambda request: (time.sleep(8), (200, {}, b""))[1]) as server:
         ((reward, _),) = with_retries(
-            named_rewards([f"endpoint:{server.address}"], None, timeout=None), timeout=None, retries=0
+            choose_rewards([f"endpoint:{server.address}"], None, timeout=None), timeout=None, retries=0
         )
         started = time.monotonic()
         with pytest.raises(interrupt.Abandoned):
@@ -249,7 +249,7 @@ def test_the_token_of_the_environment_is_sent_and_told_nobody(monkeypatch):
     with Server(replies(b'{"scores": [1, 2]}')) as server:
         EndpointReward(server.address).score(BATCH)
         monkeypatch.setenv("RLHF_FAST_REWARD_TOKEN", "s3cret")
-        ((reward, _),) = named_rewards([f"endpoint:{server.address}"], None, timeout=None)
+        ((reward, _),) = choose_rewards([f"endpoint:{server.address}"], None, timeout=None)
         reward.score(BATCH)
     assert server.tokens == [None, "Bearer s3cret"]
     assert "s3cret" not in repr(reward) and "s3cret" not in reward.name
