@@ -198,7 +198,8 @@ def _band(iteration: int, last: int) -> str:
     """The quarter of the run in which an iteration is, in words."""
     width = -(-last // BANDS)
     first = (iteration - 1) // width * width + 1
-    return f"iterations {first}-{min(last, first + width - 1)}"
+    end = min(last, first + width - 1)
+    return f"iteration {first}" if first == end else f"iterations {first}-{end}"
 
 
 def generated_items(config: GenerateConfig) -> list[Item]:

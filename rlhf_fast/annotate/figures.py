@@ -89,7 +89,7 @@ def _lines(found: Figures) -> Iterator[str]:
     yield f"items by votes        {waiting or 'none'}; {found.decided} decided; {found.disagreements} to decide"
     if found.by_hour:
         hours = len(found.by_hour)
-        yield f"votes an hour         {found.votes / hours:.1f} in the {hours} hours that had some"
+        yield f"votes an hour         {found.votes / hours:.1f} over the hours that had some ({hours})"
     for label, value in (
         ("Krippendorff's alpha", found.alpha), ("  of ranks", found.alpha_ordinal), ("Fleiss' kappa", found.kappa),
         ("shown first wins", found.left), ("repeats as before", found.consistency), ("check questions", found.checks),

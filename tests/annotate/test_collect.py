@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlhf_fast import FunctionReward, PPORunConfig, RewardConfig, UsageError, run_ppo, run_reward
-from rlhf_fast.annotate.collect import first, priorities, read_rollouts, run_items
+from rlhf_fast.annotate.collect import _band, first, priorities, read_rollouts, run_items
 from rlhf_fast.annotate.config import AnnotateConfig
 from rlhf_fast.annotate.items import make_item
 from rlhf_fast.annotate.reading import read_checks, read_items
@@ -155,7 +155,7 @@ def test_items_of_a_run_hold_its_responses_with_their_seeds_and_no_response_twic
         for response, source in zip(item.responses, item.sources, strict=True):
             line = lines[source["seed"], response]
             assert source["iteration"] == line["iteration"] and source["model"] == "run"
-            assert source["checkpoint"] == f"iterations {line['iteration']}-{line['iteration']}"  # 3, each a band
+            assert source["checkpoint"] == f"iteration {line['iteration']}"  # 3, each a band
             assert (json.dumps(item.prompt), response) not in seen
             seen.add((json.dumps(item.prompt), response))
     assert [item.id for item in run_items(folder / "run", seed=3, limit=4)] == [item.id for item in items[:4]]
@@ -163,6 +163,18 @@ def test_items_of_a_run_hold_its_responses_with_their_seeds_and_no_response_twic
     assert {len(item.responses) for item in run_items(folder / "run", responses=4)} == {2, 3, 4} & {
         len(item.responses) for item in run_items(folder / "run", responses=4)
     }
+
+
+@pytest.mark.parametrize(
+    ("last", "bands"),
+    [
+        (10, ["iterations 1-3"] * 3 + ["iterations 4-6"] * 3 + ["iterations 7-9"] * 3 + ["iteration 10"]),
+        (4, [f"iteration {n}" for n in (1, 2, 3, 4)]),
+        (1, ["iteration 1"]),
+    ],
+)
+def test_a_run_has_four_sources_at_most(last, bands):
+    assert [_band(n, last) for n in range(1, last + 1)] == bands
 
 
 def test_a_run_that_goes_on_is_read_by_its_newest_checkpoint_and_up_to_its_last_whole_line(folder, tmp_path):
