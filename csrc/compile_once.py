@@ -31,13 +31,16 @@ def main(command: list[str]) -> int:
         return subprocess.run(command).returncode
     at = command.index("-o")
     given = [a for i, a in enumerate(command) if a != "-c" and i not in (at, at + 1)]
-    # without debug information no line number goes into the object, nor the folder of a header
-    text = subprocess.run([*given, "-E", *(["-P"] if "-g0" in given else [])], capture_output=True)
-    if text.returncode:
+    placeless = "-g0" in given  # without debug information no line number goes into the object
+    preprocessed = subprocess.run([*given, "-E", *(["-P"] if placeless else [])], capture_output=True)
+    if preprocessed.returncode:
         return subprocess.run(command).returncode
+    text = preprocessed.stdout
+    for folder in (a[2:] for a in given if placeless and a.startswith("-I") and Path(a[2:]).is_absolute()):
+        text = text.replace(folder.encode(), b"")  # __FILE__ of headers that an isolated build has in a new folder
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
     flags = [a for a in given if a not in sources and not a.startswith("-I")]
-    kept = KEPT / f"{hashlib.sha256(b'|'.join([version, repr(flags).encode(), text.stdout])).hexdigest()}.o"
+    kept = KEPT / f"{hashlib.sha256(b'|'.join([version, repr(flags).encode(), text])).hexdigest()}.o"
     out = Path(command[at + 1])
     if kept.is_file():
         shutil.copyfile(kept, out)

@@ -91,6 +91,16 @@ def test_the_folder_of_a_header_does_not_count_and_its_line_does_with_debug_info
         assert calls() == compiled
 
 
+def test_the_new_folder_of_the_same_headers_does_not_count(project):
+    """As that of pybind11 in every isolated build; its headers name themselves in what they say of errors."""
+    for name in ("one", "two"):
+        Path(name).mkdir()
+        Path(name, "named.h").write_text("inline const char* name() { return __FILE__; }\n")
+        Path("main.cpp").write_text("#include <named.h>\nint main() { return name()[0] == 0; }\n")
+        compile_once("-O0", "-g0", f"-I{project / name}", "-c", "main.cpp", "-o", "made.o")
+        assert (result(), calls()) == (0, 1)
+
+
 def test_another_compiler_compiles(project):
     compile_once()
     Path("counts").write_text(Path("counts").read_text().replace("exec", '[ "$1" = --version ] && echo new\nexec'))

@@ -17,7 +17,7 @@ from rlhf_fast.runtime.config import field_names
 from rlhf_fast.runtime.parse import config_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
 BLOCKS = [
     (page.name, language, text)
     for page in PAGES

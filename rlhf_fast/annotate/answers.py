@@ -17,7 +17,7 @@ from rlhf_fast.annotate.items import Ranks, check_ranks
 from rlhf_fast.annotate.queue import item_of, order_of
 from rlhf_fast.runtime.errors import UsageError
 
-LONGEST_NOTE = 10_000
+LONGEST_NOTE, LONGEST_REQUEST = 10_000, 200
 SaidKind = Literal["vote", "skip", "adjudicate"]
 _STANDS = "e.kind IN ('vote', 'skip') AND NOT EXISTS (SELECT 1 FROM events u WHERE u.undoes = e.id)"
 
@@ -40,6 +40,13 @@ class Said:
     def __post_init__(self) -> None:
         if len(self.note) > LONGEST_NOTE:
             raise UsageError(f"a note has {len(self.note)} characters; expected at most {LONGEST_NOTE}.")
+        for text in (self.note, self.request_id or ""):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UsageError(f"{text!r} holds half a character (a surrogate), which no file can; expected text.")
+        if len(self.request_id or "") > LONGEST_REQUEST:
+            raise UsageError(
+                f"a request_id has {len(self.request_id or '')} characters; expected at most {LONGEST_REQUEST}."
+            )
         if not (math.isfinite(self.seconds) and self.seconds >= 0):
             raise UsageError(f"seconds is {self.seconds!r}; expected 0 or more.")
 

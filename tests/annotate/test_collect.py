@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,35 @@ def test_items_of_a_run_hold_its_responses_with_their_seeds_and_no_response_twic
     }
 
 
+def test_a_run_that_goes_on_is_read_by_its_newest_checkpoint_and_up_to_its_last_whole_line(folder, tmp_path):
+    whole = [(item.prompt, item.responses) for item in run_items(folder / "run")]
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    for name in ("run.json", "tokenizer_config.json", "tokenizer.json"):
+        (run / name).unlink()
+    with (run / "rollouts.jsonl").open("a") as log:
+        log.write('{"iteration": 4, "prompt": "w1 w')
+    assert [(item.prompt, item.responses) for item in run_items(run)] == whole
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(UsageError, match="does not say which prompts"):
+        run_items(run)
+
+
+def test_special_tokens_that_a_runs_rewards_read_are_not_shown_to_people(folder, tmp_path):
+    plain = [item.responses for item in run_items(folder / "run")]
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    eos = tiny_tokenizer().eos_token
+    lines = [line | {"response": line["response"] + eos} for line in logged(folder)]
+    rows(run / "rollouts.jsonl", *lines)
+    told = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(told | {"reward_special_tokens": True}))
+    assert [item.responses for item in run_items(run)] == plain
+    (run / "run.json").write_text(json.dumps(told))
+    assert all(text.endswith(eos) for item in run_items(run) for text in item.responses)
+
+
 def test_prompts_that_the_run_did_not_have_are_refused(folder, tmp_path):
     other = rows(tmp_path / "other.jsonl", {"prompt": "something else"})
     with pytest.raises(UsageError, match=r"is not in .*other.jsonl.*--prompts"):
@@ -221,8 +251,6 @@ def test_where_two_reward_models_disagree_comes_first(folder, tmp_path):
 
 
 def test_a_retrained_reward_model_orders_the_waiting_items_anew(folder, tmp_path, monkeypatch):
-    import shutil
-
     rm = tmp_path / "rm"
     shutil.copytree(folder / "rm", rm)
     given = config(folder, tmp_path, mode="margin", reward_models=[str(rm)], max_items=6)

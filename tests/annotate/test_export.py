@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlhf_fast import RewardConfig, UsageError, run_reward
+from rlhf_fast.annotate.collect import open_rewards, score_items
 from rlhf_fast.annotate.export import Count, Policy, aggregate, export, write_export
 from rlhf_fast.annotate.items import Annotator, Item, Vote, make_item
 from rlhf_fast.annotate.store import Store
@@ -231,4 +232,8 @@ def test_a_reward_model_trains_on_an_export_as_it_is(tmp_path, name):
         per_device_train_batch_size=8, eval_fraction=0.25, disable_tqdm=True,
     ))  # fmt: skip
     assert result.evaluation.accuracy.value == 1.0
+    path = str(tmp_path / "reward")
+    fresh = make_item([{"role": "user", "content": "w60 w61"}], ["w50 w9", "w7 w51"])
+    ((other, preferred),) = score_items([fresh], [path], open_rewards([path], dtype="float32", use_cpu=True))
+    assert preferred > other  # as people said, not only as the file does
     store.close()

@@ -235,6 +235,8 @@ def test_the_same_request_writes_one_row_and_another_content_under_it_is_refused
         ([1, 2], {"seconds": -1.0}, "seconds"),
         ([1, 2], {"seconds": float("nan")}, "seconds"),
         ([1, 2], {"note": "n" * 10_001}, "note"),
+        ([1, 2], {"note": "half \ud83d"}, "surrogate"),
+        ([1, 2], {"request_id": "r" * 201}, "request_id"),
         ([1, 2], {"shown_order": [0, 0]}, "shown_order"),
     ],
 )
