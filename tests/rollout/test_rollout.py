@@ -106,6 +106,6 @@ def test_where_torch_samples_the_head_is_widened_once_for_the_rollout(monkeypatc
     monkeypatch.setenv("RLHF_FAST_BACKEND", "reference")
     policy = Policy(SharedModel(tiny_model().to(torch.bfloat16)), None)
     engine = Engine(policy, tokens(3), Sampling(2, ()), [0], 1, 100)
-    assert engine.weight.dtype == torch.float32
+    assert engine.sampler.weight.dtype == torch.float32
     engine.run()
     assert len(engine.responses[0].tokens) == 2
