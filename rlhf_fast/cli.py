@@ -28,13 +28,13 @@ class Verb:
 
 
 VERBS = {
-    "sft": Verb("rlhf_fast.train.sft_config:SFTConfig", "rlhf_fast.train.sft:run_sft", "supervised fine-tuning"),
+    "sft": Verb("rlhf_fast.train.config:SFTConfig", "rlhf_fast.train.sft:run_sft", "supervised fine-tuning"),
     "reward": Verb(
         "rlhf_fast.preferences.config:RewardConfig", "rlhf_fast.preferences.reward_model:run_reward",
         "a reward model from ranked responses",
     ),
     "ppo": Verb(
-        "rlhf_fast.train.ppo_config:PPORunConfig", "rlhf_fast.train.ppo_run:run_ppo",
+        "rlhf_fast.train.config:PPORunConfig", "rlhf_fast.train.ppo_run:run_ppo",
         "PPO against a reward, with a KL penalty",
     ),
     "generate": Verb(
@@ -138,8 +138,8 @@ def _set_up_output(main: bool) -> None:
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    from rlhf_fast.runtime.shown import notices
-    from rlhf_fast.runtime.tracking import PlainHandler, on_terminal
+    from rlhf_fast.runtime.shown import PlainHandler, notices
+    from rlhf_fast.runtime.tracking import on_terminal
 
     logging.basicConfig(level=logging.WARNING, handlers=[PlainHandler()])
     if main:

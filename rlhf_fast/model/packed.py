@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rlhf_fast.model.trunk import TrunkStates
 from rlhf_fast.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from rlhf_fast.model.shared import SharedModel
+    from rlhf_fast.model.trunk import TrunkStates
 
 SPARE = -1
 """The number of a sequence of one token that is only run to keep in step with other processes."""

@@ -32,9 +32,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from rlhf_fast.model.critics import ValueModel
-from rlhf_fast.model.memory import tensors_by_owner
-from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.roles import Policy, ValueModel, tensors_by_owner
 from rlhf_fast.profiling.memory_page import write_memory_page
 from rlhf_fast.profiling.memory_table import (
     ACTIVATIONS,

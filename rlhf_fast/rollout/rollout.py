@@ -7,6 +7,7 @@ index P-1+t of that sequence. Nothing is padded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -213,3 +214,19 @@ def _gather_offsets(own: Tensor) -> Tensor:
     """Of the lengths of all processes, from the offsets (B+1,) of this one."""
     lengths = gather(own.diff())
     return torch.cat([own.new_zeros(1), lengths.cumsum(0)]).to(own.dtype)
+
+
+def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
+    """Different n-grams over all n-grams of the responses (Li et al. 2016); NaN where no response has n tokens."""
+    grams = [tuple(r[i : i + n]) for r in responses for i in range(len(r) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def repetition(responses: Sequence[Sequence[int]]) -> float:
+    """Share of 3-grams that occurred before in the same response, mean over the responses that have any (else 0)."""
+    shares = []
+    for response in responses:
+        grams = [tuple(response[i : i + 3]) for i in range(len(response) - 2)]
+        if grams:
+            shares.append(1 - len(set(grams)) / len(grams))
+    return sum(shares) / len(shares) if shares else 0.0

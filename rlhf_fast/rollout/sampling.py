@@ -1,4 +1,4 @@
-"""Choosing the next token from logits, reproducibly for each request whatever else is in the batch."""
+"""How a response is sampled and where it ends: temperature, top-k and top-p, stop tokens and stop strings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_fast.rollout.stop_strings import StopStrings
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
 
@@ -159,3 +158,37 @@ def _restrict(logprobs: Tensor, sampling: Sampling) -> Tensor:
         ordered = ordered.masked_fill(before >= sampling.top_p, float("-inf"))
         logprobs = torch.empty_like(logprobs).scatter_(1, order, ordered)
     return logprobs
+
+
+REPLACED = "\N{REPLACEMENT CHARACTER}"  # what part of a character's bytes decodes to
+MOST_BYTES = 4  # of a character in UTF-8
+
+
+class StopStrings:
+    """Strings that end a response. Raises `UsageError` for an empty one, which every text contains."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
+        if not strings or not all(strings):
+            raise UsageError(f"stop={list(strings)!r} cannot be used: expected strings of one character or more.")
+        self.tokenizer, self.strings = tokenizer, tuple(strings)
+        self.reach = 1 + max(len(string.encode()) for string in strings)  # in tokens, which hold a byte or more
+
+    def completed_by_last(self, tokens: list[int]) -> bool:
+        """Whether a string ends in the last of the response's tokens, given that none did before.
+
+        Only a tail is decoded: as many tokens as the longest string has bytes, and one more, because some tokenizers
+        drop the space in front of a text. Where it may start within a character, it is made longer by up to three.
+        """
+        for more in range(MOST_BYTES):
+            tail = tokens[-(self.reach + more) :]
+            text = self.tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if any(string in text for string in self.strings):
+                return True
+            if REPLACED not in text:
+                return False
+        return False
+
+
+def stop_strings(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> StopStrings | None:
+    """What an option `stop` asks for: None where it names no string."""
+    return StopStrings(tokenizer, stop) if stop else None

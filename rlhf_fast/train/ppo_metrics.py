@@ -1,17 +1,22 @@
-"""The metrics of an iteration, masked and honest, under TRL's names where it has one."""
+"""What an iteration of PPO says of itself: its metrics, masked and honest, under TRL's names where it has one; what
+must hold in every run (a violation is a bug, and stops it); and warnings of responses that collapse or are cut."""
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_fast.rewards.weighted import Scores
-from rlhf_fast.rollout.diversity import distinct_n, repetition
-from rlhf_fast.rollout.rollout import Rollout
-from rlhf_fast.runtime.distributed import total
+from rlhf_fast.rewards.source import Scores
+from rlhf_fast.rollout.rollout import Rollout, distinct_n, repetition
+from rlhf_fast.runtime.checkpoint import State
+from rlhf_fast.runtime.distributed import sum_over_processes
 from rlhf_kernels import PPOLoss
+
+logger = logging.getLogger(__name__)
 
 
 def summarise(rollout: Rollout, scores: Scores, updates: list[dict[str, float]], kl_coef: float) -> dict[str, float]:
@@ -49,7 +54,7 @@ def summarise(rollout: Rollout, scores: Scores, updates: list[dict[str, float]],
 def add_up(losses: list[PPOLoss]) -> dict[str, float]:
     """Micro-batch results share the minibatch's denominators, so their sum over all processes is its mean."""
     sums = (sum(float(getattr(loss, name)) for loss in losses) for name in PPOLoss._fields)
-    return dict(zip(PPOLoss._fields, total(*sums), strict=True))
+    return dict(zip(PPOLoss._fields, sum_over_processes(*sums), strict=True))
 
 
 def per_response(column: Tensor, rollout: Rollout) -> Tensor:
@@ -63,3 +68,87 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns); 0 is a critic as good as a constant, below 0 a worse one."""
     spread = float(returns.var())
     return float("nan") if not spread > 0 else 1 - float((returns - values).var()) / spread
+
+
+KL_AT_START = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # nats, mean per token
+ROUNDING = 1e-5  # nats: how far below 0 a sum over the vocabulary may round
+FIRST_RATIO = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
+
+
+class InvariantError(RuntimeError):
+    """The computation contradicts itself: a bug here, in the model's implementation, or in the hardware."""
+
+
+def check_scored(rollout: Rollout, *, first: bool, exact: bool, dtype: torch.dtype) -> None:
+    """Log-probs <= 0 and an `exact` KL >= 0 everywhere; before the first update the policy is the reference: KL 0."""
+    for name in ("logprobs", "ref_logprobs"):
+        highest = float(getattr(rollout, name).max())
+        if not highest <= 0:
+            raise InvariantError(f"{name} reach {highest}; a log-prob is at most 0.")
+    kl = rollout.kl[rollout.action_mask]
+    if exact and not float(kl.min()) >= -ROUNDING:
+        raise InvariantError(f"the exact KL of a token is {float(kl.min())}; a KL is at least 0.")
+    mean = float(kl.mean())
+    if first and not abs(mean) <= KL_AT_START[dtype]:
+        raise InvariantError(
+            f"before any update the KL between policy and reference is {mean:.3g} nats a token, allowed "
+            f"{KL_AT_START[dtype]} in {dtype}: the policy did not start as the reference."
+        )
+
+
+def check_entropy(entropy: Tensor | None) -> None:
+    if entropy is not None and entropy.numel() and not float(entropy.detach().min()) >= -ROUNDING:
+        raise InvariantError(f"the entropy of a token is {float(entropy.detach().min())}; an entropy is at least 0.")
+
+
+def check_first_ratio(ratio: float, clipped: float, dtype: torch.dtype) -> None:
+    """Before the first step on a rollout the mean probability ratio is 1 and no share of the tokens is clipped."""
+    if not abs(ratio - 1) <= FIRST_RATIO[dtype] or (dtype == torch.float32 and clipped > 0):
+        raise InvariantError(
+            f"on the first minibatch after a rollout the mean ratio is {ratio:.6f} and {clipped:.2%} of the tokens are "
+            f"clipped; expected 1 within {FIRST_RATIO[dtype]} in {dtype}: scoring and update do not see "
+            "the same network."
+        )
+
+
+FLOOR = 0.6  # of the first iteration's distinct-2
+REPETITION = 0.3
+CUT = 0.75  # of the responses
+
+
+class CollapseWatch:
+    """Compares distinct-2 with that of the first iteration, repetition with a bound, and how many responses are cut by
+    the budget; warns once for each. budget: response_length, None where nothing ends a response before it."""
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = budget
+        self.first: float | None = None
+        self.warned: set[str] = set()
+
+    def look(self, metrics: dict[str, float]) -> None:
+        distinct, repetition = metrics["rollout/distinct_2"], metrics["rollout/repetition"]
+        if self.first is None and not math.isnan(distinct):
+            self.first = distinct
+        if self.first is not None and distinct < FLOOR * self.first:
+            self._collapse("distinct", f"distinct-2 of the responses fell from {self.first:.2f} to {distinct:.2f}")
+        if repetition > REPETITION:
+            self._collapse("repetition", f"{repetition:.0%} of the 3-grams in a response repeat earlier ones")
+        if self.budget is not None and (cut := metrics["rollout/truncated_fraction"]) >= CUT:
+            self._warn(
+                "cut", f"{cut:.0%} of the responses were cut off by response_length={self.budget} before they ended, "
+                "and are scored and learnt like that. Raise it, or start from a model that ends its replies.",
+            )  # fmt: skip
+
+    def state(self) -> State:
+        return State(facts={"first": self.first, "warned": sorted(self.warned)})
+
+    def load_state(self, state: State) -> None:
+        self.first, self.warned = state.facts["first"], set(state.facts["warned"])
+
+    def _collapse(self, kind: str, what: str) -> None:
+        self._warn(kind, f"mode collapse: {what}. Raise kl_coef, lower learning_rate, or stop earlier.")
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self.warned:
+            self.warned.add(kind)
+            logger.warning("%s", text)

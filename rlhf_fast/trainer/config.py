@@ -23,7 +23,7 @@ from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.hints import field_hint
 from rlhf_fast.runtime.launch import start
 from rlhf_fast.runtime.shown import notices
-from rlhf_fast.train.ppo_config import PRESETS, PPOOptions, PPORunConfig
+from rlhf_fast.train.config import PRESETS, PPOOptions, PPORunConfig
 
 EVENTS = frozenset({
     "report_to", "run_name", "project", "trackio_space_id", "logging_steps", "logging_strategy", "logging_first_step",

@@ -9,8 +9,7 @@ from peft import LoraConfig
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import Engine, generate
-from rlhf_fast.rollout.sampling import Sampling
-from rlhf_fast.rollout.stop_strings import StopStrings
+from rlhf_fast.rollout.sampling import Sampling, StopStrings
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 from tests.tiny_tokenizer import tiny_tokenizer
 

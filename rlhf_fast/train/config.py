@@ -1,12 +1,11 @@
-"""`PPORunConfig`: every choice of a PPO run, under the names of TRL 1.12's `PPOConfig` where that has one."""
+"""`SFTConfig` and `PPORunConfig`: every choice of supervised fine-tuning and of PPO; the latter under the names of TRL
+1.12's `PPOConfig` where that has one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rlhf_fast.model.critics import CriticKind
-from rlhf_fast.rollout.rollout import ScoreAt
 from rlhf_fast.runtime.config import (
     NOT_EMPTY,
     Check,
@@ -21,6 +20,35 @@ from rlhf_fast.runtime.config import (
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
 
+
+@dataclass
+class SFTConfig(StageConfig):
+    """Supervised fine-tuning on demonstrations; the loss is on responses only."""
+
+    stage: ClassVar[str] = "sft"
+
+    output_dir: str = option("sft", "Where the model or adapter is saved.", resume="free")
+    model_name_or_path: str | None = option(None, "The base model: a folder or a hub name.")
+    eval_dataset_name: str | None = option(
+        None, "Held-out demonstrations; their loss is in the metrics of step 0 and of the last step."
+    )
+    learning_rate: float = option(2e-4, "Peak learning rate of AdamW.", check=above(0))
+    num_train_epochs: float = option(
+        1.0, "Passes over the demonstrations; steps are rounded up.", check=above(0), resume="length"
+    )
+    per_device_train_batch_size: int = option(
+        16, "Demonstrations in an optimiser step; the last of a pass has those that are left.",
+        check=at_least(1), resume="division",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lora_r", "lora_alpha", "lora_target_modules", "lora_layers"):
+            unset = getattr(self, name) == default_of(type(self), name)
+            self.require(self.use_peft or unset, name, "its default, as use_peft is false")
+
+
+CriticKind = Literal["adapter", "policy_head", "reference_mlp"]
 PRESETS: dict[str, dict[str, Any]] = {
     "rlhf_fast": {},
     "trl": {"score_at": "eos+1", "loss_mean": "micro"},
@@ -115,7 +143,9 @@ class PPOOptions(Config):
     whiten_ddof: int = option(
         1, "Delta degrees of freedom of whitening: 1 or 0.", check=Check(lambda value: value in (0, 1), "0 or 1")
     )
-    score_at: ScoreAt = option("eos", "Slot that receives the score: the last token, or one after EOS (eos+1).")
+    score_at: Literal["eos", "eos+1"] = option(
+        "eos", "Slot that receives the score: the last token, or one after EOS (eos+1)."
+    )
     missing_eos_penalty: float | None = option(
         None, "Subtracted from the score of a response that ran out of budget.", check=above(0), read="step"
     )

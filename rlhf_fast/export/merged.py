@@ -1,4 +1,5 @@
-"""A reward adapter as `AutoModelForSequenceClassification` opens it: base and adapter merged, and the head as `score`.
+"""An adapter added to the weights of its base; and a reward adapter as `AutoModelForSequenceClassification` opens it:
+base and adapter merged, and the head as `score`.
 
 transformers reads the score at the last token that is not padding, by the pad id of the config. A pad token that is
 also EOS, or can end or stand in a text, would move that place: such a tokenizer gets a pad token of its own. A `score`
@@ -15,13 +16,22 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_fast.export.merge import merge
 from rlhf_fast.model.check import own_attention
-from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.roles import adapter_critic, sequence_scores
-from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.shared import ScalarHead, SharedModel
 from rlhf_fast.rewards.classifier import EXPORTED
 from rlhf_fast.runtime.errors import UsageError
+
+
+@torch.no_grad()
+def merge(shared: SharedModel, name: str | None) -> None:
+    """Put W + scale B A in place of each W that adapter `name` adapts (Hu et al. 2021); with None, leave the base as it
+    is. The base (f32, on the CPU) is a plain model of transformers afterwards."""
+    for place, layer in shared.wrapped.items():
+        if name is not None and name in layer.scale:
+            layer.weight().add_(layer.lora_b[name] @ layer.lora_a[name], alpha=layer.scale[name])
+        shared.base.set_submodule(place, layer.base)
+
 
 PAD = "<|pad|>"
 TOLERANCE = 1e-4  # of the largest score, or of 1
