@@ -32,10 +32,10 @@ class Total:
 
 
 class Profile:
-    """Adds up phases. The first one to come again begins a second iteration, which is traced."""
+    """Adds up phases. The first one to come again begins a second iteration, which is traced, if `trace` says so."""
 
-    def __init__(self, rates: Rates) -> None:
-        self.rates = rates
+    def __init__(self, rates: Rates, *, trace: bool = True) -> None:
+        self.rates, self.trace = rates, trace
         self.totals: dict[str, Total] = {}
         self.first: str | None = None
         self.current: str | None = None
@@ -65,7 +65,7 @@ class Profile:
             self.traced = True
 
     def _turn(self, iteration: int) -> None:
-        if iteration == 1:
+        if iteration == 1 and self.trace:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
             self.tracer = profile(activities=activities)
             self.tracer.__enter__()
@@ -99,12 +99,12 @@ class Profile:
 
 
 @contextmanager
-def profiled(dtype: torch.dtype, device: torch.device) -> Iterator[Profile]:
+def profiled(dtype: torch.dtype, device: torch.device, *, trace: bool = True) -> Iterator[Profile]:
     """Profile what runs inside; then print the table.
 
     The floor of a phase is the time of its products at the rates of a large product and a large copy, measured first.
     """
-    result = Profile(measure_rates(dtype, device))
+    result = Profile(measure_rates(dtype, device), trace=trace)
     try:
         with phases.listen(result):
             yield result

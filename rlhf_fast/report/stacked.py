@@ -176,7 +176,8 @@ svg polygon, svg rect { stroke: var(--paper); stroke-width: .4; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; list-style: none; margin: 0 0 1.1rem; padding: 0;
   color: var(--soft); font-size: .8125rem; }
 .legend i, .key { display: inline-block; width: .7rem; height: .7rem; border-radius: .2rem; margin-right: .45rem; }
-.share { width: 7rem; }
+.share { min-width: 6rem; width: 7rem; }
+.dense .where { white-space: normal; }
 .share i { display: block; height: .55rem; border-radius: .2rem; }
 .dense { font-size: .875rem; }
 .dense th, .dense td { padding: .42rem 1rem .42rem 0; }

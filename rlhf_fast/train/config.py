@@ -202,7 +202,9 @@ class PPORunConfig(PPOOptions, StageConfig):
         check=above(0), resume="free", read="train",
     )  # fmt: skip
     profile: bool = option(
-        False, "Print where the time goes by phase, beside its floor, and write profile.json and a trace.",
+        False,
+        "Print where the time goes by phase, beside its floor, and write profile.json and, without memory_profile, a "
+        "trace.",
         resume="free",
     )  # fmt: skip
     memory_profile: bool = option(

@@ -82,7 +82,8 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
         if memory is not None:
             memory.attach(ppo)
             run.held = memory.now
-        with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
+        timed = config.profile and is_main()
+        with profiled(model.dtype, model.device, trace=memory is None) if timed else nullcontext() as profile:
             checkpoints = train(run, start)
     pages: dict[str, Callable[[], object]] = {
         REPORT_FILE: lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
