@@ -44,6 +44,10 @@ VERBS = {
         "rlhf_fast.evaluate.config:EvaluateConfig", "rlhf_fast.evaluate.run:run_evaluate",
         "two models compared on held-out prompts",
     ),
+    "annotate": Verb(
+        "rlhf_fast.annotate.config:AnnotateConfig", "rlhf_fast.annotate.run:run_annotate",
+        "a page on which people compare responses, and their votes as training data",
+    ),
     "export": Verb(
         "rlhf_fast.export.config:ExportConfig", "rlhf_fast.export.run:run_export",
         "an adapter merged into its base, with a model card",

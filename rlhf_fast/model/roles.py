@@ -21,6 +21,7 @@ from rlhf_fast.model.packed import SPARE, Packed
 from rlhf_fast.model.shared import ScalarHead, ScoreHead, SharedModel
 from rlhf_fast.model.work import tell_head
 from rlhf_kernels import LogProbs, linear_logprobs
+from rlhf_kernels.checks import to_device
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,20 @@ class Policy:
         An entropy that is only looked at should have `entropy_gradient=False`: the update is then cheaper.
         """
         return self.read(
-            self.hidden(packed), packed.labels,
+            self.hidden(packed), packed.labels, packed.scored,
             temperature=temperature, entropy=entropy, entropy_gradient=entropy_gradient,
         )  # fmt: skip
 
     def read(
-        self, hidden: Tensor, labels: Tensor, *, temperature: float, entropy: bool, entropy_gradient: bool
+        self, hidden: Tensor, labels: Tensor, scored: int, *, temperature: float, entropy: bool, entropy_gradient: bool
     ) -> LogProbs:
-        """`logprobs` of states (R, H) that `hidden` gave."""
+        """`logprobs` of states (R, H) that `hidden` gave, `scored` of which have a label."""
         weight, bias = self.model.lm_head
         tell_head(len(hidden), weight)
         return linear_logprobs(
             hidden, weight, labels,
             bias=bias, temperature=temperature, softcap=self.model.softcap,
-            entropy=entropy, entropy_gradient=entropy_gradient,
+            entropy=entropy, entropy_gradient=entropy_gradient, scored=scored,
         )  # fmt: skip
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -102,7 +103,7 @@ def sequence_scores(critic: Critic, sequences: Sequence[list[int]], micro_batche
     """(B,) f32 on the CPU: the scalar at the last token of each sequence. micro_batches: those of a run, or the most
     tokens of a forward."""
     cut = MicroBatches(micro_batches) if isinstance(micro_batches, int) else micro_batches
-    out = torch.empty(len(sequences))
+    out = torch.empty(len(sequences), device=critic.model.device)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
 
     def score(rows: list[int], weight: float) -> None:
@@ -111,12 +112,12 @@ def sequence_scores(critic: Critic, sequences: Sequence[list[int]], micro_batche
         packed = packed.with_trunk(critic.model, chosen) if chosen else replace(packed, numbers=[SPARE])
         values = critic.values(packed)
         if weight:
-            out[rows] = values.cpu()
+            out[to_device(torch.tensor(rows), out.device)] = values
 
     cut.run(
         critic.model, by_tokens([len(sequences[i]) for i in order], order), score, spare=NO_SEQUENCES, may_stop=False
     )
-    return out
+    return out.cpu()
 
 
 class ValueModel(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -22,6 +23,7 @@ from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.lora import LoRALinear, Routing
 from rlhf_fast.model.packed import SPARE
 from rlhf_fast.runtime.phases import holds, phase
+from rlhf_kernels.checks import to_device
 
 if TYPE_CHECKING:
     from rlhf_fast.model.shared import SharedModel
@@ -101,9 +103,9 @@ class TrunkCache:
 
         def states(group: list[int], weight: float) -> list[Tensor]:
             chosen = [different[i] for i in group] or [(0,)]
-            tokens = torch.tensor([token for sequence in chosen for token in sequence], device=model.device)
+            tokens = to_device(torch.tensor([token for sequence in chosen for token in sequence]), model.device)
             lengths = [len(sequence) for sequence in chosen]
-            found = model.trunk_states(tokens, [0, *torch.tensor(lengths).cumsum(0).tolist()])
+            found = model.trunk_states(tokens, [0, *accumulate(lengths)])
             assert found is not None  # the depth is not 0
             return list(found.hidden.split(lengths))
 

@@ -32,7 +32,7 @@ from rlhf_fast.report.page import REPORT_FILE, Report, run_report
 from rlhf_fast.report.sections import accuracies, calibration
 from rlhf_fast.rollout.engine import refuse_unfitting
 from rlhf_fast.rollout.sampling import stop_ids
-from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, describe_sizes, seed_everything
 from rlhf_fast.runtime.distributed import from_main
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import build_record, read_record, write_record
@@ -112,6 +112,11 @@ def describe(training: RewardTraining, split: Split) -> dict[str, str]:
         "Steps": training.passes.describe(training.config.num_train_epochs, "comparisons"),
         "Trained": describe_trained(model, ADAPTER, training.critic.named_parameters()),
         "Computed": describe_device(model.dtype, model.device),
+        "Sizes": describe_sizes(
+            training.config.max_tokens_per_micro_batch,
+            recompute=bool(training.config.activation_checkpointing),
+            attention=model.attention,
+        ),
     }
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from rlhf_fast.report.sections import table, training
 from rlhf_fast.report.stacked import STYLE as STACKED
 from rlhf_fast.runtime.files import write_text
-from rlhf_fast.runtime.tracking import duration
 
 REPORT_FILE = "report.html"
 
@@ -49,6 +48,8 @@ class Report:
 
 def run_report(name: str, subtitle: str, facts: Mapping[str, str], metrics: Sequence[Mapping[str, float]]) -> Report:
     """The page of a training run: what it was (facts, by topic), and its curves; a stage adds what it alone has."""
+    from rlhf_fast.runtime.tracking import duration  # torch comes with it, which a page without a run has no use for
+
     report = Report(name, subtitle)
     took = [row["seconds"] for row in metrics if "seconds" in row]
     report.add("Run", table({**facts, **({"Time": duration(took[-1])} if took else {})}))

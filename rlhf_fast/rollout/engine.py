@@ -26,14 +26,14 @@ from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.sharding import gathered, layer_bytes
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.work import tell_forward, tell_head
-from rlhf_fast.rollout.sampling import Sampling, choose
+from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.rollout.step import UNREAD, Rows, Stepper
 from rlhf_fast.runtime.distributed import gather
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import stop_if_asked
 from rlhf_fast.runtime.memory import free_bytes
 from rlhf_fast.runtime.phases import at, holds
-from rlhf_kernels import decode_attention_is_fused, sample, sample_is_fused
+from rlhf_kernels import Sampler
 
 
 @dataclass
@@ -97,30 +97,18 @@ class Engine:
         self.same = [firsts.setdefault(tuple(prompt), i) for i, prompt in enumerate(prompts)]  # first equal prompt
         self.waiting = deque(range(len(prompts)))
         self.requests: list[int] = []
-        self.softcap, (weight, bias) = model.softcap, model.lm_head
+        weight, bias = model.lm_head
         self.ends = torch.empty(self.capacity, weight.shape[1], dtype=model.dtype, device=model.device)
-        bias = None if bias is None else bias.float()
-        if sampling.restricted or not sample_is_fused(weight, bias):  # torch multiplies in fp32: converted once
-            weight = weight.float()
-            holds("packed weights", [weight])
-        self.weight, self.bias = weight, bias
-        on_gpu = model.device.type == "cuda" and not sampling.restricted
+        self.sampler = Sampler(
+            weight, bias, softcap=model.softcap,
+            temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+        )  # fmt: skip
+        if self.sampler.weight is not weight:
+            holds("packed weights", [self.sampler.weight])
+        on_gpu = model.device.type == "cuda"
         self.unread = unread or (UNREAD if on_gpu else 1)
         self.rows = Rows(self.capacity, self.unread, sampling.stop_ids, model.device)
-        self.stepper = Stepper(self.rows, refused=self._not_captured())
-
-    def _not_captured(self) -> str | None:
-        """Why a step cannot be a CUDA graph, or None."""
-        model = self.policy.model
-        if model.device.type != "cuda":
-            return f"it runs on {model.device}"
-        if self.sampling.restricted:
-            return "top_k and top_p choose on the host"
-        heads, kv_heads, size = heads_of(model)
-        query, keys = self.ends.new_empty(1, heads, size), self.ends.new_empty(1, kv_heads, 1, size)
-        if not decode_attention_is_fused(query, keys):
-            return f"decode attention of heads of {size} {model.dtype} has no kernel here"
-        return None
+        self.stepper = Stepper(self.rows, refused=None if on_gpu else f"it runs on {model.device}")
 
     def run(self) -> None:
         on_gpu = self.ends.is_cuda  # the packed decoder of a CPU has adapters of its own
@@ -190,7 +178,7 @@ class Engine:
         for step in range(steps):
             if self.stepper.graphs:
                 tell_forward(self.policy.model, live, None, slice(None))  # a replay runs none of the code that tells
-                tell_head(live, self.weight)
+                tell_head(live, self.sampler.weight)
             self.stepper.run(self._step, live, longest + step)
         self._read(steps, 0)
 
@@ -208,16 +196,8 @@ class Engine:
 
     def choose(self, hidden: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """The next tokens (B,) int64 of rows with these states (B, H), and their log-probs (B,) f32."""
-        hidden, cap = hidden.to(self.weight.dtype), self.softcap
-        tell_head(len(hidden), self.weight)
-        if not self.sampling.restricted:
-            return sample(
-                hidden, self.weight, bias=self.bias, softcap=cap, temperature=self.sampling.temperature,
-                seeds=seeds, steps=steps,
-            )  # fmt: skip
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-        capped = logits if cap is None else torch.tanh(logits / cap) * cap
-        return choose(capped, self.sampling, seeds.tolist(), steps.tolist())
+        tell_head(len(hidden), self.sampler.weight)
+        return self.sampler(hidden, seeds, steps)
 
     def _read(self, steps: int, first: int) -> None:
         """Record what `steps` steps gave to the rows from `first` on, and let finished sequences leave."""
@@ -300,14 +280,6 @@ def bytes_per_token(model: SharedModel) -> int:
     """Keys and values of one token in all layers, as a forward writes them: for most architectures 2 * layers *
     key-value heads * head_dim numbers."""
     return model.cache_bytes
-
-
-def heads_of(model: SharedModel) -> tuple[int, int, int]:
-    """Query heads, key-value heads, and the entries of a head."""
-    config = model.base.config.get_text_config()
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads, kv_heads, head_dim
 
 
 @cache

@@ -55,7 +55,7 @@ def score_rollout(
         out = policy_reference_logprobs(
             pad(hidden, (0, widen), value=1.0), pad(ref_hidden, (0, widen), value=1.0), head, packed.labels,
             bias=bias, ref_weight=ref_head, temperature=temperature, softcap=policy.model.softcap,
-            exact_kl=kl_estimator == "exact",
+            exact_kl=kl_estimator == "exact", scored=packed.scored,
         )  # fmt: skip
         rollout.logprobs[slots], rollout.ref_logprobs[slots] = out.logprobs, out.ref_logprobs
         rollout.kl[slots] = out.kl if out.kl is not None else ESTIMATORS[kl_estimator](out.logprobs, out.ref_logprobs)

@@ -37,9 +37,11 @@ def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_told(saved: dict[str, Any], config: StageConfig) -> dict[str, Any]:
-    """The identity that an earlier version may have `saved`: a field that came later had its default."""
-    names = fields_that_are(type(config), "result", "length")
-    return json.loads(json.dumps({name: default_of(type(config), name) for name in names})) | saved
+    """The identity that an earlier version may have `saved`: a field that came later had its default, and one that was
+    found to change no result since then is left out."""
+    names, others = (fields_that_are(type(config), *kind) for kind in (("result", "length"), ("free", "rounding")))
+    counted = {name: value for name, value in saved.items() if name not in others}
+    return json.loads(json.dumps({name: default_of(type(config), name) for name in names})) | counted
 
 
 def differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:

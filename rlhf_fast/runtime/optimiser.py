@@ -61,16 +61,26 @@ class Optimiser:
         return cls(parameters, adamw, _schedule(config, adamw, total_steps, steps_per_rate), config.max_grad_norm)
 
     def step(self, loss: float) -> float:
-        """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
+        """`clip`, then `advance`; returns the gradient norm before clipping."""
+        norm = float(self.clip())
+        self.advance(loss, norm)
+        return norm
 
-        Of several processes each has its part of the gradient; `loss` and norm are those of the whole.
+    def clip(self) -> Tensor:
+        """Clip the gradients; returns their norm before, 0-dim, on the device.
 
-        A `loss` or a norm that is not finite skips step and schedule and counts it: see `refuse_stuck`.
+        Of several processes each has its part of the gradient; the norm is that of the whole.
         """
         at("optimiser step")
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         sum_gradients(self.parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        return torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+
+    def advance(self, loss: float, norm: float) -> None:
+        """Step, advance the schedule, clear the gradients.
+
+        A `loss` or a `norm` that is not finite skips step and schedule and counts it: see `refuse_stuck`.
+        """
         if math.isfinite(loss) and math.isfinite(norm):
             self.begun += 1
             self.adamw.step()
@@ -81,7 +91,6 @@ class Optimiser:
             self.skipped_in_a_row += 1
             self.last_skipped = f"loss {loss}, gradient norm {norm}"
         self.clear()
-        return norm
 
     def clear(self) -> None:
         """Forget the gradients."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rlhf_fast.runtime.config import (
+    BY_DEVICE,
     NOT_EMPTY,
     Check,
     Config,
@@ -14,6 +15,7 @@ from rlhf_fast.runtime.config import (
     above,
     at_least,
     default_of,
+    fill_by_device,
     option,
     zero_or_more,
 )
@@ -27,19 +29,16 @@ class SFTConfig(StageConfig):
 
     stage: ClassVar[str] = "sft"
 
-    output_dir: str = option("sft", "Where the model or adapter is saved.", resume="free")
+    output_dir: str = option("sft", "Where the model or adapter is saved.")
     model_name_or_path: str | None = option(None, "The base model: a folder or a hub name.")
     eval_dataset_name: str | None = option(
         None, "Held-out demonstrations; their loss is in the metrics of step 0 and of the last step."
     )
-    learning_rate: float = option(2e-4, "Peak learning rate of AdamW.", check=above(0))
-    num_train_epochs: float = option(
-        1.0, "Passes over the demonstrations; steps are rounded up.", check=above(0), resume="length"
-    )
+    learning_rate: float = option(2e-4, "Peak learning rate of AdamW.")
+    num_train_epochs: float = option(1.0, "Passes over the demonstrations; steps are rounded up.")
     per_device_train_batch_size: int = option(
-        16, "Demonstrations in an optimiser step; the last of a pass has those that are left.",
-        check=at_least(1), resume="division",
-    )  # fmt: skip
+        16, "Demonstrations in an optimiser step; the last of a pass has those that are left."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,8 +102,9 @@ class PPOOptions(Config):
     )  # fmt: skip
     temperature: float = option(0.7, "Sampling temperature, in rollout and update alike.", check=above(0))
     max_kv_cache_gb: float | None = option(
-        None, "Most GB of keys and values; more sequences wait. Default: half of the free memory.", check=above(0)
-    )
+        None, "Most GB of keys and values; more sequences wait. Default: half of the free memory.", check=above(0),
+        resume="rounding",
+    )  # fmt: skip
     num_ppo_epochs: int = option(4, "Passes over a rollout.", check=at_least(1))
     num_mini_batches: int = option(1, "Optimiser steps in each PPO epoch.", check=at_least(1))
     kl_coef: float = option(0.05, "Weight of the KL penalty in the reward (beta).", check=zero_or_more())
@@ -180,7 +180,7 @@ class PPORunConfig(PPOOptions, StageConfig):
 
     stage: ClassVar[str] = "ppo"
 
-    output_dir: str = option("ppo", "Where the policy and its metrics are saved.", resume="free")
+    output_dir: str = option("ppo", "Where the policy and its metrics are saved.")
     sft_model_path: str | None = option(
         None, "The SFT model or SFT adapter folder: where the policy starts, and the reference."
     )
@@ -195,12 +195,10 @@ class PPORunConfig(PPOOptions, StageConfig):
     )
     reward_weights: list[float] | None = option(None, "Weights of reward_funcs, in their order. Default: 1 each.")
     max_rollout_batch: int = option(
-        32, "Sequences decoded together. Memory and speed only.", check=at_least(1), resume="rounding"
-    )
-    save_steps: float = option(
-        10, "Iterations from one checkpoint to the next; below 1, their share of all.",
-        check=above(0), resume="free", read="train",
+        0, "Sequences decoded together. Memory and speed only. 0: 32 on a CPU, 256 on a GPU.",
+        check=zero_or_more("by the device"), resume="rounding",
     )  # fmt: skip
+    save_steps: float = option(10, "Iterations from one checkpoint to the next; below 1, their share of all.")
     profile: bool = option(
         False,
         "Print where the time goes by phase, beside its floor, and write profile.json and, without memory_profile, a "
@@ -214,6 +212,7 @@ class PPORunConfig(PPOOptions, StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        fill_by_device(self, max_rollout_batch=BY_DEVICE["responses"])
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) == default_of(type(self), name):
                 setattr(self, name, value)

@@ -37,10 +37,11 @@ from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.passes import round_up
 from rlhf_fast.runtime.phases import at, phase
 from rlhf_fast.train.config import PPORunConfig
-from rlhf_fast.train.ppo_metrics import add_up, check_entropy, check_first_ratio, check_scored, summarise
+from rlhf_fast.train.ppo_metrics import check_entropy, check_first_ratio, check_scored, read_back, summarise
 from rlhf_fast.train.prompts import Prompts, respond, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
-from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
+from rlhf_kernels import PPOLoss, gae_whiten_, ppo_loss, shape_rewards_, whiten_
+from rlhf_kernels.checks import to_device
 
 
 class MicroBatch(NamedTuple):
@@ -69,6 +70,7 @@ class PPO:
     controller: FixedKL | AdaptiveKL = field(init=False)
     optimiser: Optimiser = field(init=False)
     micro_batches: MicroBatches = field(init=False)
+    entropies: list[Tensor] = field(init=False, default_factory=list)  # the least of each micro-batch of a step
     iterations: int = field(init=False)
     sampling: Sampling = field(init=False)
 
@@ -145,7 +147,7 @@ class PPO:
         )  # fmt: skip
         scores = score_responses(self.reward, self.tokenizer, rollout, self.prompts) if given is None else given
         penalty = (c.missing_eos_penalty or 0.0) * self.misses_eos(rollout).float()
-        return scores._replace(total=scores.total.to(rollout.tokens.device) - penalty)
+        return scores._replace(total=to_device(scores.total, rollout.tokens.device) - penalty)
 
     def score_tokens(self, rollout: Rollout) -> None:
         """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read."""
@@ -157,7 +159,7 @@ class PPO:
         if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
             assert isinstance(self.critic, Critic)  # the config refuses the others
             last = sequence_scores(self.critic, rollout.sequences(), self.micro_batches)
-            rollout.bootstrap = last.to(rollout.tokens.device) * rollout.truncated
+            rollout.bootstrap = to_device(last, rollout.tokens.device) * rollout.truncated
 
     def misses_eos(self, rollout: Rollout) -> Tensor:
         """(B,) bool, what the missing-EOS penalty falls on: responses cut off by the budget; where nothing ends a
@@ -165,7 +167,7 @@ class PPO:
         if self.sampling.stop_ids or self.sampling.stop_strings:
             return rollout.truncated
         eos = self.tokenizer.eos_token_id
-        return torch.tensor([eos not in response for response in rollout.responses()], device=rollout.tokens.device)
+        return to_device(torch.tensor([eos not in response for response in rollout.responses()]), rollout.tokens.device)
 
     def shape(self, rollout: Rollout, scores: Tensor) -> None:
         """Fill `rewards` from `kl` and the scores (B,)."""
@@ -181,11 +183,10 @@ class PPO:
         """Fill `advantages` (whitened over the action slots) and `returns` from `rewards` and `values`."""
         c = self.config
         rollout.advantages.copy_(rollout.rewards)  # which become advantages in place
-        rollout.returns = gae_(
-            rollout.advantages, rollout.values, rollout.cu_responses,
-            gamma=c.gamma, lam=c.lam, bootstrap=rollout.bootstrap,
+        rollout.returns = gae_whiten_(
+            rollout.advantages, rollout.values, rollout.cu_responses, gamma=c.gamma, lam=c.lam,
+            bootstrap=rollout.bootstrap, mask=rollout.action_mask, ddof=c.whiten_ddof,
         )  # fmt: skip
-        whiten_(rollout.advantages, mask=rollout.action_mask, ddof=c.whiten_ddof)
 
     def update(self, rollout: Rollout) -> list[dict[str, float]]:
         """`num_ppo_epochs` passes in `num_mini_batches` optimiser steps each; returns the metrics of every step."""
@@ -197,10 +198,13 @@ class PPO:
         for _ in range(c.num_ppo_epochs):
             for minibatch in torch.randperm(len(rollout), generator=shuffle).tensor_split(c.num_mini_batches):
                 losses = self.accumulate(rollout, [b for b in minibatch.tolist() if b in rollout.own], old)
-                metrics = add_up(losses)
+                metrics, (norm, *entropies) = read_back(losses, [self.optimiser.clip(), *self.entropies])
+                check_entropy(entropies)
                 if not updates and c.old_logprobs == "recomputed":
-                    check_first_ratio(metrics["ratio_mean"], metrics["clipfrac"], self.policy.model.dtype)
-                updates.append(metrics | {"grad_norm": self.optimiser.step(metrics["loss"])})
+                    model = self.policy.model
+                    check_first_ratio(metrics["ratio_mean"], metrics["clipfrac"], model.dtype, model.device)
+                self.optimiser.advance(metrics["loss"], norm)
+                updates.append(metrics | {"grad_norm": norm})
                 if c.target_kl is not None and metrics["approx_kl"] > c.target_kl:
                     return updates  # with this step taken
         return updates
@@ -208,6 +212,8 @@ class PPO:
     def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
         """Forward, loss and backward of this process's `sequences` of a minibatch (perhaps none), micro-batch by
         micro-batch; returns their losses."""
+
+        self.entropies.clear()
 
         def backward(micro_batch: MicroBatch, weight: float) -> PPOLoss:
             at("update forward")
@@ -229,10 +235,11 @@ class PPO:
         mask = packed.labels != -100
         hidden = self.policy.hidden(packed)
         scored = self.policy.read(
-            hidden, packed.labels,
+            hidden, packed.labels, packed.scored,
             temperature=c.logit_temperature, entropy=True, entropy_gradient=c.entropy_coef != 0,
         )  # fmt: skip
-        check_entropy(scored.entropy)
+        if scored.entropy is not None and scored.entropy.numel():
+            self.entropies.append(scored.entropy.detach().min())
         values = self.critic.values(replace(packed, policy_hidden=hidden))  # some critics read the policy's states
         return ppo_loss(
             scored.logprobs, old[slots], rollout.advantages[slots],

@@ -28,7 +28,7 @@ from rlhf_fast.rewards.classifier import AdapterReward, ClassifierReward
 from rlhf_fast.rewards.source import RewardSource, WeightedRewards
 from rlhf_fast.rollout.engine import refuse_unfitting
 from rlhf_fast.rollout.sampling import end_with
-from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, describe_sizes, seed_everything
 from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
@@ -175,6 +175,12 @@ def describe(ppo: PPO, left_out: int = 0) -> dict[str, str]:
         "Policy": describe_trained(model, ppo.policy.adapter, ppo.policy.named_parameters()),
         "Critic": f"a critic of {critic:,} trainable parameters",
         "Computed": describe_device(model.dtype, model.device),
+        "Sizes": describe_sizes(
+            c.max_tokens_per_micro_batch,
+            recompute=bool(c.activation_checkpointing),
+            attention=model.attention,
+            responses=c.max_rollout_batch,
+        ),
     }
 
 

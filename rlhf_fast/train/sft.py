@@ -22,7 +22,7 @@ from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rollout.sampling import end_with, stop_ids
-from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, describe_sizes, seed_everything
 from rlhf_fast.runtime.distributed import own_share, sum_over_processes
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
@@ -75,7 +75,7 @@ class SFT:
         tokens = max(1, sum(label != IGNORED for row in rows for label in row.labels[1:]))
         own = list(own_share(rows))
 
-        def backward(numbers: list[int], weight: float) -> float:
+        def backward(numbers: list[int], weight: float) -> torch.Tensor:
             part = [own[i] for i in numbers] or rows[:1]
             packed = Packed.from_sequences(
                 [row.input_ids for row in part], [row.labels for row in part], self.policy.model.device
@@ -83,10 +83,11 @@ class SFT:
             loss = -self.policy.logprobs(packed).logprobs.sum() / tokens * weight
             if loss.requires_grad:
                 loss.backward()
-            return float(loss.detach())
+            return loss.detach()
 
         cut = by_tokens([len(row.input_ids) for row in own])
-        return sum_over_processes(sum(self.micro_batches.run(self.policy.model, cut, backward, spare=NO_SEQUENCES)))[0]
+        losses = self.micro_batches.run(self.policy.model, cut, backward, spare=NO_SEQUENCES)
+        return sum_over_processes(sum(torch.stack(losses).tolist()) if losses else 0.0)[0]
 
 
 class Evaluating(Hooks):
@@ -152,6 +153,11 @@ def describe(run: SFT, rows: int, left_out: int) -> dict[str, str]:
         "Steps": run.passes.describe(run.config.num_train_epochs, noun),
         "Trained": describe_trained(model, run.policy.adapter, run.policy.named_parameters()),
         "Computed": describe_device(model.dtype, model.device),
+        "Sizes": describe_sizes(
+            run.config.max_tokens_per_micro_batch,
+            recompute=bool(run.config.activation_checkpointing),
+            attention=model.attention,
+        ),
     }
 
 
