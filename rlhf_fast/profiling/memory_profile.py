@@ -59,6 +59,7 @@ from rlhf_fast.runtime import phases
 from rlhf_fast.runtime.files import write_text
 from rlhf_fast.runtime.memory import bytes_of, recent_peak, resident_bytes, restart_peak
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.shown import notices
 
 MEMORY_FILE = "memory.json"
 ROW_OF = {"load": LOAD, "rollout": PREFILL, "trunk": SCORING, "scoring": SCORING, "update": FORWARD}
@@ -321,6 +322,9 @@ def memory(trainer: Any) -> Iterator[MemoryProfile]:
         if profile.baseline:
             profile.baseline -= bytes_of(tensor for tensors in owners_of(ppo).values() for tensor in tensors)
         yield profile
+    if not profile.table().bytes:
+        notices.warning("no phase of PPO ran meanwhile: there is no memory to show. Call train() or update() within.")
+        return
     profile.print()
     output.mkdir(parents=True, exist_ok=True)
     profile.write(output)

@@ -207,6 +207,13 @@ def test_a_trainer_is_profiled_around_its_training_and_leaves_a_page_without_req
         assert owner in page
 
 
+def test_where_nothing_ran_a_line_says_so_and_nothing_is_written(tmp_path, caplog):
+    with rlhf_fast.profiling.memory(trainer(tmp_path)):
+        pass
+    assert "no phase of PPO ran" in caplog.text
+    assert not list(tmp_path.glob("memory.*"))
+
+
 def test_the_page_has_the_prediction_and_its_error(tmp_path):
     measured, predicted = MemoryTable(), MemoryTable(low={"scoring": 1 << 30}, high={"scoring": 4 << 30})
     measured.add("scoring", "activations", 2 << 30)
