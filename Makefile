@@ -23,7 +23,8 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[data,demo,dev]"
+	CXX="$(abspath $(BIN)/python) $(CURDIR)/csrc/compile_once.py $${CXX:-c++}" \
+		$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[data,demo,dev,ui]"
 	touch $@
 
 demo: install

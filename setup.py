@@ -1,4 +1,4 @@
-"""Builds the optional C++ extension `rlhf_kernels._native`; everything else is in pyproject.toml.
+"""Builds the optional C++ extension `rlhf_kernels._native` and packs the CUDA sources; the rest is in pyproject.toml.
 
 Needs a C++17 compiler, the Python headers and pybind11, not torch. Where one of them is missing the package installs
 without the extension, and one warning says what to do.
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError, LinkError
 
 try:
@@ -66,6 +67,18 @@ class OptionalBuildExt(build_ext):
         return True
 
 
+class BuildWithCudaSources(build_py):
+    """Puts the sources of csrc/cuda into the package: nvcc compiles them on first use, on the machine with the GPU."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "rlhf_kernels", "csrc", "cuda")
+            self.mkpath(str(target))
+            for source in Path("csrc", "cuda").iterdir():
+                self.copy_file(str(source), str(target / source.name))
+
+
 setup(
     ext_modules=[
         Extension(
@@ -75,5 +88,5 @@ setup(
             language="c++",
         )
     ],
-    cmdclass={"build_ext": OptionalBuildExt},
+    cmdclass={"build_ext": OptionalBuildExt, "build_py": BuildWithCudaSources},
 )

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlhf_fast.demo.base_model import fetch_base_model
 from rlhf_fast.demo.config import DemoConfig
+from rlhf_fast.demo.data import fetch_base_model
 from rlhf_fast.demo.page import Results
 from rlhf_fast.demo.run import read_results, run_demo
 from rlhf_fast.runtime.statistics import Interval

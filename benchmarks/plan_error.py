@@ -28,7 +28,7 @@ PREDICT = """
 import json, sys
 from rlhf_fast.train.plan import predict, read_workload, this_machine
 from rlhf_fast.train.plan_run import prompts_of
-from rlhf_fast.train.ppo_config import PPORunConfig
+from rlhf_fast.train.config import PPORunConfig
 import rlhf_fast.train.ppo_run
 machine, found = None, []
 for file in sys.argv[2:]:

@@ -27,7 +27,7 @@ from dataclasses import replace
 from rlhf_fast.train.plan import predict, read_workload, this_machine
 from rlhf_fast.train.plan_run import prompts_of
 from rlhf_fast.train.plan_solve import largest, with_values
-from rlhf_fast.train.ppo_config import PPORunConfig
+from rlhf_fast.train.config import PPORunConfig
 config = PPORunConfig(**json.load(open(sys.argv[2])))
 prompts = prompts_of(config)
 machine = this_machine(config, float(sys.argv[3]))

@@ -18,10 +18,10 @@ from typing import Any
 from transformers import LlamaConfig
 
 from rlhf_fast.profiling.memory_table import GIB
+from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.plan import card, least_seconds, predict, read_workload
 from rlhf_fast.train.plan_model import read_facts
 from rlhf_fast.train.plan_solve import with_values
-from rlhf_fast.train.ppo_config import PPORunConfig
 
 SHAPES = {
     "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,

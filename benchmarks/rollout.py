@@ -29,7 +29,7 @@ from rlhf_fast.bench.machine import machine
 from rlhf_fast.bench.timing import Work, interleave, least_seconds, limits, median_ratio
 from rlhf_fast.model.load import load_causal_lm, load_shared
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.rollout.cache_size import bytes_per_token
+from rlhf_fast.rollout.engine import bytes_per_token
 from rlhf_fast.rollout.sampling import Sampling
 
 MODES = {"greedy": 0.0, "sampling": 1.0}  # temperatures
@@ -65,7 +65,7 @@ def model_folder(given: argparse.Namespace, folder: Path) -> Path:
         return make_tiny(folder)
     if given.model:
         return given.model
-    from rlhf_fast.demo.base_model import fetch_base_model
+    from rlhf_fast.demo.data import fetch_base_model
 
     return fetch_base_model(Path("runs/rollout_benchmark"))
 

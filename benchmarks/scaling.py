@@ -79,7 +79,7 @@ def run(given: argparse.Namespace, batch: int, length: int) -> Point:
     """One size in a process of its own."""
     from transformers import AutoTokenizer
 
-    from rlhf_fast.demo.base_model import fetch_base_model
+    from rlhf_fast.demo.data import fetch_base_model
 
     model = given.model or fetch_base_model(given.output_dir / "base")
     classifier = make_classifier(model, given.output_dir / f"{model.resolve().name}-classifier")

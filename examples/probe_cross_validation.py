@@ -20,8 +20,7 @@ from reward_cross_validation import has_majority
 from torch import Tensor
 
 from rlhf_fast.data.readers import read_comparisons
-from rlhf_fast.data.schema import prompt_key
-from rlhf_fast.data.split import folds_by_prompt
+from rlhf_fast.data.schema import folds_by_prompt, prompt_key
 from rlhf_fast.model.batches import cut_by_tokens
 from rlhf_fast.model.load import load_shared, load_tokenizer
 from rlhf_fast.model.packed import Packed

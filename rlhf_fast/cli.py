@@ -28,13 +28,13 @@ class Verb:
 
 
 VERBS = {
-    "sft": Verb("rlhf_fast.train.sft_config:SFTConfig", "rlhf_fast.train.sft:run_sft", "supervised fine-tuning"),
+    "sft": Verb("rlhf_fast.train.config:SFTConfig", "rlhf_fast.train.sft:run_sft", "supervised fine-tuning"),
     "reward": Verb(
         "rlhf_fast.preferences.config:RewardConfig", "rlhf_fast.preferences.reward_model:run_reward",
         "a reward model from ranked responses",
     ),
     "ppo": Verb(
-        "rlhf_fast.train.ppo_config:PPORunConfig", "rlhf_fast.train.ppo_run:run_ppo",
+        "rlhf_fast.train.config:PPORunConfig", "rlhf_fast.train.ppo_run:run_ppo",
         "PPO against a reward, with a KL penalty",
     ),
     "plan": Verb(
@@ -47,6 +47,10 @@ VERBS = {
     "evaluate": Verb(
         "rlhf_fast.evaluate.config:EvaluateConfig", "rlhf_fast.evaluate.run:run_evaluate",
         "two models compared on held-out prompts",
+    ),
+    "annotate": Verb(
+        "rlhf_fast.annotate.config:AnnotateConfig", "rlhf_fast.annotate.run:run_annotate",
+        "a page on which people compare responses, and their votes as training data",
     ),
     "export": Verb(
         "rlhf_fast.export.config:ExportConfig", "rlhf_fast.export.run:run_export",
@@ -142,8 +146,8 @@ def _set_up_output(main: bool) -> None:
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    from rlhf_fast.runtime.shown import notices
-    from rlhf_fast.runtime.tracking import PlainHandler, on_terminal
+    from rlhf_fast.runtime.shown import PlainHandler, notices
+    from rlhf_fast.runtime.tracking import on_terminal
 
     logging.basicConfig(level=logging.WARNING, handlers=[PlainHandler()])
     if main:

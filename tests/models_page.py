@@ -12,6 +12,7 @@ import logging
 import re
 import tempfile
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_fast.model import check, fused_blocks, rope
-from rlhf_fast.model.attention import PackedSequences
 from rlhf_fast.model.load import load_shared
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.packed_decoder import unserved
@@ -156,13 +156,14 @@ def compare(shared: SharedModel, own: PreTrainedModel) -> bool:
     sequence by sequence."""
     sequences = [[token % 80 + 16 for token in sequence] for sequence in tokens(1, 5, 12, 19)]
     calls: list[int] = []
-    plain = PackedSequences._attend_one_by_one
-    PackedSequences._attend_one_by_one = lambda self, *given: calls.append(1) or plain(self, *given)  # type: ignore
+    module = import_module("rlhf_kernels.packed_attention")
+    plain = module._by_sequence
+    module._by_sequence = lambda *given: calls.append(1) or plain(*given)  # type: ignore[attr-defined]
     try:
         packed = Packed.from_sequences(sequences)
         hidden = shared.hidden(packed.tokens, packed.cu_seqlens, None)
     finally:
-        PackedSequences._attend_one_by_one = plain  # type: ignore[method-assign]
+        module._by_sequence = plain  # type: ignore[attr-defined]
     weight, bias = shared.lm_head
     logits = torch.nn.functional.linear(hidden, weight, bias)
     if shared.softcap is not None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_fast.cli import VERBS
+
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"rlhf_fast.__main__"},
-    {"rlhf_fast.cli", "rlhf_fast.demo", "rlhf_fast.trainer", "rlhf_fast.bench", "rlhf_fast.__init__"},
+    {f"rlhf_fast.{room}" for room in ("cli", "demo", "annotate", "bench", "trainer", "__init__")},
     {f"rlhf_fast.{room}" for room in ("train", "preferences", "evaluate", "generate", "export")},
     {f"rlhf_fast.{room}" for room in ("rollout", "rewards", "data", "profiling")},
     {"rlhf_fast.model", "rlhf_fast.report"},
@@ -48,24 +50,42 @@ def test_imports_point_down(path):
             assert FLOOR_OF[other] > FLOOR_OF[own], f"{own} imports {module}"
 
 
-def modules_of_kernels() -> dict[str, Path]:
-    root = ROOT / "kernels"
-    parts = {path: path.relative_to(root).with_suffix("").parts for path in root.glob("rlhf_kernels/**/*.py")}
+def modules_of(package: str) -> dict[str, Path]:
+    root = ROOT / "kernels" if package == "rlhf_kernels" else ROOT
+    parts = {path: path.relative_to(root).with_suffix("").parts for path in root.glob(f"{package}/**/*.py")}
     return {".".join(names).removesuffix(".__init__"): path for path, names in parts.items()}
 
 
-def test_files_of_the_kernels_import_in_no_circle():
-    files, imports = modules_of_kernels(), {}
+@pytest.mark.parametrize(
+    ("package", "file", "its_own"),
+    [
+        ("rlhf_kernels", "logprobs.native", ["op", "logprobs.reference"]),
+        ("rlhf_fast", "train.ppo", ["train.prompts", "rollout.scoring", "model.batches"]),
+    ],
+)
+def test_files_import_in_no_circle(package, file, its_own):
+    """As modules are imported, which leaves aside what a type checker reads; of the kernels also within functions."""
+    files, imports = modules_of(package), {}
     for module, path in files.items():
-        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        tree = ast.parse(path.read_text())
+        read = ast.walk(tree) if package == "rlhf_kernels" else tree.body
+        nodes = [node for node in read if isinstance(node, ast.ImportFrom)]
         named = [(node.module or "", alias.name) for node in nodes for alias in node.names if alias.name != "_native"]
         found = {f"{base}.{name}" if f"{base}.{name}" in files else base for base, name in named}
         imports[module] = found & files.keys() - {module}
-    assert {"rlhf_kernels.op", "rlhf_kernels.logprobs.reference"} <= imports["rlhf_kernels.logprobs.native"]
+    assert {f"{package}.{name}" for name in its_own} <= imports[f"{package}.{file}"]
     while leaves := [module for module, found in imports.items() if not found & imports.keys()]:
         for module in leaves:
             del imports[module]
     assert not imports  # what is left is in a circle, or imports one
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_config_of_a_verb_is_read_without_transformers(verb):
+    """So that its --help is there at once."""
+    module = VERBS[verb].config.partition(":")[0]
+    code = f"import sys, {module}; sys.exit('transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=PATH)
 
 
 @pytest.mark.parametrize("package", ["rlhf_fast", "rlhf_kernels"])

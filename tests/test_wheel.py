@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+KEPT = {"CXX": f"{sys.executable} {ROOT / 'csrc' / 'compile_once.py'} {os.environ.get('CXX', 'c++')}"}
+"""Objects that `make install` or a build before compiled from the same text are taken as they are."""
 pytestmark = pytest.mark.slow
 
 
@@ -34,7 +36,7 @@ def build(folder: Path, **environment: str) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("wheel"))
+    return build(tmp_path_factory.mktemp("wheel"), **KEPT)
 
 
 def run_installed(wheel: Path, code: str) -> str:
@@ -51,9 +53,17 @@ def test_both_names_come_from_the_wheel_with_types_data_and_kernels(wheel):
     code = "import rlhf_fast, rlhf_kernels, rlhf_kernels._native as n; print(rlhf_fast.__file__, n.__file__)"
     assert run_installed(wheel, code).count(str(wheel.parent / "site")) == 2
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("rlhf_fast/py.typed", "rlhf_kernels/py.typed", "rlhf_fast/demo/data/customer_service.jsonl"):
+    data = ("demo/data/customer_service.jsonl", "annotate/templates/compare.html", "annotate/static/compare.js")
+    for name in ("rlhf_fast/py.typed", "rlhf_kernels/py.typed", *(f"rlhf_fast/{one}" for one in data)):
         assert name in names
+    for source in (ROOT / "csrc/cuda").iterdir():  # nvcc compiles them on first use
+        assert f"rlhf_kernels/csrc/cuda/{source.name}" in names
     assert not any(name.startswith(("tests", "kernels/", "csrc")) for name in names)
+
+
+def test_the_cuda_sources_are_found_in_the_wheel(wheel):
+    code = "from rlhf_kernels import cuda_support as c; print(*((c.sources() / name).is_file() for name in c.SOURCES))"
+    assert run_installed(wheel, code).split() == ["True", "True"]
 
 
 def test_the_command_line_of_the_wheel_starts(wheel):

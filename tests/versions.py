@@ -15,37 +15,41 @@ import sys
 import sysconfig
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ["tests.smoke", "--cpu"]
 INTERPRETER = ["pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/triton"]
 VERSIONS: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
+    "triton": (["triton==3.6.0", "numpy==2.3.5"], INTERPRETER, {"TRITON_INTERPRET": "1"}),  # 3.6's needs numpy < 2.4
     "oldest": (["transformers==5.0.0", "peft==0.18.0"], SMOKE, {}),
     "middle": (["transformers==5.17.0"], SMOKE, {}),
     "newest": (["--upgrade", "transformers<6"], SMOKE, {}),
-    "triton": (["triton==3.6.0", "numpy==2.3.5"], INTERPRETER, {"TRITON_INTERPRET": "1"}),  # 3.6's needs numpy < 2.4
 }
-"""What is installed, the module that is run with its arguments, and its environment."""
+"""What is installed, the module that is run with its arguments, and its environment; the longest first."""
 
 
 def main() -> int:
-    failed = []
-    for name in sys.argv[1:] or VERSIONS:
-        packages, command, environment = VERSIONS[name]
-        start = time.perf_counter()
-        python = make(ROOT / ".venv-versions" / name, packages)
-        path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-        variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
-        done = subprocess.run([str(python), "-m", *command], cwd=ROOT, env=variables, capture_output=True, text=True)
-        print(
-            f"{name} ({' '.join(packages)}): status {done.returncode}, {time.perf_counter() - start:.0f} s", flush=True
-        )
-        if done.returncode:
-            print(done.stdout[-4000:], done.stderr[-4000:])
-            failed.append(name)
+    names = sys.argv[1:] or list(VERSIONS)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of one thread
+        failed = [name for name, works in zip(names, pool.map(works_with, names), strict=True) if not works]
     print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "all versions work")
     return int(bool(failed))
+
+
+def works_with(name: str) -> bool:
+    """Whether its run ends well; the line that says so is printed, with the end of the output where it does not."""
+    packages, command, environment = VERSIONS[name]
+    start = time.perf_counter()
+    python = make(ROOT / ".venv-versions" / name, packages)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run([str(python), "-m", *command], cwd=ROOT, env=variables, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    output = f"\n{done.stdout[-4000:]} {done.stderr[-4000:]}" if done.returncode else ""
+    print(f"{name} ({' '.join(packages)}): status {done.returncode}, {seconds:.0f} s{output}", flush=True)
+    return done.returncode == 0
 
 
 def make(folder: Path, packages: list[str]) -> Path:
@@ -53,7 +57,7 @@ def make(folder: Path, packages: list[str]) -> Path:
     python, outer = folder / "bin" / "python", sysconfig.get_path("purelib")
     done = folder / "installed"
     if not done.exists() or done.read_text() != repr(packages):
-        venv.create(folder, clear=True)
+        venv.create(folder, clear=True)  # pip is that of the outer one
         site = next((folder / "lib").iterdir()) / "site-packages"
         (site / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ GPU_TESTS = (  # by path: the whole tree needs packages that such a machine may 
     "tests/kernels/triton/test_decode_attention.py", "tests/kernels/triton/test_layers.py",
     "tests/kernels/triton/test_columns.py", "tests/kernels/triton/test_ppo_loss.py",
     "tests/kernels/triton/test_policy_reference.py", "tests/kernels/triton/test_logprobs.py",
+    "tests/kernels/cuda/test_cuda_logprobs.py", "tests/kernels/cuda/test_cuda_advantages.py",
 )  # fmt: skip
 
 
@@ -215,6 +217,18 @@ def iteration(bench: Bench) -> None:
         bench.reset_peak()
 
 
+def has_cuda(bench: Bench) -> bool:
+    """Whether the kernels of csrc/cuda can run; tells why where they cannot. They are built here, on first use."""
+    rewards, values = torch.zeros(2, 1, device=bench.device)
+    offsets = torch.tensor([0, 1], dtype=torch.int32, device=bench.device)
+    try:
+        kernels.gae_(rewards, values, offsets, gamma=1.0, lam=1.0, backend="cuda")
+    except (ValueError, RuntimeError) as error:
+        bench.tell("no rows of CUDA C++", reason=str(error)[:500])
+        return False
+    return True
+
+
 def logprobs(bench: Bench) -> None:
     """The log-prob kernels beside the bare product of their shape and torch's own way."""
     rows, hidden, vocabulary = (64, 64, 512) if bench.dry else (8192, 4096, 128256)
@@ -226,8 +240,8 @@ def logprobs(bench: Bench) -> None:
     def plain(x: torch.Tensor) -> torch.Tensor:
         return log_softmax((x @ weight.t()).float(), -1).gather(1, labels[:, None]).squeeze(1)
 
-    def ours(x: torch.Tensor) -> torch.Tensor:
-        return kernels.linear_logprobs(x, weight, labels).logprobs
+    def ours(x: torch.Tensor, backend: str | None = None) -> torch.Tensor:
+        return kernels.linear_logprobs(x, weight, labels, scored=rows, backend=backend).logprobs
 
     flops = 2.0 * rows * hidden * vocabulary
     variants: list[tuple[str, Callable[[], object], int]] = [
@@ -239,6 +253,11 @@ def logprobs(bench: Bench) -> None:
         ("policy and reference, exact KL, ours",
          lambda: kernels.policy_reference_logprobs(x, x, weight, labels, exact_kl=True), 2),
     ]  # fmt: skip
+    if has_cuda(bench):
+        variants += [
+            ("log-probs, CUDA C++", lambda: ours(x, "cuda"), 1),
+            ("log-probs and gradient, CUDA C++", lambda: ours(leaf, "cuda").sum().backward(), 2),
+        ]
     for what, run, products in variants:
         bench.reset_peak()
         seconds = bench.seconds(run, rounds=5)
@@ -252,16 +271,17 @@ def columns(bench: Bench) -> None:
     offsets = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=bench.device)
     settings: Any = {"cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1}
 
-    def estimate() -> None:
+    def estimate(backend: str | None = None) -> None:
         advantages = columns[0].clone()
-        kernels.gae_(advantages, columns[1], offsets, gamma=0.99, lam=0.95)
-        kernels.whiten_(advantages)
+        kernels.gae_whiten_(advantages, columns[1], offsets, gamma=0.99, lam=0.95, backend=backend)
 
     def loss() -> None:
         logprobs, values = columns[0].detach().requires_grad_(), columns[3].detach().requires_grad_()
         kernels.ppo_loss(logprobs, columns[1], columns[2], values, columns[4], columns[5], **settings).loss.backward()
 
-    bench.tell(f"gae_ and whiten_, {rows} x {length}", microseconds=1e6 * bench.seconds(estimate, rounds=20))
+    for name, backend in (("", None), *([(", CUDA C++", "cuda")] if has_cuda(bench) else [])):
+        seconds = bench.seconds(partial(estimate, backend), rounds=20)
+        bench.tell(f"gae_whiten_, {rows} x {length}{name}", microseconds=1e6 * seconds)
     bench.tell(f"ppo_loss and gradient, {rows} x {length}", microseconds=1e6 * bench.seconds(loss, rounds=20))
 
 

@@ -78,7 +78,7 @@ def models(given: argparse.Namespace) -> tuple[Path, Path]:
     elif given.model:
         model = given.model
     else:
-        from rlhf_fast.demo.base_model import fetch_base_model
+        from rlhf_fast.demo.data import fetch_base_model
 
         model = fetch_base_model(given.output_dir / "base")
     return model, make_classifier(model, given.output_dir / f"{model.resolve().name}-classifier")

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from benchmarks.vs_trl.jobs import LORA_ALPHA, LORA_R, Iteration, Job, report
 from rlhf_fast.rewards.classifier import ClassifierReward
-from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rewards.source import WeightedRewards
+from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import build_roles
 

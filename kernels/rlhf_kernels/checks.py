@@ -1,4 +1,5 @@
-"""What the operations share about arguments: their checks, and the precision that the references compute in.
+"""What the operations share about arguments: their checks, how they come to a device, and the precision that the
+references compute in.
 
 A check says what was got, what was expected and what to do. `check_values` and what calls it read the data, and so run
 inside an op; the others look at shapes and dtypes only.
@@ -75,6 +76,13 @@ def check_values(right: Tensor | bool, message: Callable[[], str]) -> None:
         torch._assert_async(right, "rlhf_kernels: the values of an argument do not fit; run it on the CPU for details")
     elif not right:
         raise ValueError(message())
+
+
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on `device`; from the host to CUDA by way of pinned memory, so that nothing waits for the device."""
+    if x.is_cpu and torch.device(device).type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def accumulation_dtype(*operands: Tensor) -> torch.dtype:

@@ -122,14 +122,18 @@ class Op(Generic[A]):
         return self.node(*a, backend)
 
     def is_fused(self, a: A) -> bool:
-        """Whether these arguments run in another backend than the reference, where no call names one.
+        """Whether these arguments run in another backend than the reference, where no call names one."""
+        return self.fused_backend(a) is not None
+
+    def fused_backend(self, a: A) -> str | None:
+        """The name of that backend, or None.
 
         Only what the backends' `supports` look at has to be true of `a`; nothing is logged.
         """
         asked = _asked(self.backends)
         names = (asked,) if asked in self.backends else ORDER.get(_device(a), ())
-        found = (self.backends[name] for name in names if name in self.backends and name != "reference")
-        return any(backend.supports(a) is None for backend in found)
+        found = (name for name in names if name in self.backends and name != "reference")
+        return next((name for name in found if self.backends[name].supports(a) is None), None)
 
     def _take(self, values: tuple[Any, ...]) -> tuple[A, str | None]:
         return self.arguments(*values[:-1]), values[-1]

@@ -2,7 +2,8 @@
 
 Here: soft-max attention with grouped keys and values and a sliding window, as the specification in torch; in C++, a
 block of queries against all of its keys while both are in cache; and on a GPU by the flash attention that comes with
-torch. Not here: caches, soft-caps, decoding.
+torch. What none of these takes (a soft-cap, values of another size than keys) is computed by torch's own attention, in
+a call for each sequence. Not here: caches and decoding.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape, wide
+from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape, to_device, wide
 from rlhf_kernels.extension import cannot_run_layer, compute, native, strided, with_contiguous_heads
 from rlhf_kernels.op import Backend, Gradient, Op
 
-__all__ = ["attention_is_fused", "packed_attention"]
+__all__ = ["packed_attention"]
 
 LARGEST_FLASH_HEAD = 256
 
@@ -52,15 +54,16 @@ class BackwardArguments(NamedTuple):
 def packed_attention(
     q: Tensor,  # (T, heads, D)
     k: Tensor,  # (T, kv_heads, D)
-    v: Tensor,  # (T, kv_heads, D)
+    v: Tensor,  # (T, kv_heads, E)
     offsets: Sequence[int],  # (B+1,)
     *,
     scale: float,
     window: int | None = None,
+    softcap: float | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T) v -> (T, heads, D): token i of a sequence attends to its tokens 0..i, the last `window` of
-    them where a window is given (itself included).
+    """softmax(softcap(scale q k^T)) v -> (T, heads, E): token i of a sequence attends to its tokens 0..i, the last
+    `window` of them where a window is given (itself included).
 
     Tokens offsets[b] .. offsets[b+1] are sequence b; one may be empty. Query head h reads key and value head
     h // (heads / kv_heads). All share a dtype; scores and soft-max are float32 (float64 for float64).
@@ -68,7 +71,11 @@ def packed_attention(
     Differentiable in q, k and v. Memory beyond inputs and outputs: "native" (C++, CPU) keeps one float per token and
     head for the backward and needs scratch linear in the longest sequence; "flash" (CUDA, bfloat16 and float16: torch's
     flash attention) keeps the same float; "reference" (torch) holds the scores of a sequence. Nothing is mutated.
-    Raises ValueError or TypeError for shapes, offsets and dtypes that do not fit.
+
+    Where only the reference could run, and none is asked for, torch's `scaled_dot_product_attention` does, in a call
+    for each sequence, with what that keeps. So too where E is not D, and with a soft-cap (tanh(score / softcap) *
+    softcap, as in Gemma 2; the scores are held): no backend takes these. Raises ValueError or TypeError for shapes,
+    offsets and dtypes that do not fit, and for a backend that cannot run.
     """
     if q.dim() != 3 or k.dim() != 3 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(
@@ -76,19 +83,79 @@ def packed_attention(
             "heads a multiple of kv_heads"
         )
     check_shape("k", k, (q.shape[0], k.shape[1], q.shape[2]))
-    check_shape("v", v, tuple(k.shape))
+    check_shape("v", v, (*k.shape[:2], v.shape[-1]))
     check_same_dtype(q=q, k=k, v=v)
     offsets = list(offsets)
     if not offsets or offsets[0] != 0 or offsets[-1] != q.shape[0] or offsets != sorted(offsets):
         raise ValueError(f"offsets is {offsets}, expected offsets that rise from 0 to the {q.shape[0]} tokens of q")
     if window is not None and window < 1:
         raise ValueError(f"window is {window}, expected at least 1, or None for all tokens before")
-    return PACKED_ATTENTION(Arguments(q, k, v, offsets, scale, window), backend)[0]
+    a, of_backends = Arguments(q, k, v, offsets, scale, window), softcap is None and v.shape == k.shape
+    if backend is None and not (of_backends and PACKED_ATTENTION.is_fused(a)):
+        return _by_sequence(a, softcap)
+    if not of_backends:
+        raise ValueError(
+            f"backend is {backend!r}, and no backend takes softcap={softcap} with keys of {k.shape[2]} and values of "
+            f"{v.shape[2]} entries: leave it None"
+        )
+    return PACKED_ATTENTION(a, backend)[0]
 
 
-def attention_is_fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `packed_attention` of these tensors runs in one kernel for all sequences, which holds no scores."""
-    return PACKED_ATTENTION.is_fused(Arguments(q, k, v, [], 1.0, None))
+def attention_backend(q: Tensor, k: Tensor) -> str | None:
+    """The backend in which `packed_attention` of these queries and keys attends all sequences in one call, or None: a
+    call a sequence."""
+    return PACKED_ATTENTION.fused_backend(Arguments(q, k, k, [], 1.0, None))
+
+
+# Torch's own attention, differentiable by itself
+
+
+def _by_sequence(a: Arguments, softcap: float | None) -> Tensor:
+    q, k, v = (x.transpose(0, 1)[None] for x in (a.q, a.k, a.v))  # (1, heads, T, D)
+    out = q.new_empty(*q.shape[:3], v.shape[3]) if not torch.is_grad_enabled() else None
+    pieces = [q.new_empty(1, q.shape[1], 0, v.shape[3])]
+    for rows in _sequences(a.offsets):
+        mask = _window_mask(rows.stop - rows.start, a.window, q.device)
+        piece = attend(q[:, :, rows], k[:, :, rows], v[:, :, rows], a.scale, mask, softcap, causal=True)
+        if out is None:
+            pieces.append(piece)
+        else:
+            out[:, :, rows] = piece
+    return (torch.cat(pieces, dim=2) if out is None else out)[0].transpose(0, 1)
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    if window is None or length <= window:
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < window)
+
+
+def attend(
+    q: Tensor,  # (B, heads, Q, D)
+    k: Tensor,  # (B, kv_heads, K, D)
+    v: Tensor,  # (B, kv_heads, K, E)
+    scale: float,
+    mask: Tensor | None,  # True where a query may look; None: everywhere, or up to itself where `causal`
+    softcap: float | None,
+    *,
+    causal: bool,
+) -> Tensor:
+    """softmax(softcap(scale q k^T)) v -> (B, heads, Q, E), in torch. The soft-cap comes before the mask."""
+    if softcap is None:
+        grouped = q.shape[1] != k.shape[1]
+        return scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
+        )
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = torch.tanh((q.float() @ k.float().transpose(-1, -2)) * (scale / softcap)) * softcap
+    if mask is None and causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ v.float()).to(q.dtype)
 
 
 # The specification: the scores of one sequence at a time
@@ -194,7 +261,7 @@ def _flash_cannot_take(a: Arguments | BackwardArguments) -> str | None:
 def _on_device(offsets: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
     """Offsets (B+1,) int32 on the device, and the longest sequence: the same for every layer of a forward."""
     longest = max((stop - start for start, stop in pairwise(offsets)), default=0)
-    return torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True), longest
+    return to_device(torch.tensor(offsets, dtype=torch.int32), device), longest
 
 
 def _looks(window: int | None) -> dict[str, int]:

@@ -1,12 +1,13 @@
 """Sampling of the next token straight from hidden states; the (N, V) logits need not exist all at once.
 
-Here: the projection, the draw and its log-prob. Not here: top-k and top-p, which need all logits of a row.
+Here: the projection, the draw and its log-prob; top-k and top-p too, which need all logits of a row and are the
+reference's. `Sampler` is for many draws with one output embedding.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ from rlhf_kernels.checks import accumulation_dtype, check_shape
 from rlhf_kernels.extension import address, native
 from rlhf_kernels.logprobs.native import supports as logprobs_supports
 from rlhf_kernels.logprobs.reference import Projection
-from rlhf_kernels.op import Backend, Op
+from rlhf_kernels.op import Backend, Meant, Op
 from rlhf_kernels.triton_support import in_triton
 
-__all__ = ["Sampled", "sample", "sample_is_fused"]
+__all__ = ["Sampled", "Sampler", "sample"]
 
 
 class Sampled(NamedTuple):
@@ -39,6 +40,8 @@ class Arguments(NamedTuple):
     temperature: float
     seeds: Tensor  # (N,)
     steps: Tensor  # (N,)
+    top_k: int = 0  # off
+    top_p: float = 1.0  # off
 
 
 def sample(
@@ -50,22 +53,29 @@ def sample(
     temperature: float,
     seeds: Tensor,  # (N,)
     steps: Tensor,  # (N,)
+    top_k: int = 0,
+    top_p: float = 1.0,
     backend: str | None = None,
 ) -> Sampled:
     """A draw from softmax(z), z = softcap(h W^T + b) / temperature, for each row; temperature 0 takes the likeliest.
 
+    top_k (0: off) leaves the k largest z of a row, and those equal to the last of them; top_p (1: off) of what is left
+    the fewest of the likeliest whose probability is at least p (Holtzman et al. 2020). The noise of a token is the same
+    with them and without, so that a draw that they leave standing stays.
+
     The token is argmax z + g with Gumbel noise g (Gumbel 1954), a hash of the row's seed, its step and the token: the
     same for the same int64 `seeds` and `steps`, whatever the other rows. All backends use one hash, so that they choose
-    one token but for rounding of near ties; ties go to the smaller id. The log-prob is under softmax(z), at temperature
-    0 under softmax(softcap(h W^T + b)). The noise has 31 bits: tokens of probability below 1e-9 come up too rarely.
+    one token but for rounding of near ties; ties go to the smaller id. The log-prob is under softmax(z) of all tokens,
+    at temperature 0 under softmax(softcap(h W^T + b)). The noise has 31 bits: tokens of probability below 1e-9 come up
+    too rarely.
 
     Floats of any precision; products are accumulated and kept in float32 (float64 where an input is float64). Nothing
     is mutated and no gradient flows. Raises ValueError or TypeError for shapes, dtypes or numbers that do not fit, and
     for a chosen backend that cannot run.
 
     `backend` is "native" (C++, CPU, hidden and weight both bfloat16 or both float32; no logits are stored), "triton"
-    (CUDA, operands of one precision up to float32; all logits exist once) or "reference" (torch); None takes
-    RLHF_FAST_BACKEND from the environment, else the first that can.
+    (CUDA, operands of one precision up to float32; all logits exist once) or "reference" (torch), which alone takes
+    top_k and top_p; None takes RLHF_FAST_BACKEND from the environment, else the first that can.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
@@ -82,15 +92,48 @@ def sample(
         raise ValueError(f"temperature is {temperature}, expected 0 (the likeliest token) or a positive number")
     if softcap is not None and not (0 < softcap < math.inf):
         raise ValueError(f"softcap is {softcap}, expected a positive number, or None for none")
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}, expected 0 (off) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, expected a number above 0 and at most 1 (off)")
+    filters = _filters(top_k, top_p, temperature, weight.shape[0])
     bias = None if bias is None else bias.detach()
-    a = Arguments(hidden.detach(), weight.detach(), bias, softcap, float(temperature), seeds, steps)
+    a = Arguments(hidden.detach(), weight.detach(), bias, softcap, float(temperature), seeds, steps, *filters)
     return Sampled(*SAMPLE(a, backend))
 
 
-def sample_is_fused(weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether `sample` with this weight and hidden states of its dtype runs in a backend that converts no weight."""
-    none = torch.empty(0, dtype=torch.int64, device=weight.device)
-    return SAMPLE.is_fused(Arguments(weight[:0], weight, bias, None, 1.0, none, none))
+def _filters(top_k: int, top_p: float, temperature: float, vocabulary: int) -> tuple[int, float]:
+    """top_k and top_p, off where they leave every token out of which one could be drawn."""
+    if temperature == 0:  # the likeliest passes every filter
+        return 0, 1.0
+    return (int(top_k) if top_k < vocabulary else 0), float(top_p)
+
+
+class Sampler:
+    """`sample` for many calls with one output embedding: what its backend would convert at each is converted once."""
+
+    def __init__(
+        self,
+        weight: Tensor,  # (V, H)
+        bias: Tensor | None = None,  # (V,)
+        *,
+        softcap: float | None = None,
+        temperature: float,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> None:
+        """Numbers as `sample` takes them, and checked at the first draw."""
+        self.bias = None if bias is None else bias.float()
+        self.settings: dict[str, Any] = {"softcap": softcap, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        none = torch.empty(0, dtype=torch.int64, device=weight.device)
+        filters = _filters(top_k, top_p, temperature, weight.shape[0])
+        a = Arguments(weight[:0], weight, self.bias, softcap, temperature, none, none, *filters)
+        self.weight = weight if SAMPLE.is_fused(a) else weight.to(accumulation_dtype(weight))
+
+    def __call__(self, hidden: Tensor, seeds: Tensor, steps: Tensor) -> Sampled:
+        """A draw for each of the hidden states (N, H), by seeds and steps (N,) int64."""
+        hidden = hidden.to(self.weight.dtype)
+        return sample(hidden, self.weight, bias=self.bias, seeds=seeds, steps=steps, **self.settings)
 
 
 # The specification: all logits of all rows, and the Gumbel-max trick with noise from a hash
@@ -99,9 +142,27 @@ def sample_is_fused(weight: Tensor, bias: Tensor | None) -> bool:
 def _reference(a: Arguments) -> tuple[Tensor, Tensor]:
     precision = accumulation_dtype(a.hidden, a.weight)
     logits, _ = Projection(a.weight, a.bias, a.temperature or 1.0, a.softcap, precision)(a.hidden)  # (N, V)
-    scores = logits if a.temperature == 0 else logits - exponential(a.seeds, a.steps, a.weight.shape[0]).log()
+    scores = filtered(logits, a.top_k, a.top_p)
+    if a.temperature > 0:
+        scores = scores - exponential(a.seeds, a.steps, a.weight.shape[0]).log()
     tokens = scores.argmax(1)
     return tokens, logits.log_softmax(1).gather(1, tokens[:, None]).squeeze(1)
+
+
+def filtered(z: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits (N, V) with -inf for the tokens that top-k, then top-p leaves out."""
+    if top_k:
+        z = z.masked_fill(z < z.topk(top_k).values[:, -1:], -torch.inf)
+    if top_p < 1:
+        ordered, order = z.sort(descending=True, stable=True)
+        p = ordered.softmax(-1)
+        z = torch.empty_like(z).scatter_(1, order, ordered.masked_fill(p.cumsum(-1) - p >= top_p, -torch.inf))
+    return z
+
+
+def needs_all_logits(a: Arguments) -> Meant | None:
+    """Why a backend that meets the logits of a row one after another cannot take these arguments, or None."""
+    return Meant("top-k and top-p need all logits of a row at once") if a.top_k or a.top_p < 1 else None
 
 
 def exponential(seeds: Tensor, steps: Tensor, vocabulary: int) -> Tensor:
@@ -156,7 +217,7 @@ def _native_cannot_take(a: Arguments) -> str | None:
     """It reads weights as `linear_logprobs` does."""
     if a.weight.shape[0] >= 1 << 31:
         return f"the vocabulary has {a.weight.shape[0]} entries, and it counts them in 31 bits"
-    return logprobs_supports(a)
+    return needs_all_logits(a) or logprobs_supports(a)
 
 
 def _native(a: Arguments) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlhf_kernels.logprobs.triton import product, supports
-from rlhf_kernels.sample import Arguments
+from rlhf_kernels.logprobs.chunked import product
+from rlhf_kernels.logprobs.chunked import supports as logprobs_supports
+from rlhf_kernels.sample import Arguments, needs_all_logits
 from rlhf_kernels.triton_math import advance, logits
 from rlhf_kernels.triton_support import Variant
 
-__all__ = ["VARIANTS", "sample", "supports"]  # it reads weights as `linear_logprobs` does
+__all__ = ["VARIANTS", "sample", "supports"]
+
+
+def supports(a: Arguments) -> str | None:
+    """It reads weights as `linear_logprobs` does."""
+    return needs_all_logits(a) or logprobs_supports(a)
 
 
 @triton.jit

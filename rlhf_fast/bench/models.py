@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rewards.adapter import AdapterReward
-from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rewards.classifier import AdapterReward
+from rlhf_fast.rewards.source import WeightedRewards
+from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
 
 CONTEXT = 1 << 17

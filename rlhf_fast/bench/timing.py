@@ -47,20 +47,16 @@ class Work:
 
 def limits(device: str = "cpu") -> dict[str, Variant]:
     """The two computations that show what the machine can do, to interleave with others."""
-    a, b = torch.randn(2, SIDE, SIDE, device=device).bfloat16()
+    side = SIDE[device]
+    a, b = torch.randn(2, side, side, device=device).bfloat16()
     product = torch.empty_like(a)
     source, target = torch.ones(2, COPIED, device=device)
     return {"product": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
 
 
-def rates(product: float, copy: float) -> Rates:
-    """Those of a product and a copy that took so many seconds."""
-    return Rates(2 * SIDE**3 / product, 2 * 4 * COPIED / copy)
-
-
-def least_seconds(work: Work, product: float, copy: float) -> float:
-    """The time that `work` takes at those rates."""
-    return rates(product, copy).least_seconds(work.flops, work.bytes)
+def least_seconds(work: Work, product: float, copy: float, device: str = "cpu") -> float:
+    """The time that `work` takes at the rates of a product and a copy that took so many seconds."""
+    return Rates(2 * SIDE[device] ** 3 / product, 2 * 4 * COPIED / copy).least_seconds(work.flops, work.bytes)
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def measure(case: Case, rounds: int, device: str = "cpu") -> list[Row]:
     """Interleave everything that belongs to a case; a row for each variant."""
     floor = {} if case.floor is None else {"floor": case.floor}
     times = interleave(case.variants | floor | limits(device), rounds)
-    least = [least_seconds(case.work, *pair) for pair in zip(times["product"], times["copy"], strict=True)]
+    least = [least_seconds(case.work, *pair, device) for pair in zip(times["product"], times["copy"], strict=True)]
     return [
         Row(
             case.op,

@@ -13,18 +13,17 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.encode import IGNORED
 from rlhf_fast.data.schema import Prompt
-from rlhf_fast.evaluate.behaviour import Behaviour, behaviour
-from rlhf_fast.evaluate.prompts import HeldOut
-from rlhf_fast.evaluate.statistics import mean_difference, over_optimised, win_rate
-from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
+from rlhf_fast.evaluate.inputs import HeldOut
+from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.model.trunk_cache import keep_trunk
+from rlhf_fast.model.trunk import keep_trunk
 from rlhf_fast.rewards.source import RewardBatch, RewardSource, checked, response_texts
 from rlhf_fast.rollout.engine import Response, generate
+from rlhf_fast.rollout.rollout import distinct_n, repetition
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.statistics import Interval
+from rlhf_fast.runtime.statistics import Interval, mean_difference, over_optimised, win_rate
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def log_ratios(
         out[rows] = torch.stack([part.sum() for part in parts])
 
     cut = by_tokens([len(sequences[i]) for i in order], order)
-    MicroBatches(max_tokens).run(policy.model, cut, score, spare=NO_ROWS)
+    MicroBatches(max_tokens).run(policy.model, cut, score, spare=NO_SEQUENCES)
     return out
 
 
@@ -172,3 +171,23 @@ def _pairs(prompts: HeldOut, texts: list[list[str]], scores: list[dict[str, list
         )
         for i, prompt in enumerate(prompts.prompts)
     ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a policy's responses are like, whatever they are worth."""
+
+    mean_length: float  # tokens, the stop token included
+    truncated_fraction: float  # share that ran out of budget
+    distinct_2: float
+    repetition: float
+
+
+def behaviour(responses: Sequence[Response]) -> Behaviour:
+    tokens = [response.tokens for response in responses]
+    return Behaviour(
+        mean_length=sum(map(len, tokens)) / len(tokens),
+        truncated_fraction=sum(not response.finished for response in responses) / len(responses),
+        distinct_2=distinct_n(tokens, 2),
+        repetition=repetition(tokens),
+    )

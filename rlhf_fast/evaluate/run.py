@@ -1,34 +1,34 @@
-"""An evaluation from its config: open the models, compare, write `evaluation.json` and `report.html`."""
+"""An evaluation from its config: open the models, compare, write `evaluation.json` and `report.html` (the summary, and
+the responses side by side, escaped)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from html import escape
 from pathlib import Path
 
 from rlhf_fast.data.fitting import prompt_room
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.rendering import compare as compare_rendering
 from rlhf_fast.data.rendering import trained_stop
-from rlhf_fast.evaluate.compare import Comparison, compare
+from rlhf_fast.evaluate.compare import Comparison, Pair, RewardComparison, compare
 from rlhf_fast.evaluate.config import EvaluateConfig
-from rlhf_fast.evaluate.models import Models, is_adapter, open_models, short_names
-from rlhf_fast.evaluate.prompts import HeldOut
-from rlhf_fast.evaluate.sections import examples, summary
+from rlhf_fast.evaluate.inputs import HeldOut, Models, is_adapter, open_models, short_names
+from rlhf_fast.report.charts import interval_bar
 from rlhf_fast.report.page import REPORT_FILE, Report
-from rlhf_fast.report.sections import training
+from rlhf_fast.report.sections import number, prompt_block, response_block, share, share_span, span, training
 from rlhf_fast.rewards.chosen import choose_rewards, refuse_columns, with_retries
 from rlhf_fast.rewards.function import RewardFunction
 from rlhf_fast.rewards.source import RewardSource
-from rlhf_fast.rollout.sampling import Sampling, stop_ids
-from rlhf_fast.rollout.stop_strings import stop_strings
+from rlhf_fast.rollout.sampling import Sampling, stop_ids, stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.files import disk_errors
+from rlhf_fast.runtime.files import disk_errors, write_record
 from rlhf_fast.runtime.output import refuse_unwritable
-from rlhf_fast.runtime.records import write_record
-from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics, show_notices
+from rlhf_fast.runtime.shown import show_notices
+from rlhf_fast.runtime.tracking import METRICS_FILE, activity, read_metrics
 
 RESULT_FILE = "evaluation.json"
 RETRIES = 2  # of a function or endpoint that fails, as PPO's default
@@ -120,3 +120,76 @@ def _room(config: EvaluateConfig, models: Models) -> int | None:
     """Tokens that a prompt may have beside a response, in the smaller of the two contexts."""
     contexts = [policy.model.generation_length for policy in (models.baseline, models.policy)]
     return prompt_room(config.response_length, *contexts)
+
+
+SHOWN_PAIRS = 12
+
+
+def summary(comparison: Comparison) -> str:
+    """Rewards with win rates, then behaviour; and a warning where the first reward rose and another fell."""
+    first, second = escape(comparison.first_name), escape(comparison.second_name)
+    hidden = '<span class="hidden">Interval</span>'
+    rewards = "".join(_reward_row(reward, len(comparison.pairs)) for reward in comparison.rewards)
+    kl = "not defined for greedy responses" if comparison.kl is None else f"{number(comparison.kl)} nats a response"
+    columns = f'<th class="n">{first}<th class="n">{second}'
+    return (
+        f"{_warning(comparison)}"
+        f'<div class="scroll"><table><thead><tr><th>Reward{columns}<th class="n">Difference'
+        f'<th class="n">{second} wins<th>{hidden}</tr></thead><tbody>{rewards}</tbody></table></div>'
+        '<p class="note">Mean scores; paired difference and win rate with 95&nbsp;% intervals; ties count half. '
+        "The dotted mark is one half.</p>"
+        f'<div class="scroll"><table class="narrow"><thead><tr><th>Responses{columns}</tr></thead>'
+        f"<tbody>{_behaviour_rows(comparison)}</tbody></table></div>"
+        f'<p class="note">KL of {second} to {first}: {kl}.</p>'
+    )
+
+
+def examples(comparison: Comparison, shown: int = SHOWN_PAIRS) -> str:
+    """Both responses to each prompt, in the order of the data: the first `shown` open, the others folded away."""
+    pairs = [_side_by_side(pair, comparison.first_name, comparison.second_name) for pair in comparison.pairs]
+    rest = pairs[shown:]
+    folded = f"<details><summary>The other {len(rest)} prompts</summary>{''.join(rest)}</details>" if rest else ""
+    return f'<p class="note">In the order of the data, not chosen by score.</p>{"".join(pairs[:shown])}{folded}'
+
+
+def _reward_row(reward: RewardComparison, prompts: int) -> str:
+    judged = reward.win_rate.count
+    part = f"<br><small>judges {judged} of {prompts} prompts</small>" if judged < prompts else ""
+    sign = "+" if reward.difference.value > 0 else ""
+    bar = interval_bar(reward.win_rate, f"win rate {100 * reward.win_rate.value:.1f} %")
+    return (
+        f'<tr><th scope="row">{escape(reward.name)}{part}<td class="n">{number(reward.first_mean)}'
+        f'<td class="n">{number(reward.second_mean)}'
+        f'<td class="n"><b>{sign}{number(reward.difference.value)}</b><br><small>{span(reward.difference)}</small>'
+        f'<td class="n"><b>{share(reward.win_rate.value)}</b><br><small>{share_span(reward.win_rate)}</small>'
+        f"<td>{bar}</tr>"
+    )
+
+
+def _behaviour_rows(comparison: Comparison) -> str:
+    first, second = comparison.first, comparison.second
+    rows = (
+        ("Mean length, tokens", number(first.mean_length), number(second.mean_length)),
+        ("Cut off by the budget", share(first.truncated_fraction), share(second.truncated_fraction)),
+        ("Distinct 2-grams", share(first.distinct_2), share(second.distinct_2)),
+        ("Repeated 3-grams", share(first.repetition), share(second.repetition)),
+    )
+    return "".join(f'<tr><th scope="row">{name}<td class="n">{a}<td class="n">{b}</tr>' for name, a, b in rows)
+
+
+def _warning(comparison: Comparison) -> str:
+    fell = comparison.over_optimised_under
+    if not fell:
+        return ""
+    return (
+        f'<p class="warning"><b>Over-optimised:</b> {escape(comparison.rewards[0].name)} rose while '
+        f"{escape(', '.join(fell))} fell. Train for fewer episodes, or raise kl_coef.</p>"
+    )
+
+
+def _side_by_side(pair: Pair, first_name: str, second_name: str) -> str:
+    return (
+        f'<article>{prompt_block(pair.prompt)}<div class="pair">'
+        f"{response_block(first_name, pair.first, pair.first_scores)}"
+        f"{response_block(second_name, pair.second, pair.second_scores, 'second')}</div></article>"
+    )

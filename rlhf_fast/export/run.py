@@ -12,10 +12,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from rlhf_fast.data.rendering import Rendering
 from rlhf_fast.export.card import read_facts, write_card
 from rlhf_fast.export.config import ExportConfig
-from rlhf_fast.export.gguf_file import gguf_metadata, gguf_name, write_gguf
+from rlhf_fast.export.gguf import gguf_metadata, gguf_name, write_gguf
 from rlhf_fast.export.gguf_tokenizer import ends_metadata
-from rlhf_fast.export.merge import merge
-from rlhf_fast.export.reward import classifier_of
+from rlhf_fast.export.merged import classifier_of, merge
 from rlhf_fast.model.adapter_files import has_head
 from rlhf_fast.model.load import load_shared, load_tokenizer, refuse_missing, resolve_source
 from rlhf_fast.model.shared import eos_ids

@@ -17,15 +17,13 @@ from rlhf_fast.generate.config import GenerateConfig
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.engine import generate
-from rlhf_fast.rollout.sampling import Sampling, stop_ids
-from rlhf_fast.rollout.stop_strings import stop_strings
+from rlhf_fast.rollout.sampling import Sampling, stop_ids, stop_strings
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import disk_errors, write_text
 from rlhf_fast.runtime.output import refuse_unwritable
-from rlhf_fast.runtime.shown import notices
-from rlhf_fast.runtime.tracking import show_notices
+from rlhf_fast.runtime.shown import notices, show_notices
 
 
 def run_generate(config: GenerateConfig) -> Path:

@@ -9,17 +9,16 @@ through one keyword argument that transformers hands down to every attention lay
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from rlhf_fast.runtime.phases import holds
-from rlhf_kernels import attention_is_fused, decode_attention, decode_attention_is_fused, packed_attention
+from rlhf_kernels import decode_attention, packed_attention
 
 ATTENTION = "rlhf_fast"
 
@@ -81,36 +80,18 @@ class PackedSequences:
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        """Each sequence by itself: in one kernel, or with a soft-cap or where there is none in a call for each."""
+        """q (1, heads, T, D) -> (1, heads, T, D): each sequence by itself."""
         if self.cache is not None:
             self._write_prompts(layer, k, v)
-        if softcap is None and k.shape == v.shape and attention_is_fused(q, k, v):
-            q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, heads, D)
-            out = packed_attention(q, k, v, self.cu_seqlens, scale=scale, window=window)
-            return out.transpose(0, 1)[None]
-        return self._attend_one_by_one(q, k, v, scale, window, softcap)
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (q, k, v))  # (T, heads, D); no copy backward, as of x[0]
+        out = packed_attention(q, k, v, self.cu_seqlens, scale=scale, window=window, softcap=softcap)
+        return out.transpose(0, 1)[None]
 
     def _write_prompts(self, layer: int, k: Tensor, v: Tensor) -> None:
         assert self.cache is not None
         for b, (start, end) in enumerate(pairwise(self.cu_seqlens)):
             if start < end:
                 self.cache.write_prompt(layer, self.first_row + b, k[:, :, start:end], v[:, :, start:end])
-
-    def _attend_one_by_one(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
-    ) -> Tensor:
-        out = q.new_empty(*q.shape[:3], v.shape[3]) if not torch.is_grad_enabled() else None
-        pieces = []
-        for start, end in pairwise(self.cu_seqlens):
-            if start == end:
-                continue
-            q_b, k_b, v_b = q[:, :, start:end], k[:, :, start:end], v[:, :, start:end]
-            piece = _attend(q_b, k_b, v_b, scale, _window_mask(end - start, window, q.device), softcap, causal=True)
-            if out is None:
-                pieces.append(piece)
-            else:
-                out[:, :, start:end] = piece
-        return torch.cat(pieces, dim=2) if out is None else out
 
 
 @dataclass
@@ -120,7 +101,6 @@ class DecodeStep:
     cache: KVCache
     lengths: Tensor
     longest: int
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -134,54 +114,14 @@ class DecodeStep:
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
-    ):
+    ) -> Tensor:
+        """q (B, heads, 1, D) -> (B, heads, 1, D): each row to what its sequence has in the cache, the new token too."""
         keys, values = self.cache.append(layer, self.rows, self.lengths, k, v)
-        if k.shape == v.shape and decode_attention_is_fused(q[:, :, 0], keys):
-            return decode_attention(q[:, :, 0], keys, values, self.counts, scale=scale, window=window, softcap=softcap)[
-                :, :, None
-            ]
-        if q.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("it looks as far as the longest sequence is now, and a graph would keep to that")
-        end = self.longest + 1
-        return _attend(q, keys[:, :, :end], values[:, :, :end], scale, self._mask(window, end), softcap, causal=False)
-
-    def _mask(self, window: int | None, end: int) -> Tensor:
-        """(B, 1, 1, end) bool, True where the new token may look; the same for all layers with one window."""
-        if window not in self.masks:
-            position = torch.arange(end, device=self.lengths.device)
-            last = self.lengths[:, None]
-            mask = position <= last
-            if window is not None:
-                mask &= position > last - window
-            self.masks[window] = mask[:, None, None]
-        return self.masks[window]
-
-
-def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    if window is None or length <= window:
-        return None
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position
-    return (distance >= 0) & (distance < window)
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, softcap: float | None, *, causal: bool
-) -> Tensor:
-    """q (B, heads, Q, D), k and v (B, kv_heads, K, D) -> (B, heads, Q, D). The soft-cap comes before the mask."""
-    if softcap is None:
-        grouped = q.shape[1] != k.shape[1]
-        return scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
-        )
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = torch.tanh((q.float() @ k.float().transpose(-1, -2)) * (scale / softcap)) * softcap
-    if mask is None and causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1) @ v.float()).to(q.dtype)
+        out = decode_attention(
+            q[:, :, 0], keys, values, self.counts,
+            scale=scale, window=window, softcap=softcap, longest=self.longest + 1,
+        )  # fmt: skip
+        return out[:, :, None]
 
 
 def _attention_layer(

@@ -1,29 +1,33 @@
 """Micro-batches: the one way in which work on many sequences is cut into forwards that fit, and run.
 
-Scoring, every stage's loss and the trunk hand over how to cut (`by_tokens`) and what to do with a part. What is not
-theirs to know is here: parts are halved where memory is short, processes that divide the layers of a model run as many
-passes as each other, and a run that was asked to stop does so between two parts.
+Scoring, every stage's loss and the trunk hand over how to cut (`by_tokens`) and what to do with a micro-batch. What is
+not theirs to know is here: micro-batches are halved where memory is short, processes that divide the layers of a model
+run as many passes as each other, and a run that was asked to stop does so between two micro-batches. `held_bytes` says
+what a run holds all the time beside them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
 from rlhf_fast.model.sharding import in_step
-from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.runtime.interrupt import stop_if_asked
-from rlhf_fast.runtime.memory import is_out_of_memory
+from rlhf_fast.runtime.memory import bytes_of, is_out_of_memory
+from rlhf_fast.runtime.optimiser import Optimiser
 
-Part = TypeVar("Part")
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from rlhf_fast.model.shared import SharedModel
+
 logger = logging.getLogger(__name__)
-NO_ROWS: list[int] = []
-"""The spare part of work that is cut by sequences' numbers, where something else stands in for none."""
+MicroBatch = TypeVar("MicroBatch")  # what stands for one: mostly the numbers of its sequences
+Result = TypeVar("Result")
+NO_SEQUENCES: list[int] = []
+"""The `spare` of work on lists of sequences' numbers, which runs something of its own in place of no sequence."""
 
 
 class BatchSizes(Protocol):
@@ -35,33 +39,35 @@ class BatchSizes(Protocol):
 
 @dataclass
 class MicroBatches:
-    """Parts of at most `tokens` tokens. may_halve: halve `tokens`, for the rest of the run, where a part does not fit.
+    """Micro-batches of at most `tokens` tokens. may_halve: halve `tokens`, for the rest of the run, where one does not
+    fit.
 
-    undo: takes back what the parts before have left (their gradients), as all are run again then.
+    clear_gradients: drops what the micro-batches before have added up, as all are run again then.
     """
 
     tokens: int
     may_halve: bool = False
-    undo: Callable[[], None] = lambda: None
+    clear_gradients: Callable[[], None] = lambda: None
 
     @classmethod
-    def of(cls, config: BatchSizes, undo: Callable[[], None] = lambda: None) -> MicroBatches:
-        return cls(config.max_tokens_per_micro_batch, config.auto_find_batch_size, undo)
+    def of(cls, config: BatchSizes, clear_gradients: Callable[[], None] = lambda: None) -> MicroBatches:
+        return cls(config.max_tokens_per_micro_batch, config.auto_find_batch_size, clear_gradients)
 
     def run(
         self,
         model: SharedModel,
-        cut: Callable[[int], Sequence[Part]],
-        work: Callable[[Part, float], Result],
+        cut: Callable[[int], Sequence[MicroBatch]],
+        work: Callable[[MicroBatch, float], Result],
         *,
-        spare: Part,
+        spare: MicroBatch,
         may_stop: bool = True,
     ) -> list[Result]:
-        """What `work(part, 1.0)` gives for each part of `cut(tokens)`, in order.
+        """What `work(micro_batch, 1.0)` gives for each micro-batch of `cut(tokens)`, in order.
 
-        Where processes divide the layers of `model`, those with fewer parts run `work(spare, 0.0)` until all have run
+        Where memory is short in one process, it alone cuts again: `cut` must exchange nothing with the others. Where
+        processes divide the layers of `model`, those with fewer micro-batches run `work(spare, 0.0)` until all have run
         as many passes: its loss is to be multiplied by that weight, and what it gives is left out.
-        may_stop: raise `Abandoned` after a part if the run was asked to stop.
+        may_stop: raise `Abandoned` after a micro-batch if the run was asked to stop.
         """
         while True:
             try:
@@ -70,7 +76,7 @@ class MicroBatches:
                 if not (is_out_of_memory(error) and self.may_halve and self.tokens > 1):
                     raise
                 reason = str(error).split("\n")[0] or type(error).__name__
-            self.undo()  # out here, where the error no longer keeps the activations alive
+            self.clear_gradients()  # out here, where the error no longer keeps the activations alive
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             logger.warning("out of memory with %d tokens a micro-batch: half from now on (%s)", self.tokens, reason)
@@ -81,13 +87,13 @@ class MicroBatches:
         return {"max_tokens_per_micro_batch": float(self.tokens)} if self.may_halve else {}
 
     def _once(
-        self, model: SharedModel, cut: Callable[[int], Sequence[Part]], work: Callable[[Part, float], Result],
-        spare: Part, may_stop: bool,
+        self, model: SharedModel, cut: Callable[[int], Sequence[MicroBatch]],
+        work: Callable[[MicroBatch, float], Result], spare: MicroBatch, may_stop: bool,
     ) -> list[Result]:  # fmt: skip
         results = []
-        for part, counts in in_step(model, cut(self.tokens), spare):
-            result = work(part, float(counts))
-            if counts:
+        for micro_batch, weight in in_step(model, cut(self.tokens), spare):
+            result = work(micro_batch, weight)
+            if weight:
                 results.append(result)
             if may_stop:
                 stop_if_asked()
@@ -112,3 +118,12 @@ def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         groups[-1].append(index)
         used += length
     return groups
+
+
+def held_bytes(models: Iterable[SharedModel], optimiser: Optimiser) -> dict[str, int]:
+    """Bytes of the models with their adapters and heads, of the gradients, and of AdamW's moments; a model that is
+    given twice counts once."""
+    different = {id(model): model for model in models}.values()
+    parameters = [parameter for model in different for parameter in model.base.parameters()]
+    heads = [p for model in different for name in model.configs for p in model.parameters(name)]
+    return {"models and adapters": bytes_of([*parameters, *heads]), **optimiser.held_bytes()}

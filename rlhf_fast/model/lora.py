@@ -2,21 +2,26 @@
 
 `y = x W^T + b + scale (x A^T) B^T` with the rows of x grouped by adapter (Hu et al. 2021, "LoRA"). The adapters of a
 forward are read from the `Routing` while it runs, and enter the autograd graph as plain tensors there: a later switch
-cannot change a backward. Recomputation under activation checkpointing restores the forward's route.
+cannot change a backward. Recomputation under activation checkpointing, which is here too, restores the forward's route.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from rlhf_fast.runtime.errors import UsageError
 from rlhf_kernels import lora_linear
 
 
@@ -189,3 +194,24 @@ def _factors(
 def _outputs(module: Any) -> int:
     """Entries of a linear layer's result."""
     return module.weight().shape[0] if isinstance(module, LoRALinear) else module.weight.shape[0]
+
+
+def checkpoint_activations(model: PreTrainedModel, routing: Routing) -> None:
+    """Wrap the forward of every decoder layer of `model`, in place, so that backward computes it again.
+
+    transformers' own switch works only on a layer in training mode, which turns on the dropout of an architecture
+    whose layer applies it by itself (OPT). Raises `UsageError` if the architecture has no layer to checkpoint.
+    """
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), routing.use(routing.current)
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UsageError(
+            f"{type(model).__name__} does not support activation checkpointing; set gradient_checkpointing=False."
+        )
+    for layer in layers:
+        layer.forward = partial(  # type: ignore[method-assign]  # nothing is random in eval: no random state to keep
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )

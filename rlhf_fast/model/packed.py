@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rlhf_fast.model.trunk import TrunkStates
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_kernels.checks import to_device
 
 if TYPE_CHECKING:
     from rlhf_fast.model.shared import SharedModel
+    from rlhf_fast.model.trunk import TrunkStates
 
 SPARE = -1
 """The number of a sequence of one token that is only run to keep in step with other processes."""
@@ -22,12 +23,14 @@ SPARE = -1
 @dataclass
 class Packed:
     """tokens (T,) int64 of B sequences with offsets cu_seqlens (B+1); rows (R,) int64 are the indices into tokens
-    whose hidden state is read; labels (R,) int64 the token that each of them predicts, -100 for none."""
+    whose hidden state is read; labels (R,) int64 the token that each of them predicts, -100 for none; scored, how many
+    of them are not -100."""
 
     tokens: Tensor
     cu_seqlens: list[int]
     rows: Tensor
     labels: Tensor
+    scored: int
     numbers: list[int] | None = None  # of the sequences among those whose trunk is kept (`TrunkCache`), if they are
     trunk: TrunkStates | None = None  # of the same tokens, where they have been computed for these alone
     policy_hidden: Tensor | None = None  # (R, H) the policy's states at rows, for a critic that reads them
@@ -57,11 +60,12 @@ class Packed:
                 targets.extend(labels[b][t] for t in marked)
             cu.append(cu[-1] + len(sequence))
         tokens = [token for sequence in sequences for token in sequence]
-        return cls(_int64(tokens, device), cu, _int64(rows, device), _int64(targets, device))
+        scored = 0 if labels is None else len(targets)
+        return cls(_int64(tokens, device), cu, _int64(rows, device), _int64(targets, device), scored)
 
     def sequence_of_rows(self) -> Tensor:
         """(R,) int64: which sequence each of `rows` belongs to."""
-        starts = torch.tensor(self.cu_seqlens[1:], device=self.rows.device)
+        starts = _int64(self.cu_seqlens[1:], self.rows.device)
         return torch.searchsorted(starts, self.rows, right=True)
 
     def trunk_of(self, model: SharedModel) -> TrunkStates | None:
@@ -78,4 +82,4 @@ class Packed:
 
 
 def _int64(values: list[int], device: torch.device | str) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    return to_device(torch.tensor(values, dtype=torch.int64), device)

@@ -21,13 +21,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from rlhf_fast.runtime.distributed import exchange, most, world_size
+from rlhf_fast.runtime.distributed import exchange, max_over_processes, world_size
 from rlhf_fast.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from rlhf_fast.model.shared import SharedModel
 
-Part = TypeVar("Part")
+MicroBatch = TypeVar("MicroBatch")
 
 
 def shard_base(model: SharedModel, device: torch.device) -> None:
@@ -69,15 +69,15 @@ def gathered(model: SharedModel) -> Iterator[None]:
             layer.set_reshard_after_forward(True, recurse=False)
 
 
-def in_step(model: SharedModel, own: Sequence[Part], spare: Part) -> Iterator[tuple[Part, bool]]:
-    """Each of `own`, with True. Where layers are divided, then `spare`, with False, until all processes had as many.
+def in_step(model: SharedModel, own: Sequence[MicroBatch], spare: MicroBatch) -> Iterator[tuple[MicroBatch, float]]:
+    """Each of `own`, with the weight 1. Where layers are divided, then `spare`, with 0, until all had as many.
 
-    What a process does with a part must run the same passes in all of them, backward included; what comes of `spare` is
-    to be left out.
+    What a process does with a micro-batch must run the same passes in all of them, backward included; what comes of
+    `spare` is to be left out.
     """
-    missing = most(len(own)) - len(own) if model.sharded else 0
-    yield from ((part, True) for part in own)
-    yield from [(spare, False)] * missing
+    missing = max_over_processes(len(own)) - len(own) if model.sharded else 0
+    yield from ((micro_batch, 1.0) for micro_batch in own)
+    yield from [(spare, 0.0)] * missing
 
 
 class Gather:

@@ -15,10 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_fast.model.attention import ATTENTION, DecodeStep, KVCache, PackedSequences
-from rlhf_fast.model.checkpointing import checkpoint_activations
 from rlhf_fast.model.fused_blocks import fuse_blocks
-from rlhf_fast.model.head import ScalarHead
-from rlhf_fast.model.lora import LoRALinear, Route, Routing, Trunk
+from rlhf_fast.model.lora import LoRALinear, Route, Routing, Trunk, checkpoint_activations
 from rlhf_fast.model.rope import rope_threshold, serve_ropes
 from rlhf_fast.model.targets import (
     default_targets,
@@ -28,14 +26,14 @@ from rlhf_fast.model.targets import (
     refuse_unserved,
     resolve_targets,
 )
-from rlhf_fast.model.trunk import TrunkStates, decoder_layers, depth_below, serve_trunk
+from rlhf_fast.model.trunk import TrunkCache, TrunkStates, decoder_layers, depth_below, serve_trunk
 from rlhf_fast.model.work import tell_forward
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_kernels.checks import to_device
+from rlhf_kernels.packed_attention import attention_backend
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
-
-    from rlhf_fast.model.trunk_cache import TrunkCache
 
 
 class SharedModel:
@@ -121,6 +119,23 @@ class SharedModel:
         return getattr(self.base.config.get_text_config(decoder=True), "final_logit_softcapping", None)
 
     @property
+    def attention(self) -> str | None:
+        """The backend of `rlhf_kernels` in which training attends all sequences in one call, or None: one a sequence.
+
+        The kernels have no soft-cap, and values with as many entries as keys.
+        """
+        config = self.base.config.get_text_config(decoder=True)
+        if getattr(config, "attn_logit_softcapping", None) or hasattr(config, "v_head_dim"):
+            return None
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        q, k = (
+            torch.empty(0, n, size, dtype=self.dtype, device=self.device)
+            for n in (heads, getattr(config, "num_key_value_heads", None) or heads)
+        )
+        return attention_backend(q, k)
+
+    @property
     def linear_layers(self) -> list[str]:
         """Short names of the layers that can take an adapter: the linear layers that read text, but the head."""
         return linear_layers(self.layers, self.places)
@@ -200,7 +215,8 @@ class SharedModel:
             if trunk.model is not self or trunk.depth > self.trunk_depth:
                 raise ValueError("the trunk states are those of another model, or adapters were added below them since")
             start = Trunk(trunk.depth, trunk.hidden[None])
-        return self._forward(tokens[None], positions(cu_seqlens, tokens.device)[None], sequences, route, start)[0]
+        where = positions(cu_seqlens, tokens.device)[None]
+        return self._forward(tokens[None], where, sequences, route, start).squeeze(0)
 
     @property
     def trunk_depth(self) -> int:
@@ -293,6 +309,38 @@ def generation_length(config: PreTrainedConfig) -> int | None:
 
 def positions(cu_seqlens: list[int], device: torch.device) -> Tensor:
     """(T,) int64: the position of each packed token in its own sequence."""
-    offsets = torch.tensor(cu_seqlens, device=device)
-    total = cu_seqlens[-1]
-    return torch.arange(total, device=device) - offsets[:-1].repeat_interleave(offsets.diff(), output_size=total)
+    offsets, total = torch.tensor(cu_seqlens), cu_seqlens[-1]  # on the host: nothing waits for the device
+    starts = offsets[:-1].repeat_interleave(offsets.diff(), output_size=total)
+    return to_device(torch.arange(total) - starts, device)
+
+
+class ScalarHead(nn.Module):
+    """y = h . w + b in fp32; starts at zero, so a fresh critic predicts 0 and a fresh reward model prefers nothing."""
+
+    def __init__(self, hidden_size: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32, device=device))
+        self.bias = nn.Parameter(torch.zeros((), dtype=torch.float32, device=device))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) of any float dtype -> (...) f32."""
+        return hidden.float() @ self.weight + self.bias
+
+    @torch.no_grad()
+    def normalise_(self, mean: float, std: float) -> None:
+        """Change the head in place so that y becomes (y - mean) / std."""
+        self.weight.div_(std)
+        self.bias.copy_((self.bias - mean) / std)
+
+
+class ScoreHead(nn.Module):
+    """The `score` of a sequence classifier, a module that gives one number for each state by itself."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(R, H) of any float dtype -> (R,) f32. The module reads (1, R, H), as transformers calls it."""
+        dtype = next((parameter.dtype for parameter in self.layer.parameters()), hidden.dtype)
+        return self.layer(hidden[None].to(dtype))[0, :, 0].float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_fast.runtime.config import Check, StageConfig, above, at_least, option, zero_or_more
+from rlhf_fast.runtime.config import Check, StageConfig, at_least, option, zero_or_more
 
 
 @dataclass
@@ -14,18 +14,15 @@ class RewardConfig(StageConfig):
 
     stage: ClassVar[str] = "reward"
 
-    output_dir: str = option("reward", "Where the adapter, its head and its numbers go.", resume="free")
+    output_dir: str = option("reward", "Where the adapter, its head and its numbers go.")
     model_name_or_path: str | None = option(
         None, "What it starts from: an SFT output (full model or adapter folder), or a base model."
     )
-    learning_rate: float = option(2e-4, "Peak learning rate of AdamW.", check=above(0))
-    num_train_epochs: float = option(
-        2.0, "Passes over the comparisons; steps are rounded up.", check=above(0), resume="length"
-    )
+    learning_rate: float = option(2e-4, "Peak learning rate of AdamW.")
+    num_train_epochs: float = option(2.0, "Passes over the comparisons; steps are rounded up.")
     per_device_train_batch_size: int = option(
-        16, "Comparisons in an optimiser step; the last of a pass has those that are left.",
-        check=at_least(1), resume="division",
-    )  # fmt: skip
+        16, "Comparisons in an optimiser step; the last of a pass has those that are left."
+    )
     center_rewards_coefficient: float = option(
         0.01, "Weight of the squared mean score of a comparison: keeps scores around 0.", check=zero_or_more("off")
     )

@@ -6,17 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf_fast.data.schema import prompt_key
-from rlhf_fast.data.split import folds_by_prompt
+from rlhf_fast.data.schema import folds_by_prompt, prompt_key
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import Critic
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.model.trunk_cache import TrunkCache
-from rlhf_fast.preferences.adapter import add_reward_adapter
+from rlhf_fast.model.trunk import TrunkCache
 from rlhf_fast.preferences.comparisons import EncodedComparison
 from rlhf_fast.preferences.config import RewardConfig
-from rlhf_fast.preferences.fit import Evaluation, fit, measure, scored_pairs
-from rlhf_fast.preferences.metrics import Pair, accuracy, pair_accuracy
+from rlhf_fast.preferences.fit import add_reward_adapter, fit, scored_pairs
+from rlhf_fast.preferences.metrics import Evaluation, Pair, accuracy, measure, pair_accuracy
 from rlhf_fast.runtime.device import seed_everything
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.statistics import Z95, Interval

@@ -1,7 +1,9 @@
-"""Fitting a reward model to tokenised comparisons, and measuring it on others; no files involved."""
+"""Fitting a reward model to tokenised comparisons, scoring others with it, and putting its scores on a known scale; no
+files involved."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,49 +12,42 @@ from torch import Tensor
 
 from rlhf_fast.data.schema import prompt_key
 from rlhf_fast.model.batches import MicroBatches
+from rlhf_fast.model.lora_choice import add_trained
 from rlhf_fast.model.packed import Packed
-from rlhf_fast.model.roles import Critic, sequence_scores
-from rlhf_fast.preferences.calibration import Calibration, calibration
+from rlhf_fast.model.roles import Critic, Policy, adapter_critic, sequence_scores
+from rlhf_fast.model.shared import ScalarHead, SharedModel
 from rlhf_fast.preferences.comparisons import EncodedComparison
 from rlhf_fast.preferences.config import RewardConfig
 from rlhf_fast.preferences.losses import Rankings, plackett_luce_loss
 from rlhf_fast.preferences.metrics import (
-    LengthControlled,
+    Evaluation,
     Pair,
-    distinct_words,
-    length_controlled_accuracy,
+    measure,
     pair_accuracy,
-    rule_accuracy,
     strict_pairs,
 )
-from rlhf_fast.runtime.distributed import gather, share, total
+from rlhf_fast.rollout.engine import generate
+from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.runtime.distributed import gather, own_share, sum_over_processes
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.passes import Passes
-from rlhf_fast.runtime.statistics import Interval
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What a reward model is worth on comparisons, beside two rules that only look at length. Shares in [0, 1]."""
+def add_reward_adapter(
+    shared: SharedModel, config: RewardConfig, *, sft: str | None = None, name: str = "reward"
+) -> Critic:
+    """Add adapter `name`; `sft` names the adapter that it starts as a copy of.
 
-    accuracy: Interval
-    length_controlled: LengthControlled
-    longest_wins: Interval
-    most_distinct_words_wins: Interval
-    calibration: Calibration
+    Its head scores everything 0, unless the copied adapter is a reward model itself: training goes on from its head.
 
-    @property
-    def accuracies(self) -> list[tuple[str, Interval]]:
-        """What is ranked by, and how often it orders a pair as people did."""
-        control = self.length_controlled
-        parts = [("pairs won by the longer", control.better_is_longer), ("by the shorter", control.better_is_shorter)]
-        return [
-            ("reward model", self.accuracy),
-            *((name, interval) for name, interval in parts if interval is not None),
-            ("longest wins", self.longest_wins),
-            ("most distinct words wins", self.most_distinct_words_wins),
-        ]
+    The copy has the rank, scale and target layers of `sft`, so differing lora_r, lora_alpha or lora_target_modules
+    raise `UsageError`; with lora_layers, only the copy's parameters on those decoder layers are trained.
+    """
+    add_trained(shared, config, name, copy_of=sft, head=True)
+    if name not in shared.heads:
+        shared.add_head(name)
+    return adapter_critic(shared, name)
 
 
 @dataclass
@@ -73,7 +68,7 @@ class RewardTraining:
         self.passes = Passes(len(self.comparisons), c.batch_size, c.seed, groups=list(prompts.values()))
         self.steps = self.passes.steps(c.num_train_epochs)
         self.optimiser = Optimiser.build(c, self.critic.named_parameters(), self.steps)
-        self.micro_batches = MicroBatches.of(c, undo=self.optimiser.clear)
+        self.micro_batches = MicroBatches.of(c, clear_gradients=self.optimiser.clear)
 
     def batch(self, step: int) -> list[EncodedComparison]:
         """Passes over all comparisons, each in an order of its own in which those of one prompt follow one another: a
@@ -86,7 +81,7 @@ class RewardTraining:
         self.optimiser.refuse_stuck()
         part, pairs = self.accumulate(self.batch(index))
         right = pair_accuracy(pairs).value * len(pairs) if pairs else 0.0
-        loss, count, right, margins = total(part, len(pairs), right, sum(pair.margin for pair in pairs))
+        loss, count, right, margins = sum_over_processes(part, len(pairs), right, sum(pair.margin for pair in pairs))
         metrics = {"loss": loss}
         if count:
             metrics |= {"accuracy": right / count, "margin": margins / count}
@@ -101,7 +96,7 @@ class RewardTraining:
         A micro-batch holds whole comparisons of at most max_tokens_per_micro_batch tokens (one that has more goes
         alone), a sequence that comes again counted and computed once. The result does not depend on the cut.
         """
-        own = share(batch)
+        own = own_share(batch)
 
         def backward(comparisons: list[EncodedComparison], weight: float) -> tuple[float, list[Pair]]:
             loss, pairs = self.loss(comparisons, denominator=len(batch))
@@ -163,20 +158,12 @@ def evaluate(critic: Critic, comparisons: Sequence[EncodedComparison], *, max_to
     return measure(pairs)
 
 
-def measure(pairs: Sequence[Pair]) -> Evaluation:
-    """What the margins of `pairs` are worth. Raises `UsageError` for no pairs."""
-    return Evaluation(
-        pair_accuracy(pairs), length_controlled_accuracy(pairs), rule_accuracy(pairs, len),
-        rule_accuracy(pairs, distinct_words), calibration(pairs),
-    )  # fmt: skip
-
-
 def scored_pairs(
     critic: Critic, comparisons: Sequence[EncodedComparison], *, max_tokens: int = 2048
 ) -> list[list[Pair]]:
     """The strict pairs of each comparison with the margins of `critic`. A sequence that comes again is scored once."""
     different = list(dict.fromkeys(tuple(sequence) for c in comparisons for sequence in c.sequences))
-    scores = gather(sequence_scores(critic, [list(sequence) for sequence in share(different)], max_tokens)).tolist()
+    scores = gather(sequence_scores(critic, [list(sequence) for sequence in own_share(different)], max_tokens)).tolist()
     score_of = dict(zip(different, scores, strict=True))
     return [strict_pairs(c.row, [score_of[tuple(sequence)] for sequence in c.sequences]) for c in comparisons]
 
@@ -189,3 +176,55 @@ def pairs_of(comparisons: Sequence[EncodedComparison], scores: Sequence[float]) 
         pairs += strict_pairs(c.row, scores[start:end])
         start = end
     return pairs
+
+
+SMALLEST_STD = 1e-6
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """A saved score is (s - mean) / std, s being the score that was trained; over `samples` responses."""
+
+    mean: float
+    std: float
+    samples: int
+
+
+def choose_prompts(
+    comparisons: Sequence[EncodedComparison], config: RewardConfig, context: int | None
+) -> list[list[int]]:
+    """`normalise_samples` prompts that leave room for a response, in an order of the seed's, again from the first if
+    there are too few. Raises `UsageError` if none leaves room."""
+    limit = min(config.max_length, context or config.max_length) - config.response_length
+    prompts = sorted({tuple(c.prompt) for c in comparisons if len(c.prompt) <= limit})
+    if not prompts:
+        raise UsageError(
+            f"no prompt has {max(limit, 0)} tokens or fewer, so none leaves room for response_length="
+            f"{config.response_length} within max_length={config.max_length} and the model's context ({context}). "
+            "Lower response_length, or set normalise=False."
+        )
+    random.Random(config.seed).shuffle(prompts)
+    return [list(prompts[i % len(prompts)]) for i in range(config.normalise_samples)]
+
+
+def normalise(
+    critic: Critic, policy: Policy, prompts: list[list[int]], stop: tuple[int, ...], config: RewardConfig
+) -> Normalisation:
+    """Sample a response of `policy` to each prompt, and change the head of `critic` in place so that their scores have
+    mean 0 and standard deviation 1 (Ouyang et al. 2022, Huang et al. 2024). Raises `UsageError` if all score the same.
+    """
+    sampling = Sampling(config.response_length, stop, temperature=config.temperature)
+    own, seeds = own_share(prompts), [config.seed * 1_000_003 + i for i in own_share(range(len(prompts)))]
+    budget = config.max_tokens_per_micro_batch
+    responses = generate(policy, list(own), sampling, seeds=seeds, max_tokens=budget)
+    sequences = [prompt + response.tokens for prompt, response in zip(own, responses, strict=True)]
+    scores = gather(sequence_scores(critic, sequences, budget)).double()
+    mean, std = float(scores.mean()), float(scores.std())
+    if not std >= SMALLEST_STD:
+        raise UsageError(
+            f"the reward model gives {len(prompts)} sampled responses scores with standard deviation {std:.3g}, so it "
+            "tells none apart; expected more. Train longer, raise temperature, or set normalise=False."
+        )
+    assert isinstance(critic.head, ScalarHead)
+    critic.head.normalise_(mean, std)
+    return Normalisation(mean, std, len(prompts))

@@ -1,8 +1,8 @@
-"""A reward model from its config: read and tokenise comparisons, train, evaluate, normalise, save."""
+"""A reward model from its config: train, evaluate, normalise, save; its numbers and its page."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,47 +10,40 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.readers import read_comparisons
 from rlhf_fast.data.rendering import Rendering, announce_comparisons, compare
-from rlhf_fast.data.schema import Comparison, prompt_key
-from rlhf_fast.data.split import split_by_prompt
 from rlhf_fast.model.adapter_files import save_adapter
+from rlhf_fast.model.batches import held_bytes
 from rlhf_fast.model.load import load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
-from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.preferences.adapter import add_reward_adapter
-from rlhf_fast.preferences.comparisons import EncodedComparison, encode_comparisons
+from rlhf_fast.preferences.comparisons import Split, check_context, read_split
 from rlhf_fast.preferences.config import RewardConfig
-from rlhf_fast.preferences.fit import RewardTraining, evaluate
-from rlhf_fast.preferences.normalise import choose_prompts, normalise
-from rlhf_fast.preferences.page import build_report
-from rlhf_fast.preferences.result import REWARD_FACTS, RewardResult, read_history, read_result
-from rlhf_fast.report.page import REPORT_FILE
-from rlhf_fast.rollout.cache_size import refuse_unfitting
+from rlhf_fast.preferences.fit import (
+    Normalisation,
+    RewardTraining,
+    add_reward_adapter,
+    choose_prompts,
+    evaluate,
+    normalise,
+)
+from rlhf_fast.preferences.metrics import Evaluation
+from rlhf_fast.report.page import REPORT_FILE, Report, run_report
+from rlhf_fast.report.sections import accuracies, calibration
+from rlhf_fast.rollout.engine import refuse_unfitting
 from rlhf_fast.rollout.sampling import stop_ids
-from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, describe_sizes, seed_everything
+from rlhf_fast.runtime.distributed import from_main
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.files import build_record, read_record, write_record
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.loop import Run, finish, train
 from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.passes import MORE_STEPS
-from rlhf_fast.runtime.records import write_record
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.tracking import activity, describe_memory, read_metrics
 
 ADAPTER = "reward"
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Split:
-    """Tokenised comparisons, and how many were left out as bad or too long."""
-
-    train: list[EncodedComparison]
-    heldout: list[EncodedComparison]
-    skipped: int
 
 
 @alone
@@ -84,11 +77,10 @@ def run_reward(config: RewardConfig) -> RewardResult:
     run = Run(
         name="reward model", config=config, steps=training.steps, optimiser=training.optimiser, device=device,
         step=lambda step: training.step(step - 1), save=partial(_save, shared, tokenizer, base, rendering),
-        facts=run_facts, more=MORE_STEPS, shown={"loss": "loss", "accuracy": "accuracy"},
+        facts=run_facts, longer_by=MORE_STEPS, progress={"loss": "loss", "accuracy": "accuracy"},
         held=partial(held_bytes, [shared], training.optimiser),
     )  # fmt: skip
     checkpoints = train(run, start)
-    checkpoints.save_results()  # before anything else can fail
     checkpoints.save_results()  # before anything else can fail
     budget = config.max_tokens_per_micro_batch
     with activity("scoring held-out responses, then samples of the start model", quiet=bool(config.disable_tqdm)):
@@ -120,6 +112,11 @@ def describe(training: RewardTraining, split: Split) -> dict[str, str]:
         "Steps": training.passes.describe(training.config.num_train_epochs, "comparisons"),
         "Trained": describe_trained(model, ADAPTER, training.critic.named_parameters()),
         "Computed": describe_device(model.dtype, model.device),
+        "Sizes": describe_sizes(
+            training.config.max_tokens_per_micro_batch,
+            recompute=bool(training.config.activation_checkpointing),
+            attention=model.attention,
+        ),
     }
 
 
@@ -150,37 +147,6 @@ def _inputs(config: RewardConfig, split: Split) -> dict[str, Any]:
     }
 
 
-def read_split(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Split:
-    """Read, split by prompt and tokenise, checking every row. Raises `UsageError`."""
-    train, bad = _read(config, str(config.dataset_name))
-    heldout: list[Comparison] = []
-    if config.eval_dataset_name:
-        heldout, more = _read(config, config.eval_dataset_name)
-        bad += more
-        _warn_of_shared_prompts(train, heldout)
-    elif config.eval_fraction > 0:
-        train, heldout = split_by_prompt(train, config.eval_fraction, config.seed)
-    if heldout and all(len(set(row.ranks)) == 1 for row in heldout):
-        raise UsageError(
-            f"all {len(heldout)} held-out comparisons are ties, so no accuracy can be measured; expected some with "
-            "different ranks. Raise eval_fraction, change seed, or give eval_dataset_name."
-        )
-    parts = []
-    for name, rows in ((config.dataset_name, train), (config.eval_dataset_name or config.dataset_name, heldout)):
-        parts.append(_encode(config, tokenizer, str(name), rows))
-    return Split(parts[0][0], parts[1][0], bad + parts[0][1] + parts[1][1])
-
-
-def check_context(shared: SharedModel, split: Split) -> None:
-    """Raise `UsageError` if a sequence is longer than the model's context."""
-    longest = max(len(sequence) for c in (*split.train, *split.heldout) for sequence in c.sequences)
-    if shared.max_length is not None and longest > shared.max_length:
-        raise UsageError(
-            f"a prompt with a response has {longest} tokens and the model's context is {shared.max_length}. Set "
-            f"max_length={shared.max_length} and on_bad_row=skip to leave such rows out, or shorten them."
-        )
-
-
 def facts(config: RewardConfig, split: Split, result: RewardResult) -> dict[str, Any]:
     """What `reward_model.json` holds: the data, the numbers, and the choices that made them."""
     chosen = (
@@ -197,26 +163,64 @@ def facts(config: RewardConfig, split: Split, result: RewardResult) -> dict[str,
     }
 
 
-def _read(config: RewardConfig, name: str) -> tuple[list[Comparison], int]:
-    read = read_comparisons(name, format=config.dataset_format, on_bad_row=config.on_bad_row)
-    return read.rows, len(read.skipped)
+def build_report(
+    name: str, facts: Mapping[str, str], metrics: Sequence[Mapping[str, float]], evaluation: Evaluation | None
+) -> Report:
+    """facts: what the run was, in words, by topic; metrics: the rows of metrics.jsonl; evaluation: None without
+    held-out comparisons."""
+    measured = f"measured on {evaluation.accuracy.count:,} held-out pairs" if evaluation else "nothing held out"
+    report = run_report(name, f"A reward model, {measured}.", facts, metrics)
+    if evaluation:
+        report.add("Accuracy on held-out pairs", accuracies(evaluation.accuracies), length_note(evaluation))
+        report.add("Calibration", calibration_section(evaluation))
+    return report
 
 
-def _encode(
-    config: RewardConfig, tokenizer: PreTrainedTokenizerBase, name: str, rows: list[Comparison]
-) -> tuple[list[EncodedComparison], int]:
-    if not rows:
-        return [], 0
-    encoded, skipped = encode_comparisons(
-        tokenizer, rows, max_length=config.max_length, on_bad_row=config.on_bad_row, source=name
-    )
-    return encoded, len(skipped)
+def calibration_section(evaluation: Evaluation) -> str:
+    return calibration([(b.predicted, b.observed, b.count) for b in evaluation.calibration.bins])
 
 
-def _warn_of_shared_prompts(train: list[Comparison], heldout: list[Comparison]) -> None:
-    shared = {prompt_key(row.prompt) for row in train} & {prompt_key(row.prompt) for row in heldout}
-    if shared:
-        logger.warning(
-            "%d prompts of eval_dataset_name are in dataset_name too: the accuracy will look better than it is",
-            len(shared),
-        )
+def length_note(evaluation: Evaluation) -> str:
+    value = evaluation.length_controlled.value
+    if value is None:
+        return "There are no pairs of both kinds, so accuracy cannot be controlled for length."
+    return f"Length-controlled accuracy {value:.3f}: the mean over pairs that the longer, and the shorter response won."
+
+
+REWARD_FACTS = "reward_model.json"
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """What a run gave; evaluation and normalisation are None where the config turned them off."""
+
+    output: Path
+    evaluation: Evaluation | None
+    normalisation: Normalisation | None
+    history: list[dict[str, float]]
+
+    def __str__(self) -> str:
+        lines = [str(self.output)]
+        if self.evaluation:
+            lines += [f"  {name:<24} {interval}" for name, interval in self.evaluation.accuracies]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What `REWARD_FACTS` holds of a result."""
+
+    evaluation: Evaluation | None
+    normalisation: Normalisation | None
+
+
+def read_result(output: Path) -> RewardResult:
+    """What a finished run left in `output`, as process 0 sees it. Raises `UsageError`."""
+    numbers = build_record(_Numbers, from_main(lambda: asdict(read_record(output / REWARD_FACTS, _Numbers))))
+    return RewardResult(output, numbers.evaluation, numbers.normalisation, read_history(output))
+
+
+def read_history(output: Path) -> list[dict[str, float]]:
+    """The metrics of each step, without its number and the time, as process 0 sees them."""
+    rows = from_main(lambda: read_metrics(output))
+    return [{k: v for k, v in row.items() if k not in ("step", "seconds")} for row in rows]

@@ -81,7 +81,7 @@ def _tiles(measured: MemoryTable, facts: Mapping[str, Any]) -> str:
     tiles = [
         ("peak of the run", words(measured.peak.expected), f"in {measured.peak_phase}"),
         ("largest owner then", words(row[owner]), owner),
-        ("models and training", words(_lasting(row)), "weights, gradients and moments"),
+        ("models and training", words(_lasting(row)), "weights, gradients, moments"),
         ("the process alone", words(row.get(BASELINE, 0)), "before a model is opened"),
     ]
     return '<div class="tiles">' + "".join(
@@ -180,7 +180,8 @@ def _largest(rows: Sequence[Mapping[str, Any]]) -> str:
         colour, wide = COLOURS[row["owner"]], 100 * row["bytes"] / most
         body += (
             f'<tr><td class="n">{words(row["bytes"])}<td class="share"><i class="p{colour}" style="width:{wide:.1f}%">'
-            f"</i><td>{escape(row['owner'])}<td><code>{escape(line)}</code> <small>{escape(what)}</small></tr>"
+            f'</i><td>{escape(row["owner"])}<td class="where"><code>{escape(line)}</code> '
+            f"<small>{escape(what)}</small></tr>"
         )
     return (
         '<div class="scroll"><table class="dense"><thead><tr><th class="n">held<th><span class="hidden">of the most'

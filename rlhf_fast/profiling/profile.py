@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from rlhf_fast.profiling.rates import Rates, measure_rates
+from rlhf_fast.profiling.rates import Rates, measure_rates, wait
 from rlhf_fast.runtime import phases
 from rlhf_fast.runtime.files import write_into
 
@@ -32,10 +32,14 @@ class Total:
 
 
 class Profile:
-    """Adds up phases. The first one to come again begins a second iteration, which is traced."""
+    """Adds up phases. The first one to come again begins a second iteration, which is traced, if `trace` says so.
 
-    def __init__(self, rates: Rates) -> None:
-        self.rates = rates
+    A phase on a CUDA `device` begins and ends when all that was asked of it is done: what a phase leaves to do is its
+    own time, not that of the next.
+    """
+
+    def __init__(self, rates: Rates, device: torch.device | str = "cpu", *, trace: bool = True) -> None:
+        self.rates, self.device, self.trace = rates, torch.device(device), trace
         self.totals: dict[str, Total] = {}
         self.first: str | None = None
         self.current: str | None = None
@@ -46,9 +50,11 @@ class Profile:
         self.first = self.first or phase
         if phase == self.first:
             self._turn(self.totals[phase].times if phase in self.totals else 0)
+        wait(self.device)
         self.current, self.begin = phase, time.perf_counter()
 
     def ended(self, phase: str) -> None:
+        wait(self.device)
         total = self.totals.setdefault(phase, Total())
         total.times += 1
         total.seconds += time.perf_counter() - self.begin
@@ -65,7 +71,7 @@ class Profile:
             self.traced = True
 
     def _turn(self, iteration: int) -> None:
-        if iteration == 1:
+        if iteration == 1 and self.trace:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
             self.tracer = profile(activities=activities)
             self.tracer.__enter__()
@@ -99,12 +105,12 @@ class Profile:
 
 
 @contextmanager
-def profiled(dtype: torch.dtype, device: torch.device) -> Iterator[Profile]:
+def profiled(dtype: torch.dtype, device: torch.device, *, trace: bool = True) -> Iterator[Profile]:
     """Profile what runs inside; then print the table.
 
     The floor of a phase is the time of its products at the rates of a large product and a large copy, measured first.
     """
-    result = Profile(measure_rates(dtype, device))
+    result = Profile(measure_rates(dtype, device), device, trace=trace)
     try:
         with phases.listen(result):
             yield result

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-SIDE = 2048  # of the product of two square matrices
-COPIED = 1 << 25  # floats
+from rlhf_fast.runtime.memory import free_bytes
+
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the product of two square matrices: a card is not full with fewer
+COPIED = {"cpu": 1 << 25, "cuda": 1 << 28}  # floats: more than any cache holds
+ROOM = 4  # what is measured takes at most this part of the free memory
 ROUNDS = 5
 
 
@@ -27,19 +30,41 @@ class Rates:
 
 
 def measure_rates(dtype: torch.dtype, device: torch.device | str = "cpu") -> Rates:
-    """Medians of a few products in `dtype` and copies on `device`; takes about a second on a CPU."""
-    a, b = torch.randn(2, SIDE, SIDE, device=device).to(dtype)
-    source, target = torch.ones(2, COPIED, device=device)
+    """Medians of a few products in `dtype` and copies on `device`, of the sizes of SIDE and COPIED or as large as fit;
+    takes about a second on a CPU."""
+    device = torch.device(device)
+    side, copied = sizes(device, dtype.itemsize, free_bytes(device))
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)
-    times = [(_seconds(lambda: torch.mm(a, b, out=product)), _seconds(lambda: target.copy_(source)))
-             for _ in range(ROUNDS + 1)][1:]  # fmt: skip
-    mm, copy = (statistics.median(column) for column in zip(*times, strict=True))
-    return Rates(2 * SIDE**3 / mm, 2 * 4 * COPIED / copy)
+    mm = _median_seconds(lambda: torch.mm(a, b, out=product), device)
+    source, target = torch.ones(2, copied, device=device)
+    copy = _median_seconds(lambda: target.copy_(source), device)
+    return Rates(2 * side**3 / mm, 2 * 4 * copied / copy)
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def sizes(device: torch.device, itemsize: int, free: int) -> tuple[int, int]:
+    """Side of the product and floats of the copy: halved until each fits into a ROOM-th of `free` bytes."""
+    side, copied = SIDE[device.type], COPIED[device.type]
+    while side > 1 and side * side * (4 + 3 * itemsize) * ROOM > free:
+        side //= 2
+    while copied > 1 and 2 * 4 * copied * ROOM > free:
+        copied //= 2
+    return side, copied
+
+
+def wait(device: torch.device) -> None:
+    """Until all that was asked of the device is done; work on a CPU is done when it returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
+    return statistics.median([_seconds(run, device) for _ in range(ROUNDS + 1)][1:])
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    wait(device)
     start = time.perf_counter()
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait(device)
     return time.perf_counter() - start

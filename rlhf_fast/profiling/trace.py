@@ -25,10 +25,9 @@ from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_fast.model.attention import DecodeStep, KVCache, PackedSequences
-from rlhf_fast.model.critics import ValueModel
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.packed_decoder import unserved
-from rlhf_fast.model.roles import Critic, Policy
+from rlhf_fast.model.roles import Critic, Policy, ValueModel
 from rlhf_fast.model.trunk import TrunkStates
 from rlhf_kernels import policy_reference_logprobs, ppo_loss
 
@@ -156,7 +155,7 @@ def _update(roles: Roles, sequences: Sequences) -> tuple[int, int]:
         packed = _packed(roles, sequences)
         hidden = roles.policy.hidden(packed)
         scored = roles.policy.read(
-            hidden, packed.labels,
+            hidden, packed.labels, packed.scored,
             temperature=roles.temperature, entropy=True, entropy_gradient=roles.entropy_gradient,
         )  # fmt: skip
         values = roles.critic.values(replace(packed, policy_hidden=hidden))
@@ -184,6 +183,7 @@ def _scoring(roles: Roles, sequences: Sequences) -> int:
         found = policy_reference_logprobs(
             pad(hidden, (0, 0)), pad(ref_hidden, (0, 0)), weight, packed.labels, bias=bias, ref_weight=ref_weight,
             temperature=roles.temperature, softcap=roles.policy.model.softcap, exact_kl=roles.exact_kl,
+            scored=packed.scored,
         )  # fmt: skip
         del hidden, ref_hidden, values, found
         if roles.scorer is not None:

@@ -1,4 +1,5 @@
-"""Any `AutoModelForSequenceClassification` with one output as a reward, with a tokenizer of its own if it needs one."""
+"""Reward models as rewards: any `AutoModelForSequenceClassification` with one output, with a tokenizer of its own if it
+needs one, and an adapter of the shared base, which reads the sampled ids."""
 
 from __future__ import annotations
 
@@ -17,19 +18,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.fused_blocks import is_served
-from rlhf_fast.model.head import ScoreHead
 from rlhf_fast.model.load import refuse_missing
 from rlhf_fast.model.roles import Critic, sequence_scores
 from rlhf_fast.model.rope import rope_threshold
-from rlhf_fast.model.shared import SharedModel, context_length
+from rlhf_fast.model.shared import ScoreHead, SharedModel, context_length
 from rlhf_fast.model.template import opening, render, without_end
 from rlhf_fast.rewards.source import Conversation, RewardBatch
 from rlhf_fast.runtime.errors import UsageError
 
+logger = logging.getLogger(__name__)
+
+
 EXPORTED = "rlhf_fast_reward"
 """In the config of a classifier that was a reward adapter: {"score_bias": what its scores are above its logits}."""
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -219,3 +222,15 @@ class ClassifierReward:
                 "reward %r reads %d tokens and a prompt with its response has %d: of such texts only the end is scored",
                 self.name, limit, length,
             )  # fmt: skip
+
+
+@dataclass
+class AdapterReward:
+    """The scalar of `model` at the last token of prompt + response."""
+
+    name: str
+    model: Critic
+    micro_batches: MicroBatches = field(default_factory=lambda: MicroBatches(2048))
+
+    def score(self, batch: RewardBatch) -> Tensor:
+        return sequence_scores(self.model, batch.sequences, self.micro_batches)

@@ -1,17 +1,9 @@
-"""A Python function as a reward: which arguments it is called with, and what it may return.
-
-What it can take is told by the names of its parameters:
-
-    prompts, responses       the texts; passed by position where `responses` is not named
-    prompts, completions     as TRL's GRPO passes them: messages where the row is a conversation, else the texts
-    messages                 the prompts as messages, None where the row is plain text
-    response_ids             the sampled token ids; TRL's name is completion_ids
-    any other                the data's column of that name; `**columns` takes the rest
-"""
+"""A Python function as a reward (which arguments it is called with, and what it may return), and ready-made rules."""
 
 from __future__ import annotations
 
 import inspect
+import re
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,3 +133,42 @@ def _chosen(parameters: Mapping[str, inspect.Parameter], columns: set[str]) -> t
     if "prompts" in named and first != "prompts":
         raise TypeError("which argument takes the responses cannot be told; name it responses")
     return _TEXTS, on_request
+
+
+@dataclass
+class ForbiddenPhrases:
+    """-1 for each forbidden phrase that a response contains (whole words, any case), else 0."""
+
+    phrases: list[str]
+    name: str = "forbidden_phrases"
+
+    def __post_init__(self) -> None:
+        if not self.phrases or not all(phrase.strip() for phrase in self.phrases):
+            raise UsageError(f"forbidden phrases are {self.phrases!r}; expected a list of non-empty phrases.")
+        self.patterns = [re.compile(rf"(?<!\w){re.escape(p)}(?!\w)", re.IGNORECASE) for p in self.phrases]
+
+    def score(self, batch: RewardBatch) -> Tensor:
+        return torch.tensor([-float(sum(bool(p.search(r)) for p in self.patterns)) for r in batch.responses])
+
+
+@dataclass
+class LengthWithin:
+    """0 for a response of `least` to `most` words; minus the share by which it misses the nearer bound otherwise."""
+
+    least: int
+    most: int
+    name: str = "length"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= self.most or self.most == 0:
+            raise UsageError(
+                f"length bounds are {self.least}..{self.most} words; expected 0 <= least <= most, most > 0."
+            )
+
+    def score(self, batch: RewardBatch) -> Tensor:
+        return torch.tensor([-self._miss(len(response.split())) for response in batch.responses])
+
+    def _miss(self, words: int) -> float:
+        if words < self.least:
+            return (self.least - words) / self.least
+        return max(0, words - self.most) / self.most

@@ -10,26 +10,30 @@ and gone with the rollout.
 
 from __future__ import annotations
 
-import weakref
+import logging
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
 from rlhf_fast.model.attention import DecodeStep, KVCache, PackedSequences
-from rlhf_fast.model.packed_decoder import decoder
+from rlhf_fast.model.packed_decoder import decoder, unserved
 from rlhf_fast.model.roles import Policy
-from rlhf_fast.model.sharding import gathered
+from rlhf_fast.model.sharding import gathered, layer_bytes
+from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.work import tell_forward, tell_head
-from rlhf_fast.rollout.cache_size import heads_of, rows_that_fit
-from rlhf_fast.rollout.sampling import Sampling, choose
+from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.rollout.step import UNREAD, Rows, Stepper
+from rlhf_fast.runtime.distributed import gather
+from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import stop_if_asked
+from rlhf_fast.runtime.memory import free_bytes
 from rlhf_fast.runtime.phases import at, holds
-from rlhf_kernels import decode_attention_is_fused, sample, sample_is_fused
+from rlhf_kernels import Sampler
 
 
 @dataclass
@@ -93,31 +97,18 @@ class Engine:
         self.same = [firsts.setdefault(tuple(prompt), i) for i, prompt in enumerate(prompts)]  # first equal prompt
         self.waiting = deque(range(len(prompts)))
         self.requests: list[int] = []
-        self.softcap, (weight, bias) = model.softcap, model.lm_head
+        weight, bias = model.lm_head
         self.ends = torch.empty(self.capacity, weight.shape[1], dtype=model.dtype, device=model.device)
-        bias = None if bias is None else bias.float()
-        if sampling.restricted or not sample_is_fused(weight, bias):  # torch multiplies in fp32: converted once
-            weight = weight.float()
-            holds("packed weights", [weight])
-        self.weight, self.bias = weight, bias
-        on_gpu = model.device.type == "cuda" and not sampling.restricted
+        self.sampler = Sampler(
+            weight, bias, softcap=model.softcap,
+            temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+        )  # fmt: skip
+        if self.sampler.weight is not weight:
+            holds("packed weights", [self.sampler.weight])
+        on_gpu = model.device.type == "cuda"
         self.unread = unread or (UNREAD if on_gpu else 1)
         self.rows = Rows(self.capacity, self.unread, sampling.stop_ids, model.device)
-        own = weakref.proxy(self)  # in a cycle, cache and packed weights would wait for the garbage collector
-        self.stepper = Stepper(lambda n, longest: own._step(n, longest), self.rows, refused=self._not_captured())
-
-    def _not_captured(self) -> str | None:
-        """Why a step cannot be a CUDA graph, or None."""
-        model = self.policy.model
-        if model.device.type != "cuda":
-            return f"it runs on {model.device}"
-        if self.sampling.restricted:
-            return "top_k and top_p choose on the host"
-        heads, kv_heads, size = heads_of(model)
-        query, keys = self.ends.new_empty(1, heads, size), self.ends.new_empty(1, kv_heads, 1, size)
-        if not decode_attention_is_fused(query, keys):
-            return f"decode attention of heads of {size} {model.dtype} has no kernel here"
-        return None
+        self.stepper = Stepper(self.rows, refused=None if on_gpu else f"it runs on {model.device}")
 
     def run(self) -> None:
         on_gpu = self.ends.is_cuda  # the packed decoder of a CPU has adapters of its own
@@ -187,8 +178,8 @@ class Engine:
         for step in range(steps):
             if self.stepper.graphs:
                 tell_forward(self.policy.model, live, None, slice(None))  # a replay runs none of the code that tells
-                tell_head(live, self.weight)
-            self.stepper.run(live, longest + step)
+                tell_head(live, self.sampler.weight)
+            self.stepper.run(self._step, live, longest + step)
         self._read(steps, 0)
 
     def _step(self, n: int, longest: int) -> None:
@@ -205,16 +196,8 @@ class Engine:
 
     def choose(self, hidden: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """The next tokens (B,) int64 of rows with these states (B, H), and their log-probs (B,) f32."""
-        hidden, cap = hidden.to(self.weight.dtype), self.softcap
-        tell_head(len(hidden), self.weight)
-        if not self.sampling.restricted:
-            return sample(
-                hidden, self.weight, bias=self.bias, softcap=cap, temperature=self.sampling.temperature,
-                seeds=seeds, steps=steps,
-            )  # fmt: skip
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-        capped = logits if cap is None else torch.tanh(logits / cap) * cap
-        return choose(capped, self.sampling, seeds.tolist(), steps.tolist())
+        tell_head(len(hidden), self.sampler.weight)
+        return self.sampler(hidden, seeds, steps)
 
     def _read(self, steps: int, first: int) -> None:
         """Record what `steps` steps gave to the rows from `first` on, and let finished sequences leave."""
@@ -247,3 +230,61 @@ class Engine:
             self.rows.move(last, row)
             self.ends[row] = self.ends[last]
             self.requests[row] = request
+
+
+GB = 10**9
+SHARE = 0.5  # of the free memory, where no number of bytes is given
+
+
+def rows_that_fit(model: SharedModel, length: int, wanted: int, max_gb: float | None = None) -> int:
+    """Rows of a `KVCache` for sequences of up to `length` tokens: `wanted`, or as many as fit, which is logged once.
+
+    A row takes `length * bytes_per_token(model)`. All rows together take at most `max_gb` GB, or where that is None
+    half of the memory that is free now. Raises `UsageError` where not even one fits.
+    """
+    row = length * bytes_per_token(model)
+    allowed = SHARE * free_bytes(model.device) if max_gb is None else max_gb * GB
+    by = "half of the free memory" if max_gb is None else f"max_kv_cache_gb={max_gb:g}"
+    fitting = int(allowed // row)
+    if fitting == 0:
+        raise UsageError(
+            f"keys and values of one sequence of up to {length} tokens take {row / GB:.3g} GB, and {by} allows "
+            f"{allowed / GB:.3g} GB. Lower response_length, leave out the longest prompts, or raise max_kv_cache_gb."
+        )
+    if fitting < wanted:
+        _announce(fitting, wanted, by)
+    return min(fitting, wanted)
+
+
+def refuse_unfitting(model: SharedModel, length: int) -> None:
+    """Raise `UsageError`, in every process, where one has no room for a rollout with the divided layers of `model`
+    gathered: what the others hold of them, a packed copy where decoding makes one, and the keys and values of one
+    sequence of `length` tokens. Nothing is checked where no layers are divided."""
+    if not model.sharded:
+        return
+    whole, held = layer_bytes(model)
+    copied, keys = whole if unserved(model) is None else 0, length * bytes_per_token(model)
+    needed = whole - held + copied + keys
+    for rank, (need, free) in enumerate(gather(torch.tensor([[needed, free_bytes(model.device)]])).tolist()):
+        if need > free:
+            raise UsageError(
+                f"process {rank} has {free / GB:.3g} GB free on its {model.device.type}, and a rollout needs "
+                f"{need / GB:.3g} GB: the layers of the base are gathered whole for it, of which a process holds "
+                f"{held / GB:.3g} of {whole / GB:.3g} GB, beside {copied / GB:.3g} GB for a packed copy and "
+                f"{keys / GB:.3g} GB for keys and values of one sequence of {length} tokens. Use devices with more "
+                "memory or a smaller base, or shorten prompts and responses."
+            )
+
+
+def bytes_per_token(model: SharedModel) -> int:
+    """Keys and values of one token in all layers, as a forward writes them: for most architectures 2 * layers *
+    key-value heads * head_dim numbers."""
+    return model.cache_bytes
+
+
+@cache
+def _announce(fitting: int, wanted: int, by: str) -> None:
+    logging.getLogger(__name__).warning(
+        "%d sequences are decoded together instead of %d: the keys and values of more exceed %s. The responses are the "
+        "same; lower max_rollout_batch or response_length, or raise max_kv_cache_gb.", fitting, wanted, by,
+    )  # fmt: skip

@@ -7,7 +7,9 @@ index P-1+t of that sequence. Nothing is padded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -17,6 +19,7 @@ from rlhf_fast.model.packed import Packed
 from rlhf_fast.runtime.distributed import gather, rank, world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.phases import holds
+from rlhf_kernels.checks import to_device
 
 ScoreAt = Literal["eos", "eos+1"]
 ALL = range(-1, -1)
@@ -46,6 +49,11 @@ class Rollout:
     ref_hidden: Tensor | None = None  # (T, H) the reference's states, where the critic reads them
     own: range = ALL  # the sequences of this process, where others came by `gather`
 
+    # on the host, so that micro-batches are cut without asking the device: B+1 offsets of tokens, slots, actions
+    token_offsets: list[int] = field(default_factory=list)
+    slot_offsets: list[int] = field(default_factory=list)
+    action_offsets: list[int] = field(default_factory=list)
+
     # columns, each (T,) f32
     logprobs: Tensor = field(init=False)  # scoring: of the policy before the update; 0 in an eos+1 slot
     ref_logprobs: Tensor = field(init=False)  # of the reference; 0 in an eos+1 slot
@@ -59,6 +67,10 @@ class Rollout:
         self.own = range(len(self)) if self.own is ALL else self.own
         for name in COLUMNS:
             setattr(self, name, torch.zeros(self.labels.shape, device=self.labels.device))
+        if not self.token_offsets:
+            actions = torch.cat([self.labels.new_zeros(1), self.action_mask.cumsum(0)])[self.cu_responses.long()]
+            offsets = torch.stack([self.cu_seqlens.long(), self.cu_responses.long(), actions])
+            self.token_offsets, self.slot_offsets, self.action_offsets = offsets.tolist()
         holds("buffers", (value for value in vars(self).values() if isinstance(value, Tensor)))
 
     @classmethod
@@ -88,7 +100,7 @@ class Rollout:
                 f"many of each, no empty prompt, and responses of at most {budget} tokens."
             )
         tokens: list[int] = []
-        cu_seqlens, cu_responses = [0], [0]
+        cu_seqlens, cu_responses, cu_actions = [0], [0], [0]
         slot_rows: list[int] = []
         labels: list[int] = []
         score_index: list[int] = []
@@ -103,12 +115,13 @@ class Rollout:
             tokens += prompt + response
             cu_seqlens.append(len(tokens))
             cu_responses.append(cu_responses[-1] + slots)
+            cu_actions.append(cu_actions[-1] + len(response))
             score_index.append(cu_responses[-1] - 1 if slots else -1)
-        done = torch.tensor(finished, dtype=torch.bool, device=device)
+        done = to_device(torch.tensor(finished, dtype=torch.bool), device)
         batch = range(len(prompts))
 
         def integers(values: list[int], dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
+            return to_device(torch.tensor(values, dtype=dtype), device)
 
         return cls(
             tokens=integers(tokens),
@@ -122,7 +135,10 @@ class Rollout:
             truncated=~done,
             prompt_rows=integers(list(prompt_rows if prompt_rows is not None else batch)),
             seeds=integers(list(seeds if seeds is not None else batch)),
-            sampled_logprobs=torch.tensor(sampled, device=device) if logprobs else None,
+            sampled_logprobs=to_device(torch.tensor(sampled), device) if logprobs else None,
+            token_offsets=cu_seqlens,
+            slot_offsets=cu_responses,
+            action_offsets=cu_actions,
         )
 
     def __len__(self) -> int:
@@ -136,39 +152,35 @@ class Rollout:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence."""
-        return self.cu_seqlens.diff().tolist()
+        return [stop - start for start, stop in pairwise(self.token_offsets)]
 
     def counts(self, sequences: list[int]) -> tuple[int, int]:
         """How many actions, and how many slots, these sequences have."""
-        cu = self.cu_responses.tolist()
-        slots = [self.labels[cu[b] : cu[b + 1]] for b in sequences]
-        return sum(int((labels != -100).sum()) for labels in slots), sum(map(len, slots))
+        actions, slots = self.action_offsets, self.slot_offsets
+        return sum(actions[b + 1] - actions[b] for b in sequences), sum(slots[b + 1] - slots[b] for b in sequences)
 
     def responses(self) -> list[list[int]]:
-        tokens, cu, prompt = self.tokens.tolist(), self.cu_seqlens.tolist(), self.prompt_lengths.tolist()
+        tokens, cu, prompt = self.tokens.tolist(), self.token_offsets, self.prompt_lengths.tolist()
         return [tokens[cu[b] + prompt[b] : cu[b + 1]] for b in range(len(self))]
 
     def sequences(self) -> list[list[int]]:
-        tokens, cu = self.tokens.tolist(), self.cu_seqlens.tolist()
+        tokens, cu = self.tokens.tolist(), self.token_offsets
         return [tokens[cu[b] : cu[b + 1]] for b in range(len(self))]
 
     def select(self, sequences: list[int]) -> tuple[Packed, Tensor]:
         """The given sequences packed, and the (R,) int64 indices of their slots in the columns, in the same order.
 
         Their numbers among this process's own tell which trunk states are theirs."""
-        cu, slots = self.cu_seqlens.tolist(), self.cu_responses.tolist()
-        device = self.tokens.device
-        offsets, pieces, rows, index = [0], [], [], []
-        for b in sequences:
-            own = slice(slots[b], slots[b + 1])
-            pieces.append(self.tokens[cu[b] : cu[b + 1]])
-            rows.append(self.slot_rows[own] - cu[b] + offsets[-1])
-            index.append(torch.arange(own.start, own.stop, device=device))
-            offsets.append(offsets[-1] + cu[b + 1] - cu[b])
-        slot_index = torch.cat(index)
+        cu, slots, device = self.token_offsets, self.slot_offsets, self.tokens.device
+        offsets = [0, *accumulate(cu[b + 1] - cu[b] for b in sequences)]
+        token_index = to_device(torch.cat([torch.arange(cu[b], cu[b + 1]) for b in sequences]), device)
+        slot_index = to_device(torch.cat([torch.arange(slots[b], slots[b + 1]) for b in sequences]), device)
+        moved = [torch.full((slots[b + 1] - slots[b],), offsets[i] - cu[b]) for i, b in enumerate(sequences)]
+        rows = self.slot_rows[slot_index] + to_device(torch.cat(moved), device)
         ref_hidden = None if self.ref_hidden is None else self.ref_hidden[slot_index]
         packed = Packed(
-            torch.cat(pieces), offsets, torch.cat(rows), self.labels[slot_index], ref_hidden=ref_hidden,
+            self.tokens[token_index], offsets, rows, self.labels[slot_index], self.counts(sequences)[0],
+            ref_hidden=ref_hidden,
             numbers=[b - self.own.start for b in sequences] if all(b in self.own for b in sequences) else None,
         )  # fmt: skip
         return packed, slot_index
@@ -213,3 +225,19 @@ def _gather_offsets(own: Tensor) -> Tensor:
     """Of the lengths of all processes, from the offsets (B+1,) of this one."""
     lengths = gather(own.diff())
     return torch.cat([own.new_zeros(1), lengths.cumsum(0)]).to(own.dtype)
+
+
+def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
+    """Different n-grams over all n-grams of the responses (Li et al. 2016); NaN where no response has n tokens."""
+    grams = [tuple(r[i : i + n]) for r in responses for i in range(len(r) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def repetition(responses: Sequence[Sequence[int]]) -> float:
+    """Share of 3-grams that occurred before in the same response, mean over the responses that have any (else 0)."""
+    shares = []
+    for response in responses:
+        grams = [tuple(response[i : i + 3]) for i in range(len(response) - 2)]
+        if grams:
+            shares.append(1 - len(set(grams)) / len(grams))
+    return sum(shares) / len(shares) if shares else 0.0

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits, reproducibly for each request whatever else is in the batch."""
+"""How a response is sampled and where it ends: temperature, top-k and top-p, stop tokens and stop strings."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_fast.rollout.stop_strings import StopStrings
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
-
-_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,6 @@ class Sampling:
         ):
             if not ok:
                 raise UsageError(f"{name}={getattr(self, name)!r} cannot be used: expected {expected}.")
-
-    @property
-    def restricted(self) -> bool:
-        """Whether some tokens are excluded, which takes all logits of a row; else `rlhf_kernels.sample` chooses."""
-        return self.top_k > 0 or self.top_p < 1
 
     def limits(self, prompts: list[list[int]], context: int | None) -> list[int]:
         """`max_new_tokens` of each prompt's response.
@@ -117,45 +107,35 @@ def end_with(model: PreTrainedModel, ids: tuple[int, ...]) -> None:
             config.eos_token_id = eos
 
 
-def uniform(seed: int, step: int) -> float:
-    """A number in [0, 1) that depends on (seed, step) only: two rounds of SplitMix64 (Steele et al. 2014)."""
-    x = _mix((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & _MASK)
-    return (_mix((x + step * 0x9E3779B97F4A7C15) & _MASK) >> 11) / (1 << 53)
+REPLACED = "\N{REPLACEMENT CHARACTER}"  # what part of a character's bytes decodes to
+MOST_BYTES = 4  # of a character in UTF-8
 
 
-def _mix(x: int) -> int:
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)
+class StopStrings:
+    """Strings that end a response. Raises `UsageError` for an empty one, which every text contains."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
+        if not strings or not all(strings):
+            raise UsageError(f"stop={list(strings)!r} cannot be used: expected strings of one character or more.")
+        self.tokenizer, self.strings = tokenizer, tuple(strings)
+        self.reach = 1 + max(len(string.encode()) for string in strings)  # in tokens, which hold a byte or more
+
+    def completed_by_last(self, tokens: list[int]) -> bool:
+        """Whether a string ends in the last of the response's tokens, given that none did before.
+
+        Only a tail is decoded: as many tokens as the longest string has bytes, and one more, because some tokenizers
+        drop the space in front of a text. Where it may start within a character, it is made longer by up to three.
+        """
+        for more in range(MOST_BYTES):
+            tail = tokens[-(self.reach + more) :]
+            text = self.tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if any(string in text for string in self.strings):
+                return True
+            if REPLACED not in text:
+                return False
+        return False
 
 
-def choose(logits: Tensor, sampling: Sampling, seeds: list[int], steps: list[int]) -> tuple[Tensor, Tensor]:
-    """Next tokens (B,) int64 and their log-probs (B,) f32 from soft-capped logits (B, V) f32.
-
-    The token is the inverse of the cumulative distribution at `uniform(seed, step)` of its row. The log-prob is under
-    softmax(logits / temperature) before top-k and top-p (at temperature 0: under softmax(logits)).
-    """
-    scaled = logits / sampling.temperature if sampling.temperature > 0 else logits
-    logprobs = scaled.log_softmax(-1)
-    if sampling.temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        cumulative = _restrict(logprobs, sampling).double().exp().cumsum(-1)
-        draws = torch.tensor([uniform(s, t) for s, t in zip(seeds, steps, strict=True)], dtype=torch.float64)
-        threshold = draws.to(logits.device)[:, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
-        tokens = tokens.clamp_max(logits.shape[1] - 1)
-    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
-
-
-def _restrict(logprobs: Tensor, sampling: Sampling) -> Tensor:
-    """Tokens outside the top k, or outside the smallest set with probability top_p, get -inf."""
-    if sampling.top_k:
-        kth = logprobs.topk(min(sampling.top_k, logprobs.shape[1])).values[:, -1:]
-        logprobs = logprobs.masked_fill(logprobs < kth, float("-inf"))
-    if sampling.top_p < 1:
-        ordered, order = logprobs.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        ordered = ordered.masked_fill(before >= sampling.top_p, float("-inf"))
-        logprobs = torch.empty_like(logprobs).scatter_(1, order, ordered)
-    return logprobs
+def stop_strings(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> StopStrings | None:
+    """What an option `stop` asks for: None where it names no string."""
+    return StopStrings(tokenizer, stop) if stop else None

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf_fast.model.batches import MicroBatches, by_tokens
-from rlhf_fast.model.critics import ValueModel
-from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.roles import Policy, ValueModel
 from rlhf_fast.model.work import tell_head
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.phases import holds
@@ -36,27 +35,27 @@ def score_rollout(
 
     An eos+1 slot keeps its 0 in the first three.
     """
-    weight, bias, ref_weight, widen = _heads(policy, reference)
+    head, bias, ref_head, widen = _heads(policy, reference)
     if critic.reads_reference:
         rollout.ref_hidden = torch.zeros(
             len(rollout.labels), reference.model.hidden_size, dtype=reference.model.dtype, device=rollout.tokens.device
         )
         holds("buffers", [rollout.ref_hidden])
 
-    def score(sequences: list[int], counts: float) -> None:
+    def score(sequences: list[int], weight: float) -> None:
         packed, slots = rollout.select(sequences)
         hidden, ref_hidden = policy.hidden(packed), reference.hidden(packed)
         values = critic.values(replace(packed, policy_hidden=hidden, ref_hidden=ref_hidden))
-        if not counts:
+        if not weight:  # a spare pass
             return
         rollout.values[slots] = values
         if rollout.ref_hidden is not None:
             rollout.ref_hidden[slots] = ref_hidden
-        tell_head(2 * len(slots), weight)
+        tell_head(2 * len(slots), head)
         out = policy_reference_logprobs(
-            pad(hidden, (0, widen), value=1.0), pad(ref_hidden, (0, widen), value=1.0), weight, packed.labels,
-            bias=bias, ref_weight=ref_weight, temperature=temperature, softcap=policy.model.softcap,
-            exact_kl=kl_estimator == "exact",
+            pad(hidden, (0, widen), value=1.0), pad(ref_hidden, (0, widen), value=1.0), head, packed.labels,
+            bias=bias, ref_weight=ref_head, temperature=temperature, softcap=policy.model.softcap,
+            exact_kl=kl_estimator == "exact", scored=packed.scored,
         )  # fmt: skip
         rollout.logprobs[slots], rollout.ref_logprobs[slots] = out.logprobs, out.ref_logprobs
         rollout.kl[slots] = out.kl if out.kl is not None else ESTIMATORS[kl_estimator](out.logprobs, out.ref_logprobs)

@@ -70,39 +70,46 @@ class Rows:
         self.alive[first:] = False
 
 
+Step = Callable[[int, int], None]
+"""`step(n, longest)` decodes rows 0..n-1, of which `longest` tokens are in the cache at most."""
+
+
 class Stepper:
-    """Runs `step(n, longest)` for rows 0..n-1, of which `longest` tokens are in the cache at most.
+    """Runs steps, which have to be the same one each time.
+
+    It is handed over with each call: kept here, it would keep what it belongs to, with the cache, until the garbage
+    collector comes by.
 
     refused: why a step cannot be captured as a CUDA graph, which is said once, or None. A graph is captured for some
     numbers of rows only, at the first use of each: rows above the live ones idle.
     """
 
-    def __init__(self, step: Callable[[int, int], None], rows: Rows, *, refused: str | None) -> None:
-        self.step, self.rows, self.capacity = step, rows, len(rows.alive)
+    def __init__(self, rows: Rows, *, refused: str | None) -> None:
+        self.rows, self.capacity = rows, len(rows.alive)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.refused = refused
         if refused is not None and rows.alive.is_cuda:
             _say_once(refused)
 
-    def run(self, live: int, longest: int) -> None:
+    def run(self, step: Step, live: int, longest: int) -> None:
         """One step of the first `live` rows at least."""
         if self.refused is None:
             try:
-                return self._graph(rows_of_a_graph(live, self.capacity), longest).replay()
+                return self._graph(step, rows_of_a_graph(live, self.capacity), longest).replay()
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError) or self.graphs:
                     raise
                 self.refused = f"capturing it failed: {str(error).splitlines()[0]}"
                 _say_once(self.refused)
-        self.step(live, longest)
+        step(live, longest)
 
-    def _graph(self, n: int, longest: int) -> torch.cuda.CUDAGraph:
+    def _graph(self, step: Step, n: int, longest: int) -> torch.cuda.CUDAGraph:
         if n not in self.graphs:
-            self._warm_up(n, longest)
-            self.graphs[n] = self._capture(n, longest)
+            self._warm_up(step, n, longest)
+            self.graphs[n] = self._capture(step, n, longest)
         return self.graphs[n]
 
-    def _capture(self, n: int, longest: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, step: Step, n: int, longest: int) -> torch.cuda.CUDAGraph:
         """As `torch.cuda.graph`, which collects garbage and empties the allocator's cache at each capture."""
         graph = torch.cuda.CUDAGraph()
         pool = next((other.pool() for other in self.graphs.values()), None)  # one memory for all: no two run at once
@@ -111,13 +118,13 @@ class Stepper:
         with torch.cuda.stream(side):
             graph.capture_begin() if pool is None else graph.capture_begin(pool)
             try:
-                self.step(n, longest)
+                step(n, longest)
             finally:
                 graph.capture_end()
         torch.cuda.current_stream().wait_stream(side)
         return graph
 
-    def _warm_up(self, n: int, longest: int) -> None:
+    def _warm_up(self, step: Step, n: int, longest: int) -> None:
         """A step whose traces are wiped out, so that kernels are compiled and libraries have their work spaces."""
         state = (self.rows.columns, self.rows.alive, self.rows.line)
         kept = [column.clone() for column in state]
@@ -125,7 +132,7 @@ class Stepper:
         side.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(side):
-                self.step(n, longest)
+                step(n, longest)
         finally:
             torch.cuda.current_stream().wait_stream(side)
             for column, value in zip(state, kept, strict=True):

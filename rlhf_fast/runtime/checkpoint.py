@@ -1,4 +1,5 @@
-"""Checkpoints on disk: `checkpoint-STEP` folders that are whole or not there, and how a damaged one is told.
+"""What a run needs to go on as if it had never stopped (`State`), and its place on disk: `checkpoint-STEP` folders that
+are whole or not there, and how a damaged one is told.
 
     state.safetensors   trained parameters, optimiser moments, random states
     state.json          the step, the schedule's place, counters, and what the run was told
@@ -10,19 +11,85 @@ Beside these lies the model as the stage saves it, so that every stage opens the
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import random
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import disk_errors, temporary_of, write_folder
-from rlhf_fast.runtime.state import State
 from rlhf_fast.runtime.tracking import METRICS_FILE
+
+
+@dataclass
+class State:
+    """Tensors, and facts that JSON can hold (it gives a float back bit for bit)."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def join(cls, parts: Mapping[str, State]) -> State:
+        """One state of several; `part` takes them out again. Names of parts hold no "/"."""
+        tensors = {f"{name}/{key}": value for name, state in parts.items() for key, value in state.tensors.items()}
+        return cls(tensors, {name: state.facts for name, state in parts.items()})
+
+    def copy(self) -> State:
+        """One that keeps its values while training goes on."""
+        return State({key: value.detach().clone() for key, value in self.tensors.items()}, copy.deepcopy(self.facts))
+
+    def part(self, name: str) -> State:
+        """The state that was joined under `name`. Raises `UsageError` if there is none."""
+        if name not in self.facts:
+            raise UsageError(f"the checkpoint holds {sorted(self.facts)}, not {name!r}; it is of another stage.")
+        start = f"{name}/"
+        tensors = {key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)}
+        return State(tensors, self.facts[name])
+
+
+class Stateful(Protocol):
+    """A part of a run whose state changes while it trains."""
+
+    def state(self) -> State:
+        """What `load_state` takes; the tensors may be those that training goes on to change."""
+        ...
+
+    def load_state(self, state: State) -> None: ...
+
+
+class RandomState:
+    """The generators that belong to no object, as a part of a run: of GPUs that of the process's own, as many as there
+    may be where it is saved or read."""
+
+    def state(self) -> State:
+        generator: dict[str, Any] = numpy.random.get_state(legacy=False)  # type: ignore[assignment]
+        words = generator["state"].pop("key")
+        tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(words.astype("int64"))}
+        if torch.cuda.is_available():
+            tensors["cuda"] = torch.cuda.get_rng_state()
+        return State(tensors, {"python": random.getstate(), "numpy": generator})
+
+    def load_state(self, state: State) -> None:
+        version, words, gauss = state.facts["python"]
+        random.setstate((version, tuple(words), gauss))
+        generator = state.facts["numpy"]
+        key = state.tensors["numpy"].numpy().astype("uint32")
+        numpy.random.set_state(generator | {"state": generator["state"] | {"key": key}})
+        torch.set_rng_state(state.tensors["torch"])
+        if torch.cuda.is_available() and "cuda" in state.tensors:
+            torch.cuda.set_rng_state(state.tensors["cuda"])
+
 
 TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _NAME = re.compile(r"checkpoint-\d+")

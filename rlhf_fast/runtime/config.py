@@ -20,6 +20,7 @@ from enum import Enum
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.hints import field_hint, value_hint
@@ -64,6 +65,13 @@ def zero_or_more(of_zero: str = "") -> Check:
     return Check(lambda value: value >= 0, f"0 ({of_zero}) or more" if of_zero else "0 or more")
 
 
+BY_DEVICE = {
+    "training tokens": {"cpu": 1024, "cuda": 4096},
+    "inference tokens": {"cpu": 2048, "cuda": 16384},
+    "responses": {"cpu": 32, "cuda": 256},
+}
+"""What fields that are 0 become, by the type of the device: see docs/gpu.md for where the numbers come from."""
+
 SHARE = Check(lambda value: 0 <= value < 1, "from 0 to below 1")
 NOT_EMPTY = Check(all, "strings of one character or more")
 
@@ -78,8 +86,13 @@ class Option(Field):
     read: Read
 
 
+UNSAID: Any = object()
+"""A fact that a declaration does not state: that of the field that it declares again, else the usual one."""
+USUAL: dict[str, Any] = {"check": None, "resume": "result", "read": "made"}
+
+
 def option(
-    default: Any, help: str, *, check: Check | None = None, resume: Resume = "result", read: Read = "made"
+    default: Any, help: str, *, check: Check | None = UNSAID, resume: Resume = UNSAID, read: Read = UNSAID
 ) -> Any:
     """A field of a config; a `default` that is a list is copied for each."""
     how: Any = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
@@ -102,6 +115,21 @@ class Config:
 
     instead: ClassVar[dict[str, str]] = {}
     """What serves names that it does not have, before what `rlhf_fast.runtime.hints` says."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Complete the facts of the fields that `cls` declares: what it does not state of one that a base has is as the
+        base says, and all of it where it is declared again as a plain field."""
+        super().__init_subclass__(**given)
+        for name in inspect.get_annotations(cls):
+            fields_of = (getattr(base, "__dataclass_fields__", {}) for base in cls.__mro__[1:])
+            known = next((found[name] for found in fields_of if isinstance(found.get(name), Option)), None)
+            own = vars(cls).get(name, MISSING)
+            if known is not None and own is not MISSING and not isinstance(own, Option):
+                own = _with_default(known, own)
+                setattr(cls, name, own)
+            for fact, usual in USUAL.items() if isinstance(own, Option) else ():
+                if getattr(own, fact) is UNSAID:
+                    setattr(own, fact, usual if known is None else getattr(known, fact))
 
     def __new__(cls, *args: Any, **given: Any) -> Any:
         taken = inspect.signature(cls.__init__).parameters  # a subclass may have an `__init__` of its own
@@ -184,8 +212,9 @@ class StageConfig(Config):
         1024, "Longest sequence in tokens, prompt and response; longer rows are an error.", check=at_least(1)
     )
     max_tokens_per_micro_batch: int = option(
-        1024, "Tokens in one forward and backward. Changes memory and speed, not the result.", check=at_least(1),
-        resume="rounding",
+        0, "Tokens in one forward and backward. Changes memory and speed, not the result. 0: 1024 on a CPU, 4096 on a "
+        "GPU.",
+        check=zero_or_more("by the device"), resume="rounding",
     )  # fmt: skip
     auto_find_batch_size: bool = option(
         False, "Halve max_tokens_per_micro_batch where memory is not enough, and go on.", resume="rounding"
@@ -240,6 +269,7 @@ class StageConfig(Config):
         if self.activation_checkpointing is None:
             self.activation_checkpointing = bool(self.gradient_checkpointing)
         self.gradient_checkpointing = self.activation_checkpointing
+        fill_by_device(self, max_tokens_per_micro_batch=BY_DEVICE["training tokens"])
         self._check_schedule()
         self._check_saving()
         several = "False in a single process: torchrun or accelerate launch start several, which divide the base"
@@ -297,15 +327,46 @@ class InferenceConfig(Config):
     )
     temperature: float = option(0.7, "Sampling temperature; 0 is greedy.", check=zero_or_more("greedy"))
     seed: int = option(0, "Seed of the sampling; prompt i has a seed of its own.")
-    max_rollout_batch: int = option(32, "Sequences decoded together. Memory and speed only.", check=at_least(1))
+    max_rollout_batch: int = option(
+        0, "Sequences decoded together. Memory and speed only. 0: 32 on a CPU, 256 on a GPU.",
+        check=zero_or_more("by the device"),
+    )  # fmt: skip
     max_kv_cache_gb: float | None = option(
         None, "Most GB of keys and values; more sequences wait. Default: half of the free memory.", check=above(0)
     )
-    max_tokens_per_micro_batch: int = option(2048, "Tokens in one forward. Memory and speed only.", check=at_least(1))
+    max_tokens_per_micro_batch: int = option(
+        0, "Tokens in one forward. Memory and speed only. 0: 2048 on a CPU, 16384 on a GPU.",
+        check=zero_or_more("by the device"),
+    )  # fmt: skip
     dtype: Literal["auto", "bfloat16", "float32"] = option(
         "auto", "Compute dtype. auto: bfloat16 where the hardware multiplies it."
     )
     use_cpu: bool = same(StageConfig, "use_cpu")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fill_by_device(
+            self, max_rollout_batch=BY_DEVICE["responses"], max_tokens_per_micro_batch=BY_DEVICE["inference tokens"]
+        )
+
+
+def fill_by_device(config: StageConfig | InferenceConfig, **values: dict[str, int]) -> None:
+    """Give the named fields that are 0 their value for the device that the config computes on."""
+    for name, by_device in values.items():
+        if getattr(config, name) == 0:
+            setattr(config, name, by_device[choose_device(config.use_cpu).type])
+
+
+def _with_default(known: Option, own: Any) -> Option:
+    """`known` with the default of `own` (a value, or a plain dataclass field), and with its help if it has one."""
+    made = copy(known)
+    if isinstance(own, list):
+        own = field(default_factory=own.copy)
+    if not isinstance(own, Field):
+        own = field(default=own)
+    made.default, made.default_factory = own.default, own.default_factory
+    made.metadata = own.metadata or known.metadata
+    return made
 
 
 def field_names(config_class: type) -> list[str]:

@@ -8,6 +8,7 @@ import random
 import torch
 
 from rlhf_fast.runtime.distributed import world_size
+from rlhf_fast.runtime.shown import notices
 
 COMPILED_PRODUCTS = 64
 """How many matrix products oneDNN keeps compiled. Packed micro-batches have ever new lengths, and with its default of
@@ -24,12 +25,32 @@ def choose_device(use_cpu: bool) -> torch.device:
     return torch.device("cuda")
 
 
+def float32_is_exact(device: torch.device) -> bool:
+    """Whether products of float32 are float32's on `device`: TF32, which a GPU can put in their place, has no more bits
+    of precision than float16."""
+    if device.type != "cuda":
+        return True
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # where a program has set it by its newer name: `fp32_precision`
+        return torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+def forbid_tf32(device: torch.device) -> None:
+    """Products of float32 are in float32 from now on; says so where they were not."""
+    if not float32_is_exact(device):
+        notices.info("products of float32 were allowed to be in TF32, and are in float32 from now on")
+        torch.set_float32_matmul_precision("highest")
+
+
 def choose_dtype(dtype: str, device: torch.device, *, train_base: bool = False) -> torch.dtype:
-    """`dtype="auto"`: bfloat16 where the hardware multiplies it, else float32.
+    """`dtype="auto"`: bfloat16 where the hardware multiplies it, else float32. Forbids TF32 on a GPU: heads, log-probs
+    and optimiser compute in float32 beside a base in bfloat16.
 
     Full fine-tuning (`train_base`) updates the weights themselves, and bfloat16 would round small updates away:
     float32 there.
     """
+    forbid_tf32(device)
     if dtype != "auto":
         return getattr(torch, dtype)
     return torch.bfloat16 if not train_base and has_bfloat16(device) else torch.float32
@@ -50,6 +71,14 @@ def describe_device(dtype: torch.dtype, device: torch.device) -> str:
     name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
     processes = f" in {world_size()} processes" if world_size() > 1 else ""
     return f"{str(dtype).removeprefix('torch.')} on {name}{processes}"
+
+
+def describe_sizes(tokens: int, *, recompute: bool, attention: str | None, responses: int | None = None) -> str:
+    """What follows from the device or was chosen for it: 'micro-batches of 4,096 tokens, flash attention'."""
+    parts = [f"micro-batches of {tokens:,} tokens"]
+    parts += [f"up to {responses:,} responses at a time"] if responses is not None else []
+    parts += ["activations computed again in backward"] if recompute else []
+    return ", ".join([*parts, f"{attention} attention" if attention else "attention in torch, a sequence at a time"])
 
 
 def seed_everything(seed: int) -> None:

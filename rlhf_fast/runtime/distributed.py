@@ -68,19 +68,19 @@ def refuse_many(stage: str) -> None:
         )
 
 
-def share(items: Sequence[Item]) -> Sequence[Item]:
+def own_share(items: Sequence[Item]) -> Sequence[Item]:
     """This process's part of a list that all hold: consecutive items, as many for each as can be."""
     return items[len(items) * rank() // world_size() : len(items) * (rank() + 1) // world_size()]
 
 
-def total(*numbers: float) -> list[float]:
+def sum_over_processes(*numbers: float) -> list[float]:
     """The sum of each number over the processes, in float64."""
     if world_size() == 1:
         return list(numbers)
     return torch.stack(_all_gather(torch.tensor(numbers, dtype=torch.float64))).sum(0).tolist()
 
 
-def most(number: int) -> int:
+def max_over_processes(number: int) -> int:
     """The largest of the processes' numbers."""
     return max(int(other) for other in gather_parts(torch.tensor([number])))
 
@@ -155,7 +155,7 @@ def tensors_from_main(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
 
 def wait_for_all() -> None:
     """Return once every process has come here."""
-    total(0)
+    sum_over_processes(0)
 
 
 def _all_gather(x: Tensor) -> list[Tensor]:

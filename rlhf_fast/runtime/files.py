@@ -1,17 +1,22 @@
-"""Files and folders that are there whole or not at all, whenever the process or the machine stops, and what is said
-where the disk refuses one."""
+"""Files on the disk: whole or not there at all, whenever the process or the machine stops; lines that grow while a run
+goes on; results as JSON and back; and what is said where the disk refuses."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 
-from rlhf_fast.runtime.errors import UsageError, disk_remedy
+from rlhf_fast.runtime.errors import NotWritten, UsageError, disk_remedy
 
 
 @contextmanager
@@ -112,3 +117,93 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Lines:
+    """Appends to `path` after its first `keep` bytes, which stay; nothing is buffered, so closing it cannot fail.
+
+    Every method but `close` raises `NotWritten` if the disk refuses.
+    """
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
+        self.path = path
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("ab", buffering=0)
+        self.cut(keep)
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """One line for each row. Where the disk refuses, a piece of a line may stand at the end."""
+        text = "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+        left = memoryview(text.encode())
+        with self._told():
+            while left:
+                left = left[self.file.write(left) :]
+
+    def cut(self, size: int) -> None:
+        """Keep the first `size` bytes."""
+        with self._told():
+            self.file.truncate(size)
+
+    def sync(self) -> int:
+        """Wait until the disk holds what was appended; returns the file's size in bytes."""
+        with self._told():
+            os.fsync(self.file.fileno())
+            return os.fstat(self.file.fileno()).st_size
+
+    def close(self) -> None:
+        self.file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise NotWritten(f"cannot write to {str(self.path)!r}: {reason}. {disk_remedy(error)}") from error
+
+
+T = TypeVar("T")
+
+
+def write_record(path: str | Path, record: Any) -> None:
+    """Write a dataclass or dict as JSON, the whole file or nothing; a number that JSON cannot hold (NaN, infinity)
+    becomes null. Raises `OSError` if the disk refuses."""
+    value = dataclasses.asdict(record) if dataclasses.is_dataclass(record) and not isinstance(record, type) else record
+    write_text(Path(path), json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_record(path: str | Path, kind: type[T], key: str | None = None) -> T:
+    """The dataclass `kind` in the file (under `key`, if given). Raises `UsageError` for a file that holds none."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        return build_record(kind, value if key is None else value[key])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"cannot read {str(path)!r}: {type(error).__name__}: {error}. Expected a result written by this version; "
+            "run the stage again."
+        ) from error
+
+
+def build_record(kind: Any, value: Any) -> Any:
+    """`value`, as JSON or `dataclasses.asdict` gives it, as the type `kind`."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        inner = [argument for argument in arguments if argument is not type(None)]
+        return None if value is None else build_record(inner[0], value) if len(inner) == 1 else value
+    if origin is list:
+        return [build_record(arguments[0], item) for item in value]
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{f.name: build_record(hints[f.name], value[f.name]) for f in dataclasses.fields(kind)})  # type: ignore[operator]
+    if kind is float:
+        return math.nan if value is None else float(value)
+    return value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

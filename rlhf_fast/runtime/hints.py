@@ -37,9 +37,18 @@ def no(text: str) -> Hint:
     return Hint(otherwise=text)
 
 
-def _table(rows: list[tuple[str, T]]) -> dict[str, T]:
-    """Each of the names, which stand in a text side by side, with what belongs to all of them."""
-    return {name: value for names, value in rows for name in names.split()}
+def table(rows: list[tuple[str, T]]) -> dict[str, T]:
+    """Each of the names, which stand in a text side by side, with what belongs to all of them.
+
+    Raises `ValueError` for a name that stands in two rows.
+    """
+    found: dict[str, T] = {}
+    for names, value in rows:
+        for name in names.split():
+            if name in found:
+                raise ValueError(f"{name!r} stands in two rows; expected one row for each name")
+            found[name] = value
+    return found
 
 
 _PREFERENCES = "not served: preferences train a reward model (rlhf-fast reward), and PPO learns from it (rlhf-fast ppo)"
@@ -54,7 +63,7 @@ _BEFORE_START = "sft, reward and ppo say rows, steps, what is trained and where 
 _RESUME = "use --resume auto with the verb that was stopped"
 _LABELS = "judgements are rows of a file: prompt, chosen, rejected, or prompt, responses, ranks (rlhf-fast reward)"
 
-VERBS: dict[str, str] = _table([
+VERBS: dict[str, str] = table([
     ("dpo kto orpo ipo simpo cpo rrhf slic", _PREFERENCES),
     ("grpo dr_grpo dapo gspo rloo remax reinforce reinforce_pp", _GROUPS),
     ("train finetune fit run rlhf pipeline pretrain lora qlora", _STAGES),
@@ -103,7 +112,7 @@ _CHECKPOINTS = no("remove it: process 0 writes all that a run needs to go on, al
 _ENGINE = no("not served: responses are sampled in the training process, with the training weights")
 _CRITIC = use("critic", note="adapter, policy_head or reference_mlp")
 
-FIELDS: dict[str, Hint] = _table([
+FIELDS: dict[str, Hint] = table([
     # models and data
     ("model model_name model_id base_model pretrained_model_name_or_path", _MODEL),
     ("policy policy_path actor sft_model actor_model path", _MODEL),

@@ -1,4 +1,5 @@
-"""Whether a checkpoint is of the run that is to go on: what it was told, and what it may be told differently."""
+"""Whether a checkpoint is of the run that is to go on, and whether all processes are of one run: what it was told, and
+what it may be told differently."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rlhf_fast.runtime.checkpoint import State
 from rlhf_fast.runtime.config import Resume, StageConfig, default_of, fields_that_are
+from rlhf_fast.runtime.device import choose_device, choose_dtype
+from rlhf_fast.runtime.distributed import gather_parts, world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import without_secrets
 
@@ -31,9 +37,11 @@ def identity(config: StageConfig, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_told(saved: dict[str, Any], config: StageConfig) -> dict[str, Any]:
-    """The identity that an earlier version may have `saved`: a field that came later had its default."""
-    names = fields_that_are(type(config), "result", "length")
-    return json.loads(json.dumps({name: default_of(type(config), name) for name in names})) | saved
+    """The identity that an earlier version may have `saved`: a field that came later had its default, and one that was
+    found to change no result since then is left out."""
+    names, others = (fields_that_are(type(config), *kind) for kind in (("result", "length"), ("free", "rounding")))
+    counted = {name: value for name, value in saved.items() if name not in others}
+    return json.loads(json.dumps({name: default_of(type(config), name) for name in names})) | counted
 
 
 def differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
@@ -91,3 +99,39 @@ def _sample(path: Path) -> str:
             file.seek(place)
             digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
+
+
+def refuse_disagreement(own: dict[str, Any]) -> None:
+    """Raise `UsageError`, in every process, naming the first whose values of `own` (of JSON's kinds) differ from those
+    of process 0, and in what."""
+    if world_size() == 1:
+        return
+    text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
+    first, *others = [json.loads(bytes(part.tolist())) for part in gather_parts(text)]
+    for rank, other in enumerate(others, 1):
+        if names := differences(first, other):
+            what = "; ".join(f"{name} is {other.get(name)!r}, on process 0 {first.get(name)!r}" for name in names)
+            raise UsageError(
+                f"process {rank} is of another run than process 0: {what}. Start all processes with the same command, "
+                "and let them read the same files."
+            )
+
+
+def computation(config: StageConfig) -> dict[str, Any]:
+    """Where and how a run of `config` computes on this node."""
+    device = choose_device(config.use_cpu)
+    dtype = choose_dtype(config.dtype, device, train_base=not config.use_peft)
+    return {"the device": device.type, "the dtype of the base": str(dtype), "shard_base": config.shard_base}
+
+
+def refuse_other_weights(state: State) -> None:
+    """As `refuse_disagreement`, for the tensors of `state` (what is trained) before the first step."""
+    if world_size() > 1:
+        refuse_disagreement({"the initial weights": _digest(state)})
+
+
+def _digest(state: State) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.tensors.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

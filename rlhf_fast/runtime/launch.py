@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from rlhf_fast.runtime.distributed import exchange, is_main, processes_here, world_size
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.tracking import show_notices
+from rlhf_fast.runtime.shown import show_notices
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE
 

@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 import torch
 
+from rlhf_fast.runtime.checkpoint import Stateful
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import LostProcess, is_main, main_only
 from rlhf_fast.runtime.errors import NotWritten, StepFailed, UsageError
@@ -29,7 +30,6 @@ from rlhf_fast.runtime.passes import too_few
 from rlhf_fast.runtime.phases import forget
 from rlhf_fast.runtime.resume import Start
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.state import Stateful
 from rlhf_fast.runtime.tracking import Tracker, say_start
 
 
@@ -40,9 +40,10 @@ class Hooks:
         """Before the first step, after `done` of an earlier process. Returns metrics of the start, if there are any."""
         return {}
 
-    def after(self, checkpoint: Callable[..., None]) -> None:
-        """After a step; `checkpoint(due=None)` ends it, with a checkpoint if one is due."""
-        checkpoint()
+    def after(self, end_step: Callable[..., None]) -> None:
+        """After a step. Has to call `end_step(due=None)`, which writes a checkpoint if one is due and stops the run if
+        it was asked to."""
+        end_step()
 
     def stops(self) -> bool:
         """Whether the step that was taken is the last."""
@@ -54,29 +55,22 @@ class Hooks:
 
 @dataclass
 class Run:
-    """What the loop has to know of a stage.
+    """What the loop has to know of a stage."""
 
-    name: what it is called in what is shown; step: takes a step, counted from 1, and returns its metrics; save: writes
-    the model into a folder, in process 0; facts: what the run is, in words, by topic; more: the fields of the config
-    that make more steps; shown: short names of the metrics that progress shows; parts: what a checkpoint holds beside
-    the optimiser and the random generators; held: bytes that are held all the time, by name; can_undo: keep a copy of
-    what is trained, to give up a step that has changed it; inside: entered before the first step and left at the end.
-    """
-
-    name: str
+    name: str  # what it is called in what is shown
     config: StageConfig
-    steps: int
-    step: Callable[[int], dict[str, float]]
-    save: Callable[[Path], None]
-    optimiser: Optimiser
-    device: torch.device
-    facts: Mapping[str, str]
-    more: str
-    shown: dict[str, str]
-    held: Callable[[], Mapping[str, int]]
-    parts: Mapping[str, Stateful] = field(default_factory=dict)
-    can_undo: bool = False
-    inside: Sequence[AbstractContextManager[object]] = ()
+    steps: int  # in all
+    step: Callable[[int], dict[str, float]]  # takes a step, counted from 1, and returns its metrics
+    save: Callable[[Path], None]  # writes the model into a folder, in process 0
+    optimiser: Optimiser  # its state is part of a checkpoint
+    device: torch.device  # whose memory is shown
+    facts: Mapping[str, str]  # what the run is, in words, by topic
+    longer_by: str  # the fields of the config that make more steps
+    progress: dict[str, str]  # short names of the metrics that progress shows
+    held: Callable[[], Mapping[str, int]]  # bytes that are held all the time, by name
+    saved: Mapping[str, Stateful] = field(default_factory=dict)  # in a checkpoint, beside optimiser and random state
+    can_undo: bool = False  # keep a copy of what is trained, to give up a step that has changed it
+    contexts: Sequence[AbstractContextManager[object]] = ()  # entered before the first step and left at the end
     hooks: Hooks = field(default_factory=Hooks)
 
 
@@ -86,29 +80,30 @@ def train(run: Run, start: Start) -> Checkpoints:
     Raises `Interrupted` after a signal, and `UsageError` for a step that failed, ran out of memory or could not be
     written, each with what is saved and how to go on.
     """
-    parts = {**run.parts, "optimiser": run.optimiser}
-    checkpoints = Checkpoints(run.config, start, run.steps, parts, main_only(run.save), undo=run.can_undo)
-    say_start(run.name, run.facts, too_few(run.steps, run.more) if run.more else "")
+    saved = {**run.saved, "optimiser": run.optimiser}
+    checkpoints = Checkpoints(run.config, start, run.steps, saved, main_only(run.save), undo=run.can_undo)
+    say_start(run.name, run.facts, too_few(run.steps, run.longer_by) if run.longer_by else "")
     quiet = bool(run.config.disable_tqdm)
     with ExitStack() as stack:
-        for context in run.inside:
+        for context in run.contexts:
             stack.enter_context(context)
         tracker = stack.enter_context(
             Tracker(
-                checkpoints.output, run.name, run.steps, run.shown,
+                checkpoints.output, run.name, run.steps, run.progress,
                 done=checkpoints.done, quiet=quiet, device=run.device,
             )
         )  # fmt: skip
         stack.enter_context(guard(checkpoints, run.held, run.device))
         if first := run.hooks.begin(checkpoints.done):
             tracker.log(0, first)
-        for step in checkpoints.remaining():
+        for step in checkpoints.remaining():  # copies what a step that is given up has to leave as it was
+            run.optimiser.refuse_stuck()
             metrics = run.step(step)
-            tracker.log(step, metrics)
+            tracker.log(step, metrics)  # before its checkpoint, which has a copy of the metrics
             run.hooks.after(partial(checkpoints.after, step, metrics))
             if run.hooks.stops():
                 break
-        run.optimiser.refuse_stuck()
+        run.optimiser.refuse_stuck()  # the last steps, too
         run.hooks.end()
     return checkpoints
 
@@ -126,7 +121,7 @@ def finish(checkpoints: Checkpoints, pages: Mapping[str, Callable[[], object]] =
 
 @contextmanager
 def guard(
-    checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]] = dict, device: torch.device | None = None
+    checkpoints: Checkpoints, held: Callable[[], Mapping[str, int]], device: torch.device | None = None
 ) -> Iterator[None]:
     """Around the steps: SIGINT and SIGTERM save the run and raise `Interrupted`; a step that is given up saves the run
     as before it; errors say what is saved and how to go on.
@@ -150,7 +145,7 @@ def guard(
             raise UsageError(f"{error} {checkpoints.how_to_go_on()}") from error
         except NotWritten as error:
             raise UsageError(f"{error} {checkpoints.how_to_go_on()}") from error
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:  # a lost process is a RuntimeError, too, and was told above
             if not is_out_of_memory(error):
                 raise
             checkpoints.save_before()

@@ -110,7 +110,7 @@ def _status(name: str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Return to the system what has been freed: the C library keeps blocks of up to 32 MB for the next use, so that
     what one phase has freed would add to the peak of the next. Only glibc is asked; CUDA memory is torch's to keep."""
     trim = getattr(_library(), "malloc_trim", None)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from rlhf_fast.runtime.checkpoint import State, Stateful
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import sum_gradients
 from rlhf_fast.runtime.errors import StepFailed, UsageError
+from rlhf_fast.runtime.memory import bytes_of
 from rlhf_fast.runtime.phases import at
-from rlhf_fast.runtime.state import State, Stateful
 
 MAX_SKIPPED = 3
 
@@ -60,16 +61,26 @@ class Optimiser:
         return cls(parameters, adamw, _schedule(config, adamw, total_steps, steps_per_rate), config.max_grad_norm)
 
     def step(self, loss: float) -> float:
-        """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
+        """`clip`, then `advance`; returns the gradient norm before clipping."""
+        norm = float(self.clip())
+        self.advance(loss, norm)
+        return norm
 
-        Of several processes each has its part of the gradient; `loss` and norm are those of the whole.
+    def clip(self) -> Tensor:
+        """Clip the gradients; returns their norm before, 0-dim, on the device.
 
-        A `loss` or a norm that is not finite skips step and schedule and counts it: see `refuse_stuck`.
+        Of several processes each has its part of the gradient; the norm is that of the whole.
         """
         at("optimiser step")
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         sum_gradients(self.parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        return torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+
+    def advance(self, loss: float, norm: float) -> None:
+        """Step, advance the schedule, clear the gradients.
+
+        A `loss` or a `norm` that is not finite skips step and schedule and counts it: see `refuse_stuck`.
+        """
         if math.isfinite(loss) and math.isfinite(norm):
             self.begun += 1
             self.adamw.step()
@@ -80,11 +91,16 @@ class Optimiser:
             self.skipped_in_a_row += 1
             self.last_skipped = f"loss {loss}, gradient norm {norm}"
         self.clear()
-        return norm
 
     def clear(self) -> None:
         """Forget the gradients."""
         self.adamw.zero_grad(set_to_none=True)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of the gradients that are there now, and of AdamW's moments."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        moments = [value for moment in self.adamw.state.values() for value in moment.values()]
+        return {"gradients": bytes_of(gradients), "optimiser": bytes_of(x for x in moments if isinstance(x, Tensor))}
 
     def refuse_stuck(self) -> None:
         """Raise `StepFailed` with a diagnosis if the last `MAX_SKIPPED` steps were skipped. For between two steps of a

@@ -1,4 +1,4 @@
-"""How passes over the rows of a run are divided into steps.
+"""How passes over the rows of a run are divided into steps, and in which order a pass visits them.
 
 The rows of a step follow from `seed` and its number alone, so a resumed run needs no state of them.
 """
@@ -13,14 +13,15 @@ import torch
 FEW = 10
 """Fewer steps than these are said to be few."""
 MORE_STEPS = "more num_train_epochs, or a smaller per_device_train_batch_size,"
+"""What `too_few` says of stages that take passes over rows."""
 
 
 @dataclass
 class Passes:
     """Passes over `rows` rows in steps of `size`: no row is left out of a pass, whose last step may have fewer.
 
-    Each pass has a random order of its own. groups: rows that follow one another in it, in their order (default: none
-    do).
+    Each pass has a random order of its own. groups: rows that stay side by side in every pass, in their order, as the
+    comparisons of one prompt do (default: each row is on its own).
     """
 
     rows: int
@@ -57,11 +58,14 @@ class Passes:
         return text
 
     def _shuffled(self, number: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         if self.groups is None:
-            return torch.randperm(self.rows, generator=generator).tolist()
-        order = torch.randperm(len(self.groups), generator=generator).tolist()
-        return [row for group in order for row in self.groups[group]]
+            return pass_order(self.rows, self.seed, number)
+        return [row for group in pass_order(len(self.groups), self.seed, number) for row in self.groups[group]]
+
+
+def pass_order(rows: int, seed: int, number: int) -> list[int]:
+    """The order of `rows` rows in pass `number` (from 0)."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + number)).tolist()
 
 
 def too_few(steps: int, more: str) -> str:

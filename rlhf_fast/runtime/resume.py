@@ -15,14 +15,21 @@ from typing import Any
 
 import torch
 
-from rlhf_fast.runtime.agreement import computation, refuse_disagreement
 from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, read_facts, step_of, verify
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import from_main, gather
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.identity import as_told, differences, identity, refuse_another_run
+from rlhf_fast.runtime.identity import (
+    as_told,
+    computation,
+    differences,
+    identity,
+    refuse_another_run,
+    refuse_disagreement,
+)
 
 FINISHED = "run.json"
+ENDED_EARLY = "ended_early_after_step"  # in that file, where a callback ended the run
 Held = Callable[[Path], dict[str, Any]]
 logger = logging.getLogger(__name__)
 
@@ -65,10 +72,12 @@ def _choose(config: StageConfig, output: Path, own: dict[str, Any], held: Held |
     if config.resume != "auto":
         return _from_path(Path(config.resume), output, own, held, config)
     if (done := _finished(output)) is not None:
-        newest = next(iter(list_checkpoints(output)), None)
+        newest, ended = next(iter(list_checkpoints(output)), None), done.pop(ENDED_EARLY, None)
         done = as_told(done, config)
         own = _fitting(output / FINISHED, done, own, held, newest, config)
-        if not differences(done, own):
+        if ended is not None:
+            logger.warning("a callback ended the run in %s after step %d; it goes on now", output, ended)
+        elif not differences(done, own):
             logger.warning("the run in %s is finished already: there is nothing to resume", output)
             return Start(own, finished=True)
     return _from_newest(output, own, held, config)

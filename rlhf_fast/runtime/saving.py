@@ -13,8 +13,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from rlhf_fast.runtime.agreement import refuse_other_weights
 from rlhf_fast.runtime.checkpoint import (
+    RandomState,
+    State,
+    Stateful,
     clean,
     list_checkpoints,
     path_of,
@@ -26,11 +28,10 @@ from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import from_main, is_main, main_only, tensors_from_main, wait_for_all
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import disk_errors, remove_folder, sync, write_into, write_text
+from rlhf_fast.runtime.identity import refuse_other_weights
 from rlhf_fast.runtime.interrupt import asked, stop_if_asked
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.random_state import RandomState
-from rlhf_fast.runtime.resume import FINISHED, Start
-from rlhf_fast.runtime.state import State, Stateful
+from rlhf_fast.runtime.resume import ENDED_EARLY, FINISHED, Start
 from rlhf_fast.runtime.tracking import METRICS_FILE
 
 RESULTS = "results"  # the name under which they are made
@@ -116,7 +117,8 @@ class Checkpoints:
                         sync(path)
                 for name, size in self.written.items():
                     _check(self.output / name, size)
-                write_text(self.output / FINISHED, json.dumps(self.identity, indent=2) + "\n")
+                told = self.identity | ({ENDED_EARLY: self.taken} if self.taken < self.total else {})
+                write_text(self.output / FINISHED, json.dumps(told, indent=2) + "\n")
         wait_for_all()
 
     def disk_errors(self, what: str) -> AbstractContextManager[None]:

@@ -1,11 +1,12 @@
-"""What is shown to a user: the logger of notices, and what may be shown of texts from elsewhere, on a terminal, in a
-log or in a file: no secrets of an address, and no characters that command a terminal."""
+"""What is shown to a user: the logger of notices and how it becomes visible, and what may be shown of texts from
+elsewhere, on a terminal, in a log or in a file: no secrets of an address, and no characters that command a terminal."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import re
+import sys
 import unicodedata
 from typing import Any
 
@@ -71,3 +72,29 @@ def _digest(text: str) -> str:
 def _escape(character: str) -> str:
     number = ord(character)
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
+
+
+def show_notices() -> None:
+    """Show `notices` in process 0 of a program that has not set up logging: the messages alone, on stderr."""
+    if is_main() and notices.level == logging.NOTSET and not notices.hasHandlers():
+        notices.setLevel(logging.INFO)
+        notices.addHandler(PlainHandler())
+
+
+class PlainHandler(logging.StreamHandler):
+    """Messages on what `sys.stderr` is when they come (a progress bar puts itself there): alone up to INFO, after the
+    name of their level from WARNING on. As the handler of `notices` it gives way to a program's own set-up."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(PrintableFormatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        root = logging.getLogger()
+        if self in root.handlers or not root.handlers:
+            self.stream = sys.stderr
+            super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
+        return level + super().format(record)

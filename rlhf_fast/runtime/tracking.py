@@ -3,7 +3,6 @@
 Tracker        one JSON line a step in `metrics.jsonl`, and progress: a bar on a terminal, plain lines elsewhere
 activity       a spinner (or one line) for work that has no steps to count
 say_start      the line before the first step: rows, steps, what is trained, where
-show_notices   makes the logger of such lines, `rlhf_fast.notices`, visible
 
 Everything shown goes to stderr, so that stdout holds results only; of several processes, process 0 shows.
 """
@@ -11,7 +10,6 @@ Everything shown goes to stderr, so that stdout holds results only; of several p
 from __future__ import annotations
 
 import json
-import logging
 import math
 import sys
 import time
@@ -27,9 +25,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from rlhf_fast.runtime.distributed import is_main
-from rlhf_fast.runtime.lines import Lines
+from rlhf_fast.runtime.files import Lines
 from rlhf_fast.runtime.memory import peak_bytes
-from rlhf_fast.runtime.shown import PrintableFormatter, notices
+from rlhf_fast.runtime.shown import notices
 
 METRICS_FILE = "metrics.jsonl"
 EVERY = 60  # seconds without a plain line after which a step gets one
@@ -167,32 +165,6 @@ def say_start(stage: str, facts: Mapping[str, str], hint: str = "") -> None:
     notices.info("%s: %s", stage, "; ".join(facts.values()))
     if hint:
         notices.info("%s", hint)
-
-
-def show_notices() -> None:
-    """Show `notices` in process 0 of a program that has not set up logging: the messages alone, on stderr."""
-    if is_main() and notices.level == logging.NOTSET and not notices.hasHandlers():
-        notices.setLevel(logging.INFO)
-        notices.addHandler(PlainHandler())
-
-
-class PlainHandler(logging.StreamHandler):
-    """Messages on what `sys.stderr` is when they come (a progress bar puts itself there): alone up to INFO, after the
-    name of their level from WARNING on. As the handler of `notices` it gives way to a program's own set-up."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
-        self.setFormatter(PrintableFormatter("%(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        root = logging.getLogger()
-        if self in root.handlers or not root.handlers:
-            self.stream = sys.stderr
-            super().emit(record)
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
-        return level + super().format(record)
 
 
 def on_terminal() -> bool:

@@ -48,8 +48,8 @@ from rlhf_fast.profiling.rates import Rates, measure_rates
 from rlhf_fast.profiling.trace import Sequences
 from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.memory import free_bytes, resident_bytes
+from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.plan_model import Facts, read_facts
-from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
 
 GB, GIB = 10**9, 2**30

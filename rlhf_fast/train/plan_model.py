@@ -25,18 +25,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG
-from rlhf_fast.model.head import ScoreHead
 from rlhf_fast.model.load import Source, not_here, refuse_missing, resolve_source
 from rlhf_fast.model.lora import LoRALinear
 from rlhf_fast.model.packed_decoder import unserved
-from rlhf_fast.model.roles import Critic, Policy, adapter_critic
+from rlhf_fast.model.roles import Critic, Policy, ScoreHead, adapter_critic
 from rlhf_fast.model.shared import SharedModel, generation_length
 from rlhf_fast.profiling.trace import Roles, Sequences, Traced, cache_bytes, fake_tensors, trace
 from rlhf_fast.runtime.device import choose_dtype
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train import roles as run_roles
-from rlhf_fast.train.ppo_config import PPORunConfig
-from rlhf_kernels import sample_is_fused
+from rlhf_fast.train.config import PPORunConfig
+from rlhf_kernels import Sampler
 
 BLOCK = 16
 """Rows of a block of packed weights: a product is rounded up to whole blocks."""
@@ -212,7 +211,7 @@ def _weights(roles: Roles, model_config: PreTrainedConfig) -> Weights:
     critic = [p for _, p in roles.critic.named_parameters()]
     weight, bias = policy.model.lm_head
     packs = unserved(policy.model) is None
-    kept = sample_is_fused(weight, None if bias is None else bias.float())
+    sampled = Sampler(weight, bias, softcap=policy.model.softcap, temperature=1.0).weight
     stored = getattr(model_config, "dtype", None) or torch.float32
     entries = sum(x.numel() for x in _unique(base))
     return Weights(
@@ -221,7 +220,7 @@ def _weights(roles: Roles, model_config: PreTrainedConfig) -> Weights:
         reward=_bytes(adapters.get("reward", [])), trained=sum(p.numel() for p in trained), gradients=_bytes(trained),
         largest=max((p.nbytes for p in trained), default=0), linear=sum(p.numel() for p in _linear(policy.model)),
         head=weight.nbytes, packed=_packed_bytes(policy.model, policy.adapter) if packs else 0,
-        float_head=0 if kept or weight.dtype == torch.float32 else 4 * weight.numel(),
+        float_head=0 if sampled is weight else sampled.nbytes,
         stored=entries * torch.empty(0, dtype=stored).element_size(),
     )  # fmt: skip
 

@@ -17,12 +17,12 @@ from rich.table import Table
 
 from rlhf_fast.model.load import load_tokenizer
 from rlhf_fast.profiling.memory_table import GIB, MemoryTable, gib
-from rlhf_fast.runtime.config import default_of, field_names, option
+from rlhf_fast.runtime.config import BY_DEVICE, default_of, field_names, option
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import disk_errors, write_text
-from rlhf_fast.runtime.shown import notices
-from rlhf_fast.runtime.tracking import show_notices
+from rlhf_fast.runtime.shown import notices, show_notices
+from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.plan import (
     CARDS,
     Machine,
@@ -34,7 +34,6 @@ from rlhf_fast.train.plan import (
     this_machine,
 )
 from rlhf_fast.train.plan_solve import SOLVED, choose, fits, helps, largest, table_of_cards, with_values
-from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.prompts import Prompts
 
 WIDE = 150  # characters, where the output is a file
@@ -61,6 +60,10 @@ class PlanConfig(PPORunConfig):
     apply: str | None = option(None, "Write the config, with memory settings that fit and are fast, to this YAML file.")
 
     def __post_init__(self) -> None:
+        planned = "cuda" if self.gpu else "cpu" if self.ram else None
+        for name, of in (("max_tokens_per_micro_batch", "training tokens"), ("max_rollout_batch", "responses")):
+            if planned is not None and getattr(self, name) == 0:
+                setattr(self, name, BY_DEVICE[of][planned])
         super().__post_init__()
         self.sft_model_path = self.model or self.sft_model_path
         self.require(not (self.gpu and self.ram), "ram", "nothing beside gpu")

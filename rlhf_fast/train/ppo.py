@@ -6,7 +6,8 @@ shape     r_t = -kl_coef * kl_t, plus the score at its slot
 estimate  advantages by GAE, whitened; returns
 update    clipped policy and value losses over PPO epochs and minibatches
 
-Of several processes each collects, scores and updates with its share of a rollout; all shape and estimate the whole.
+Of several processes each collects, scores and updates with its share of a rollout. Between scoring and update each
+holds the whole rollout, and shapes and estimates it alike.
 """
 
 from __future__ import annotations
@@ -23,35 +24,33 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.model.batches import MicroBatches, cut_by_tokens
-from rlhf_fast.model.critics import ValueModel
-from rlhf_fast.model.roles import Critic, Policy, sequence_scores
-from rlhf_fast.model.trunk_cache import keep_trunk
-from rlhf_fast.rewards.weighted import Scores, WeightedRewards
+from rlhf_fast.model.roles import Critic, Policy, ValueModel, sequence_scores
+from rlhf_fast.model.trunk import keep_trunk
+from rlhf_fast.rewards.source import Scores, WeightedRewards
 from rlhf_fast.rollout.rollout import Rollout
-from rlhf_fast.rollout.sampling import Sampling, stop_ids
+from rlhf_fast.rollout.sampling import Sampling, stop_ids, stop_strings
 from rlhf_fast.rollout.scoring import score_rollout
-from rlhf_fast.rollout.stop_strings import stop_strings
-from rlhf_fast.runtime.distributed import share, total
-from rlhf_fast.runtime.memory import give_back
+from rlhf_fast.runtime.checkpoint import State
+from rlhf_fast.runtime.distributed import own_share, sum_over_processes
+from rlhf_fast.runtime.memory import trim_memory
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.passes import round_up
 from rlhf_fast.runtime.phases import at, phase
-from rlhf_fast.runtime.state import State
-from rlhf_fast.train import invariants, ppo_metrics
-from rlhf_fast.train.controllers import AdaptiveKL, FixedKL
-from rlhf_fast.train.ppo_config import PPORunConfig
-from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.responses import respond, score_responses
+from rlhf_fast.train.config import PPORunConfig
+from rlhf_fast.train.ppo_metrics import check_entropy, check_first_ratio, check_scored, read_back, summarise
+from rlhf_fast.train.prompts import Prompts, respond, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
-from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
+from rlhf_kernels import PPOLoss, gae_whiten_, ppo_loss, shape_rewards_, whiten_
+from rlhf_kernels.checks import to_device
 
 
-class Part(NamedTuple):
-    """Sequences whose losses are added up, with what their sums over actions and over slots are divided by."""
+class MicroBatch(NamedTuple):
+    """Sequences whose losses are added up, and what these sums are divided by: those over the actions, and those over
+    the slots that have a value."""
 
     sequences: list[int]
-    actions: float
-    slots: float
+    action_denominator: float
+    value_denominator: float
 
 
 @dataclass
@@ -66,11 +65,14 @@ class PPO:
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
     iteration: int = 0
-    starts_as_reference: bool = True  # before the first update; checked then
+    starts_as_reference: bool = True  # the first KL must be 0 then, which is checked
     rollouts: RolloutLog = field(default_factory=lambda: RolloutLog(Path(), enabled=False))
     controller: FixedKL | AdaptiveKL = field(init=False)
     optimiser: Optimiser = field(init=False)
     micro_batches: MicroBatches = field(init=False)
+    entropies: list[Tensor] = field(init=False, default_factory=list)  # the least of each micro-batch of a step
+    iterations: int = field(init=False)
+    sampling: Sampling = field(init=False)
 
     def __post_init__(self) -> None:
         c = self.config
@@ -80,27 +82,28 @@ class PPO:
         trained = chain(self.policy.named_parameters(), self.critic.named_parameters())
         steps = self.iterations * c.num_ppo_epochs * c.num_mini_batches
         self.optimiser = Optimiser.build(c, trained, steps, steps_per_rate=c.steps_per_rate)
-        self.micro_batches = MicroBatches.of(c, undo=self.optimiser.clear)
+        self.micro_batches = MicroBatches.of(c, clear_gradients=self.optimiser.clear)
         stop = stop_ids(self.tokenizer, c.stop_token, c.stop_token_id, model_eos=self.policy.model.eos_ids)
         strings = stop_strings(self.tokenizer, c.stop)
         self.sampling = Sampling(c.response_length, stop, c.logit_temperature, stop_strings=strings)
 
     @property
     def can_undo(self) -> bool:
-        """Whether a run keeps a copy of what is trained, to give up an update: of adapters it is small."""
+        """Whether an update that has begun can be given up: a run keeps a copy of what is trained to go back to. Only
+        of adapters it is small enough."""
         return not any(model.train_base for model in (self.policy.model, *self.critic.models))
 
     def step(self) -> dict[str, float]:
         """One iteration: a rollout and its update. Returns the metrics."""
         with phase("rollout"):
             rollout = self.collect()
-        give_back()
+        trim_memory()  # of the cache and the packed weights
         return self.learn(rollout)
 
     def learn(self, rollout: Rollout, given: Scores | None = None) -> dict[str, float]:
-        """The iteration after the rollout, with the scores `given` instead of the reward's. Returns the metrics."""
-        self.optimiser.refuse_stuck()
-        models = (self.policy.model, *self.critic.models)
+        """The rest of an iteration, from a rollout on: score, shape, estimate, update. `given` replaces the reward's
+        scores. Returns the metrics."""
+        models = (self.policy.model, *self.critic.models)  # the reference is the policy's base, or runs only once
         with keep_trunk(models, rollout.sequences(), self.micro_batches):  # layers no role adapts run once
             with phase("scoring"):
                 scores = self.score(rollout, given).gather()
@@ -110,8 +113,8 @@ class PPO:
             self.rollouts.record(self.iteration + 1, rollout, scores, self.tokenizer)
             with phase("update"):
                 updates = self.update(rollout)
-        give_back()
-        metrics = ppo_metrics.summarise(rollout, scores, updates, self.controller.coef)
+        trim_memory()  # of activations, and of the states that were kept
+        metrics = summarise(rollout, scores, updates, self.controller.coef)
         metrics |= {"lr": self.optimiser.learning_rate, "skipped_steps": float(self.optimiser.skipped)}
         metrics |= self.micro_batches.metrics()
         self.iteration += 1
@@ -126,24 +129,25 @@ class PPO:
         self.iteration, self.controller.coef = state.facts["iteration"], state.facts["kl_coef"]
 
     def collect(self) -> Rollout:
-        """This process's share of the iteration's prompts, each with a response that its number in the run seeds."""
+        """Responses to this process's share of the iteration's prompts. The seed of each follows from the run's and
+        from its number in the run, whatever process samples it."""
         c = self.config
-        rows = list(share(self.prompts.batch(self.iteration, c.batch_size, c.seed)))
-        numbers = share(range(self.iteration * c.batch_size, (self.iteration + 1) * c.batch_size))
-        seeds = [(c.seed << 32) + number for number in numbers]
+        rows = list(own_share(self.prompts.batch(self.iteration, c.batch_size, c.seed)))
+        numbers = own_share(range(self.iteration * c.batch_size, (self.iteration + 1) * c.batch_size))
+        seeds = [(c.seed << 32) + number for number in numbers]  # those of two runs never overlap
         return respond(self.policy, self.prompts, rows, seeds, self.sampling, c, max_tokens=self.micro_batches.tokens)
 
     def score(self, rollout: Rollout, given: Scores | None = None) -> Scores:
         """Fill what the models give. Returns the reward's scores, or those given, less the missing-EOS penalty."""
         c = self.config
         self.score_tokens(rollout)
-        invariants.check_scored(
+        check_scored(
             rollout, first=self.iteration == 0 and self.starts_as_reference, exact=c.kl_estimator == "exact",
             dtype=self.policy.model.dtype,
         )  # fmt: skip
         scores = score_responses(self.reward, self.tokenizer, rollout, self.prompts) if given is None else given
-        penalty = (c.missing_eos_penalty or 0.0) * self.unended(rollout).float()
-        return scores._replace(total=scores.total.to(rollout.tokens.device) - penalty)
+        penalty = (c.missing_eos_penalty or 0.0) * self.misses_eos(rollout).float()
+        return scores._replace(total=to_device(scores.total, rollout.tokens.device) - penalty)
 
     def score_tokens(self, rollout: Rollout) -> None:
         """Fill `logprobs`, `ref_logprobs`, `kl`, `values`, and `bootstrap` where it is read."""
@@ -154,15 +158,16 @@ class PPO:
         )  # fmt: skip
         if c.bootstrap_truncated:  # the value of the state after the last token, which no slot reads
             assert isinstance(self.critic, Critic)  # the config refuses the others
-            after = sequence_scores(self.critic, rollout.sequences(), self.micro_batches)
-            rollout.bootstrap = after.to(rollout.tokens.device) * rollout.truncated
+            last = sequence_scores(self.critic, rollout.sequences(), self.micro_batches)
+            rollout.bootstrap = to_device(last, rollout.tokens.device) * rollout.truncated
 
-    def unended(self, rollout: Rollout) -> Tensor:
-        """(B,) bool: responses cut off by the budget; where nothing ends a response, those without an EOS in them."""
+    def misses_eos(self, rollout: Rollout) -> Tensor:
+        """(B,) bool, what the missing-EOS penalty falls on: responses cut off by the budget; where nothing ends a
+        response, those without an EOS in them."""
         if self.sampling.stop_ids or self.sampling.stop_strings:
             return rollout.truncated
         eos = self.tokenizer.eos_token_id
-        return torch.tensor([eos not in response for response in rollout.responses()], device=rollout.tokens.device)
+        return to_device(torch.tensor([eos not in response for response in rollout.responses()]), rollout.tokens.device)
 
     def shape(self, rollout: Rollout, scores: Tensor) -> None:
         """Fill `rewards` from `kl` and the scores (B,)."""
@@ -177,12 +182,11 @@ class PPO:
     def estimate(self, rollout: Rollout) -> None:
         """Fill `advantages` (whitened over the action slots) and `returns` from `rewards` and `values`."""
         c = self.config
-        rollout.advantages.copy_(rollout.rewards)
-        rollout.returns = gae_(
-            rollout.advantages, rollout.values, rollout.cu_responses,
-            gamma=c.gamma, lam=c.lam, bootstrap=rollout.bootstrap,
+        rollout.advantages.copy_(rollout.rewards)  # which become advantages in place
+        rollout.returns = gae_whiten_(
+            rollout.advantages, rollout.values, rollout.cu_responses, gamma=c.gamma, lam=c.lam,
+            bootstrap=rollout.bootstrap, mask=rollout.action_mask, ddof=c.whiten_ddof,
         )  # fmt: skip
-        whiten_(rollout.advantages, mask=rollout.action_mask, ddof=c.whiten_ddof)
 
     def update(self, rollout: Rollout) -> list[dict[str, float]]:
         """`num_ppo_epochs` passes in `num_mini_batches` optimiser steps each; returns the metrics of every step."""
@@ -190,74 +194,104 @@ class PPO:
         old = rollout.sampled_logprobs if c.old_logprobs == "sampled" else rollout.logprobs
         assert old is not None
         shuffle = torch.Generator().manual_seed(c.seed + self.iteration)
-        steps: list[dict[str, float]] = []
+        updates: list[dict[str, float]] = []
         for _ in range(c.num_ppo_epochs):
             for minibatch in torch.randperm(len(rollout), generator=shuffle).tensor_split(c.num_mini_batches):
                 losses = self.accumulate(rollout, [b for b in minibatch.tolist() if b in rollout.own], old)
-                step = ppo_metrics.add_up(losses)  # of all processes
-                if not steps and c.old_logprobs == "recomputed":
-                    invariants.check_first_ratio(step["ratio_mean"], step["clipfrac"], self.policy.model.dtype)
-                steps.append(step | {"grad_norm": self.optimiser.step(step["loss"])})
-                if c.target_kl is not None and step["approx_kl"] > c.target_kl:
-                    return steps
-        return steps
+                metrics, (norm, *entropies) = read_back(losses, [self.optimiser.clip(), *self.entropies])
+                check_entropy(entropies)
+                if not updates and c.old_logprobs == "recomputed":
+                    model = self.policy.model
+                    check_first_ratio(metrics["ratio_mean"], metrics["clipfrac"], model.dtype, model.device)
+                self.optimiser.advance(metrics["loss"], norm)
+                updates.append(metrics | {"grad_norm": norm})
+                if c.target_kl is not None and metrics["approx_kl"] > c.target_kl:
+                    return updates  # with this step taken
+        return updates
 
     def accumulate(self, rollout: Rollout, sequences: list[int], old: Tensor) -> list[PPOLoss]:
         """Forward, loss and backward of this process's `sequences` of a minibatch (perhaps none), micro-batch by
         micro-batch; returns their losses."""
 
-        def backward(part: Part, weight: float) -> PPOLoss:
+        self.entropies.clear()
+
+        def backward(micro_batch: MicroBatch, weight: float) -> PPOLoss:
             at("update forward")
-            loss = self.loss(rollout, part, old)
+            loss = self.loss(rollout, micro_batch, old)
             at("update backward")
             (loss.loss * weight).backward()
             return loss._replace(loss=loss.loss.detach())
 
-        cut = partial(cut_parts, rollout, list(self.parts(rollout, sequences)))
-        spare = Part(list(rollout.own[:1]), 1.0, 1.0)
+        groups = list(self.loss_groups(rollout, sequences))  # once: it exchanges counts, and any process may cut again
+        cut = partial(cut_groups, rollout.lengths, groups)
+        spare = MicroBatch(list(rollout.own[:1]), 1.0, 1.0)
         return self.micro_batches.run(self.policy.model, cut, backward, spare=spare, may_stop=self.can_undo)
 
-    def loss(self, rollout: Rollout, part: Part, old: Tensor) -> PPOLoss:
-        """The clipped losses of policy and critic on the sequences of `part`; those of all parts of a minibatch, in all
+    def loss(self, rollout: Rollout, micro_batch: MicroBatch, old: Tensor) -> PPOLoss:
+        """The clipped losses of policy and critic on a micro-batch; those of all micro-batches of a minibatch, in all
         processes, add up to its mean."""
         c = self.config
-        packed, slots = rollout.select(part.sequences)
+        packed, slots = rollout.select(micro_batch.sequences)
         mask = packed.labels != -100
         hidden = self.policy.hidden(packed)
         scored = self.policy.read(
-            hidden, packed.labels,
+            hidden, packed.labels, packed.scored,
             temperature=c.logit_temperature, entropy=True, entropy_gradient=c.entropy_coef != 0,
         )  # fmt: skip
-        invariants.check_entropy(scored.entropy)
-        values = self.critic.values(replace(packed, policy_hidden=hidden))
+        if scored.entropy is not None and scored.entropy.numel():
+            self.entropies.append(scored.entropy.detach().min())
+        values = self.critic.values(replace(packed, policy_hidden=hidden))  # some critics read the policy's states
         return ppo_loss(
             scored.logprobs, old[slots], rollout.advantages[slots],
             values, rollout.values[slots], rollout.returns[slots],
-            mask=mask, value_mask=torch.ones_like(mask), denominator=max(1.0, part.actions),
-            value_denominator=part.slots, cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef,
+            mask=mask, value_mask=torch.ones_like(mask),  # an eos+1 slot has a value and no action
+            denominator=micro_batch.action_denominator, value_denominator=micro_batch.value_denominator,
+            cliprange=c.cliprange, cliprange_value=c.cliprange_value, vf_coef=c.vf_coef,
             entropy=scored.entropy, entropy_coef=c.entropy_coef, dual_clip=c.dual_clip,
             log_ratio_clamp=c.log_ratio_clamp,
         )  # fmt: skip
 
-    def parts(self, rollout: Rollout, sequences: list[int]) -> Iterator[Part]:
+    def loss_groups(self, rollout: Rollout, sequences: list[int]) -> Iterator[MicroBatch]:
         """This process's `sequences` of a minibatch (perhaps none), with what `loss_mean` divides their sums by: the
         tokens of the whole minibatch, or those of a group of per_device_train_batch_size times the number of groups."""
         if self.config.loss_mean == "token":
-            yield Part(sequences, *total(*rollout.counts(sequences)))
+            actions, slots = sum_over_processes(*rollout.counts(sequences))
+            yield MicroBatch(sequences, max(1.0, actions), max(1.0, slots))
             return
         size = self.config.per_device_train_batch_size
         groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
-        (number,) = total(len(groups))
+        (number,) = sum_over_processes(len(groups))
         for group in groups:
             actions, slots = rollout.counts(group)
-            yield Part(group, max(1, actions) * number, max(1, slots) * number)
+            yield MicroBatch(group, max(1.0, actions) * number, max(1.0, slots) * number)
 
 
-def cut_parts(rollout: Rollout, parts: list[Part], max_tokens: int) -> list[Part]:
-    """`parts` in order, each cut into pieces of at most `max_tokens` tokens."""
-    lengths = rollout.lengths
+def cut_groups(lengths: list[int], groups: list[MicroBatch], max_tokens: int) -> list[MicroBatch]:
+    """`groups` in order, each cut into pieces of at most `max_tokens` tokens; `lengths` are those of all sequences."""
     return [
-        part._replace(sequences=[part.sequences[i] for i in group])
-        for part in parts
-        for group in cut_by_tokens([lengths[b] for b in part.sequences], max_tokens)
+        group._replace(sequences=[group.sequences[i] for i in piece])
+        for group in groups
+        for piece in cut_by_tokens([lengths[b] for b in group.sequences], max_tokens)
     ]
+
+
+@dataclass
+class FixedKL:
+    coef: float
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Nothing changes."""
+
+
+@dataclass
+class AdaptiveKL:
+    """Proportional controller in log space (Ziegler et al. 2019, section 2.2)."""
+
+    coef: float
+    target: float  # nats a response
+    horizon: int  # episodes
+
+    def update(self, kl: float, episodes: int) -> None:
+        """coef *= 1 + error * episodes / horizon, with error = kl / target - 1 clipped to +-0.2."""
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * episodes / self.horizon

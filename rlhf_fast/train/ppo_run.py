@@ -19,19 +19,16 @@ from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
-from rlhf_fast.model.memory import training_bytes
 from rlhf_fast.profiling.memory_page import MEMORY_PAGE, write_memory_page
 from rlhf_fast.profiling.memory_profile import MEMORY_FILE, MemoryProfile, owners_of
 from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
 from rlhf_fast.report.page import REPORT_FILE
-from rlhf_fast.rewards.adapter import AdapterReward
 from rlhf_fast.rewards.chosen import MODEL, GivenReward, choose_rewards, refuse_columns, with_retries
-from rlhf_fast.rewards.classifier import ClassifierReward
-from rlhf_fast.rewards.source import RewardSource
-from rlhf_fast.rewards.weighted import WeightedRewards
-from rlhf_fast.rollout.cache_size import refuse_unfitting
+from rlhf_fast.rewards.classifier import AdapterReward, ClassifierReward
+from rlhf_fast.rewards.source import RewardSource, WeightedRewards
+from rlhf_fast.rollout.engine import refuse_unfitting
 from rlhf_fast.rollout.sampling import end_with
-from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, describe_sizes, seed_everything
 from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
@@ -42,11 +39,11 @@ from rlhf_fast.runtime.phases import phase
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import describe_memory
-from rlhf_fast.train.collapse import CollapseWatch
+from rlhf_fast.train.config import PPORunConfig, difference_from_trl
 from rlhf_fast.train.pages import write_ppo_page
 from rlhf_fast.train.plan_run import plan_first
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPORunConfig, difference_from_trl
+from rlhf_fast.train.ppo_metrics import CollapseWatch
 from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import Roles, build_roles, is_adapter
 from rlhf_fast.train.rollout_log import RolloutLog
@@ -84,11 +81,12 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
             refuse_unfitting(roles.policy.model, max(map(len, prompts.ids)) + config.response_length)
             ppo = _ppo_of(config, roles, outside, tokenizer, prompts)
         model, facts = roles.reference.model, describe(ppo, left_out)
-        run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), more=MORE_ITERATIONS)
+        run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), longer_by=MORE_ITERATIONS)
         if memory is not None:
             memory.attach(ppo)
             run.held = memory.now
-        with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
+        timed = config.profile and is_main()
+        with profiled(model.dtype, model.device, trace=memory is None) if timed else nullcontext() as profile:
             checkpoints = train(run, start)
     pages: dict[str, Callable[[], object]] = {
         REPORT_FILE: lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
@@ -116,10 +114,10 @@ def _ppo_of(
 
 
 def run_of(
-    ppo: PPO, facts: dict[str, str], save: Callable[[Path], None], *, more: str = "", hooks: Hooks | None = None
+    ppo: PPO, facts: dict[str, str], save: Callable[[Path], None], *, longer_by: str = "", hooks: Hooks | None = None
 ) -> Run:
-    """What the loop has to know of PPO. save: writes the policy into a folder; facts: what the run is, in words; more:
-    the fields that make more iterations, where it says that there are few."""
+    """What the loop has to know of PPO. save: writes the policy into a folder; facts: what the run is, in words;
+    longer_by: the fields that make more iterations, where it says that there are few."""
     ends = ppo.sampling.stop_ids or ppo.sampling.stop_strings
     watch = CollapseWatch(ppo.config.response_length if ends else None)
 
@@ -129,14 +127,14 @@ def run_of(
         return metrics
 
     def held() -> dict[str, int]:
-        return {owner: bytes_of(own) for owner, own in owners_of(ppo).items()} | training_bytes(ppo.optimiser)
+        return {owner: bytes_of(own) for owner, own in owners_of(ppo).items()} | ppo.optimiser.held_bytes()
 
     return Run(
         name="PPO", config=ppo.config, steps=ppo.iterations, step=step, save=save, optimiser=ppo.optimiser,
-        device=ppo.policy.model.device, facts=facts, more=more, held=held,
-        shown={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
-        parts={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
-        inside=[ppo.rollouts], hooks=hooks or Hooks(),
+        device=ppo.policy.model.device, facts=facts, longer_by=longer_by, held=held,
+        progress={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
+        saved={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
+        contexts=[ppo.rollouts], hooks=hooks or Hooks(),
     )  # fmt: skip
 
 
@@ -180,6 +178,12 @@ def describe(ppo: PPO, left_out: int = 0) -> dict[str, str]:
         "Policy": describe_trained(model, ppo.policy.adapter, ppo.policy.named_parameters()),
         "Critic": f"a critic of {critic:,} trainable parameters",
         "Computed": describe_device(model.dtype, model.device),
+        "Sizes": describe_sizes(
+            c.max_tokens_per_micro_batch,
+            recompute=bool(c.activation_checkpointing),
+            attention=model.attention,
+            responses=c.max_rollout_batch,
+        ),
     }
 
 

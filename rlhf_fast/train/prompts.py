@@ -1,11 +1,11 @@
-"""The prompts of a PPO run, tokenised once, and the order in which they are visited."""
+"""The prompts of a PPO run, tokenised once, and the order in which they are visited; responses to them, and what the
+reward gives these."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.columns import gather
@@ -14,6 +14,13 @@ from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import OnBadRow
 from rlhf_fast.data.rendering import Rendering, announce_prompts
 from rlhf_fast.data.schema import Message, PromptRow
+from rlhf_fast.model.roles import Policy
+from rlhf_fast.rewards.source import RewardBatch, Scores, WeightedRewards, response_texts
+from rlhf_fast.rollout.engine import generate
+from rlhf_fast.rollout.rollout import Rollout
+from rlhf_fast.rollout.sampling import Sampling
+from rlhf_fast.runtime.passes import pass_order
+from rlhf_fast.train.config import PPORunConfig
 
 
 @dataclass
@@ -56,12 +63,39 @@ class Prompts:
         return len(self.ids)
 
     def batch(self, iteration: int, size: int, seed: int) -> list[int]:
-        """Rows of batch `iteration`: passes over all prompts, each pass in an order of its own."""
-        rows = []
-        for position in range(iteration * size, (iteration + 1) * size):
-            epoch, index = divmod(position, len(self))
-            rows.append(self._order(epoch, seed)[index])
-        return rows
+        """Rows of batch `iteration`: passes over all prompts without a break, each pass in an order of its own."""
+        places = [divmod(position, len(self)) for position in range(iteration * size, (iteration + 1) * size)]
+        orders = {number: pass_order(len(self), seed, number) for number in {number for number, _ in places}}
+        return [orders[number][index] for number, index in places]
 
-    def _order(self, epoch: int, seed: int) -> list[int]:
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+
+def respond(
+    policy: Policy, prompts: Prompts, rows: list[int], seeds: list[int], sampling: Sampling, config: PPORunConfig, *,
+    max_tokens: int,
+) -> Rollout:  # fmt: skip
+    """A response to each of `rows` of `prompts`, sampled with its seed; prompts are read `max_tokens` at a time."""
+    ids = [prompts.ids[row] for row in rows]
+    responses = generate(
+        policy, ids, sampling, seeds=seeds,
+        max_batch=config.max_rollout_batch, max_tokens=max_tokens, max_kv_cache_gb=config.max_kv_cache_gb,
+    )  # fmt: skip
+    return Rollout.from_responses(
+        ids, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=config.response_length,
+        score_at=config.score_at, prompt_rows=rows, seeds=seeds, logprobs=[r.logprobs for r in responses],
+        device=policy.model.device,
+    )  # fmt: skip
+
+
+def score_responses(
+    reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, prompts: Prompts
+) -> Scores:
+    """What the reward gives the responses to rows of `prompts`."""
+    rows = rollout.prompt_rows.tolist()
+    ids, finished = rollout.responses(), rollout.finished.tolist()
+    texts = response_texts(tokenizer, ids, finished, special_tokens=reward.special_tokens)
+    columns = {name: [values[row] for row in rows] for name, values in prompts.columns.items()}
+    conversations = [prompts.conversations[row] for row in rows]
+    texts_of_prompts = [prompts.texts[row] for row in rows]
+    tools = [prompts.tools[row] for row in rows]
+    batch = RewardBatch(texts_of_prompts, texts, rollout.sequences(), columns, conversations, ids, finished, tools)
+    return reward.score(batch)

@@ -18,15 +18,13 @@ from functools import partial
 from pathlib import Path
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter, refuse_headless
-from rlhf_fast.model.critics import CriticKind, PolicyHeadCritic, ReferenceCritic, ValueModel
-from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.load import Source, load_shared, refuse_missing, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_shape, train_only
-from rlhf_fast.model.roles import Critic, Policy, adapter_critic
-from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.roles import Critic, Policy, PolicyHeadCritic, ReferenceCritic, ValueModel, adapter_critic
+from rlhf_fast.model.shared import ScalarHead, SharedModel
 from rlhf_fast.runtime.device import choose_device, choose_dtype
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.train.ppo_config import PPORunConfig
+from rlhf_fast.train.config import CriticKind, PPORunConfig
 
 
 @dataclass

@@ -10,12 +10,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.rewards.source import response_texts
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores, response_texts
 from rlhf_fast.rollout.rollout import Rollout
+from rlhf_fast.runtime.checkpoint import State
 from rlhf_fast.runtime.distributed import is_main
-from rlhf_fast.runtime.lines import Lines
-from rlhf_fast.runtime.state import State
+from rlhf_fast.runtime.files import Lines
 from rlhf_fast.train.ppo_metrics import per_response
 
 ROLLOUTS_FILE = "rollouts.jsonl"

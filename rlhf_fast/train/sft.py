@@ -15,16 +15,15 @@ from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.data.rendering import Rendering, announce_demonstrations, compare
 from rlhf_fast.model.adapter_files import save_adapter
-from rlhf_fast.model.batches import NO_ROWS, MicroBatches, by_tokens
+from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens, held_bytes
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, describe_trained, train_only
-from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rollout.sampling import end_with, stop_ids
-from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, seed_everything
-from rlhf_fast.runtime.distributed import share, total
+from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, describe_sizes, seed_everything
+from rlhf_fast.runtime.distributed import own_share, sum_over_processes
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.identity import fingerprint, weights_fingerprint
 from rlhf_fast.runtime.loop import Hooks, Run, finish, train
@@ -33,8 +32,8 @@ from rlhf_fast.runtime.output import alone
 from rlhf_fast.runtime.passes import MORE_STEPS, Passes
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.tracking import describe_memory
+from rlhf_fast.train.config import SFTConfig
 from rlhf_fast.train.pages import write_sft_page
-from rlhf_fast.train.sft_config import SFTConfig
 
 
 @dataclass
@@ -51,7 +50,7 @@ class SFT:
         self.passes = Passes(len(self.rows), c.batch_size, c.seed)
         self.steps = self.passes.steps(c.num_train_epochs)
         self.optimiser = Optimiser.build(c, self.policy.named_parameters(), self.steps)
-        self.micro_batches = MicroBatches.of(c, undo=self.optimiser.clear)
+        self.micro_batches = MicroBatches.of(c, clear_gradients=self.optimiser.clear)
 
     def batch(self, step: int) -> list[Encoded]:
         """Passes over all rows, each in an order of its own."""
@@ -59,7 +58,6 @@ class SFT:
 
     def step(self, index: int) -> dict[str, float]:
         """One optimiser step: the mean negative log-prob over all response tokens of the batch."""
-        self.optimiser.refuse_stuck()
         loss = self.loss(self.batch(index))
         metrics = {"loss": loss, "grad_norm": self.optimiser.step(loss), "lr": self.optimiser.learning_rate}
         return metrics | self.micro_batches.metrics()
@@ -75,9 +73,9 @@ class SFT:
         Of several processes each takes its share of the rows; their gradients and losses add up.
         """
         tokens = max(1, sum(label != IGNORED for row in rows for label in row.labels[1:]))
-        own = list(share(rows))
+        own = list(own_share(rows))
 
-        def backward(numbers: list[int], weight: float) -> float:
+        def backward(numbers: list[int], weight: float) -> torch.Tensor:
             part = [own[i] for i in numbers] or rows[:1]
             packed = Packed.from_sequences(
                 [row.input_ids for row in part], [row.labels for row in part], self.policy.model.device
@@ -85,10 +83,11 @@ class SFT:
             loss = -self.policy.logprobs(packed).logprobs.sum() / tokens * weight
             if loss.requires_grad:
                 loss.backward()
-            return float(loss.detach())
+            return loss.detach()
 
         cut = by_tokens([len(row.input_ids) for row in own])
-        return total(sum(self.micro_batches.run(self.policy.model, cut, backward, spare=NO_ROWS)))[0]
+        losses = self.micro_batches.run(self.policy.model, cut, backward, spare=NO_SEQUENCES)
+        return sum_over_processes(sum(torch.stack(losses).tolist()) if losses else 0.0)[0]
 
 
 class Evaluating(Hooks):
@@ -130,7 +129,7 @@ def run_sft(config: SFTConfig) -> Path:
         name="SFT", config=config, steps=sft.steps, optimiser=sft.optimiser, device=device,
         step=lambda step: sft.step(step - 1) | (sft.evaluate() if step == sft.steps else {}),
         save=partial(_save, policy, tokenizer, base, stop, rendering),
-        facts=facts, more=MORE_STEPS, shown={"loss": "loss", "eval_loss": "held out"},
+        facts=facts, longer_by=MORE_STEPS, progress={"loss": "loss", "eval_loss": "held out"},
         held=partial(held_bytes, [policy.model], sft.optimiser), hooks=Evaluating(sft),
     )  # fmt: skip
 
@@ -154,6 +153,11 @@ def describe(run: SFT, rows: int, left_out: int) -> dict[str, str]:
         "Steps": run.passes.describe(run.config.num_train_epochs, noun),
         "Trained": describe_trained(model, run.policy.adapter, run.policy.named_parameters()),
         "Computed": describe_device(model.dtype, model.device),
+        "Sizes": describe_sizes(
+            run.config.max_tokens_per_micro_batch,
+            recompute=bool(run.config.activation_checkpointing),
+            attention=model.attention,
+        ),
     }
 
 

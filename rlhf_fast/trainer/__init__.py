@@ -4,15 +4,15 @@ What lives here is the way in: models, data and callbacks as a TRL script hands 
 `rlhf_fast.train.ppo` takes. The algorithm is there, not here.
 """
 
-from rlhf_fast.trainer.config import PPOConfig
-from rlhf_fast.trainer.ppo_trainer import PPOTrainer
-from rlhf_fast.trainer.scripts import (
+from rlhf_fast.trainer.config import (
     ModelConfig,
+    PPOConfig,
     ScriptArguments,
     get_kbit_device_map,
     get_peft_config,
     get_quantization_config,
 )
+from rlhf_fast.trainer.ppo_trainer import PPOTrainer
 
 __all__ = [
     "ModelConfig",

@@ -20,14 +20,12 @@ from transformers import PreTrainedModel
 
 from rlhf_fast.model.batches import cut_by_tokens
 from rlhf_fast.model.check import check_kind, own_attention
-from rlhf_fast.model.head import ScoreHead
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Critic
-from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.shared import ScoreHead, SharedModel
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.trainer.adapters import open_shared
-from rlhf_fast.trainer.given import Given, whole
+from rlhf_fast.trainer.given import Given, open_shared, whole
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 

@@ -1,19 +1,21 @@
 """`PPOConfig` of the trainer: the fields and defaults of TRL 1.12's, translated into the engine's `PPORunConfig`.
 
 Fields of the command line that models and data given as objects leave no use for (`dataset_name`, `dtype`, `lora_r`)
-are no arguments here, so that the class stands beside a script's own dataclasses in one `HfArgumentParser`. What the
-tables say of a field is about transformers' and TRL's; the engine's own carry their facts themselves.
+are no arguments here, so that the class stands beside a script's own dataclasses in one `HfArgumentParser`. What
+becomes of transformers' and TRL's own fields is in `rlhf_fast/trainer/fields.py`. Behind it stand the other dataclasses
+and helpers that a TRL script parses, for a machine without TRL.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
+from peft import LoraConfig
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
@@ -23,102 +25,18 @@ from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.hints import field_hint
 from rlhf_fast.runtime.launch import start
 from rlhf_fast.runtime.shown import notices
-from rlhf_fast.train.ppo_config import PRESETS, PPOOptions, PPORunConfig
+from rlhf_fast.train.config import PRESETS, PPOOptions, PPORunConfig
+from rlhf_fast.trainer.fields import FACTS, SAME_OPTIMISER, STRATEGIES, fields_used
 
-EVENTS = frozenset({
-    "report_to", "run_name", "project", "trackio_space_id", "logging_steps", "logging_strategy", "logging_first_step",
-    "eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "do_train", "do_eval", "do_predict",
-    "resume_from_checkpoint", "trackio_bucket_id", "trackio_static_space_id",
-})  # fmt: skip
-"""Inherited fields that callbacks, the evaluation or the script itself read."""
-HUB = frozenset({"push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision"})
-UNNEEDED = {
-    "gradient_checkpointing_kwargs": "recomputation is non-reentrant",
-    "activation_checkpointing_kwargs": "recomputation is non-reentrant",
-    "remove_unused_columns": "columns beside the prompt go to reward functions",
-    "dataloader_num_workers": "prompts are tokenised once, before training",
-    "dataloader_drop_last": "a batch is always full",
-    "ddp_find_unused_parameters": "gradients are summed in one exchange, whichever parameters have one",
-    "torch_empty_cache_steps": "nothing is padded, so the cache does not fragment",
-    "use_liger_kernel": "logits are never stored",
-    "log_level": "logging follows Python's own settings",
-}
-"""Fields that TRL takes and on which no result depends, and why; setting one is answered with one line."""
-INERT = {
-    "max_steps": "total_episodes says how long a run is",
-    "data_seed": "seed orders the prompts",
-    "load_best_model_at_end": "metric_for_best_model keeps the best checkpoint, which is not loaded",
-    "greater_is_better": "metric_for_best_model is not set",
-    "save_only_model": "a checkpoint holds what a run needs to go on",
-    "enable_jit_checkpoint": "a signal to stop saves the run anyway",
-    "full_determinism": "a seed and the number of processes give the same run on the same device",
-    "tf32": "a CPU has no such format",
-    "hub_strategy": "nothing is uploaded before push_to_hub()", "hub_always_push": "push_to_hub() uploads",
-    "eval_on_start": "call evaluate() before train()",
-    "optim_args": "AdamW has its own fields",
-    "torch_compile": "the kernels are the engine's own", "torch_compile_backend": "the kernels are the engine's own",
-    "torch_compile_mode": "the kernels are the engine's own", "liger_kernel_config": "logits are never stored",
-    "neftune_noise_alpha": "rollout and update see the same network",
-    "label_smoothing_factor": "the loss is PPO's", "label_names": "the loss is PPO's",
-    "ddp_backend": "Gloo connects CPUs, NCCL GPUs", "local_rank": "the launcher numbers the processes",
-    "accelerator_config": "the batches are the engine's own", "use_cache": "rollouts always cache keys and values",
-    "ignore_data_skip": "a run that is resumed goes on with the next prompts",
-} | dict.fromkeys((
-    "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object",
-    "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics",
-), "an evaluation samples responses and scores them") | dict.fromkeys((
-    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
-    "dataloader_in_order", "dataloader_pin_memory", "train_sampling_strategy", "length_column_name", "group_by_length",
-), "prompts are tokenised once, before training, and drawn in the order of the seed") | dict.fromkeys((
-    "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "average_tokens_across_devices",
-), "gradients are summed in one exchange") | dict.fromkeys((
-    "log_on_each_node", "logging_nan_inf_filter", "include_num_input_tokens_seen", "include_tokens_per_second",
-    "log_level_replica", "skip_memory_metrics", "debug", "save_on_each_node", "restore_callback_states_from_checkpoint",
-), "logs and states are those of PPO's own loop")  # fmt: skip
-"""Fields that have no effect in TRL's PPO either, and what is so instead; setting one is answered with one line."""
-ACTED_ON = frozenset({
-    "load_best_model_at_end", "greater_is_better", "tf32", "ddp_backend", "torch_compile", "torch_compile_backend",
-    "torch_compile_mode",
-})  # fmt: skip
-"""Those of them that are set back, as `TrainingArguments` would act on them."""
-SAME_OPTIMISER = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_apex_fused", "adamw_hf")
-"""Values of `optim` that are implementations of AdamW, which is what is used."""
-BY_EPOCH = {"logging_strategy": "logging_steps", "eval_strategy": "eval_steps", "save_strategy": "save_steps"}
-"""Strategies that may be `epoch`, once in each pass over the prompts, and the field that counts their iterations."""
-INSTEAD = {
-    "fp16": "bf16", "optim": "optimizers=(optimizer, None) of PPOTrainer", "dtype": "bf16, or models loaded in it",
-    "max_rollout_batch": "local_rollout_forward_batch_size", "dataset_name": "train_dataset of PPOTrainer",
-    "dataset_format": "train_dataset of PPOTrainer", "chat_template_path": "processing_class.chat_template",
-    "reward_funcs": "reward_model of PPOTrainer, a function if you like", "use_peft": "peft_config of PPOTrainer",
-    "reward_weights": "reward_model of PPOTrainer, a function that adds them up",
-} | dict.fromkeys(("lora_r", "lora_alpha", "lora_target_modules", "lora_layers"), "peft_config of PPOTrainer") \
-  | dict.fromkeys(("profile", "shard_base"), "`rlhf-fast ppo`, which has it")  # fmt: skip
-"""What serves a field that is not here."""
-COMPUTED = frozenset({
-    "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "local_mini_batch_size", "batch_size",
-    "mini_batch_size",
-})  # fmt: skip
-"""Fields that follow from others; TRL fills them in, and so does this class."""
-FOR_THE_SCRIPT = frozenset({
-    "sft_model_path", "reward_model_path", "dataset_num_proc", "num_sample_generations",
-    "local_rollout_forward_batch_size", "ds3_gather_for_generation",
-})  # fmt: skip
-"""Fields on which no result of the trainer depends."""
-BESIDE = ("bf16", "model_adapter_name", "ref_adapter_name")
-"""Fields that the models given are read by, and that a checkpoint has to fit."""
-OUTSIDE = EVENTS | HUB | {"optim"} | set(UNNEEDED) | set(INERT)
+OUTSIDE = frozenset(fields_used("outside", "unneeded", "inert"))
 """Inherited fields that are accepted and never reach the engine."""
-STRATEGIES = ("steps", "epoch", "no")
-
-_AS_PARSED: dict[str, tuple[Any, Any]] = {"include_num_input_tokens_seen": (False, "no"), "debug": (None, "")}
-"""Inherited fields that `HfArgumentParser` hands over as something else than their defaults when they are left out."""
 
 
 @dataclass
 class PPOConfig(PPOOptions, TrainingArguments):
     """TRL's `PPOConfig`. `preset="trl"` is the default: its formulas, past EOS unless a stop token is named."""
 
-    instead: ClassVar[dict[str, str]] = INSTEAD
+    instead: ClassVar[dict[str, str]] = {name: fact.instead for name, fact in FACTS.items() if fact.instead}
 
     preset: Literal["rlhf_fast", "trl", "openrlhf", "verl"] = option(
         "trl", "Whose formulas are taken, in the fields that have their default values."
@@ -142,7 +60,7 @@ class PPOConfig(PPOOptions, TrainingArguments):
     ref_adapter_name: str | None = option(
         None, "Which adapter of a PeftModel is the reference. Default: none, the bare base."
     )
-    ds3_gather_for_generation: bool = option(True, "DeepSpeed is not used: only true is accepted.")
+    ds3_gather_for_generation: bool = option(True, "No effect: DeepSpeed is not used.")
     bf16: bool | None = option(  # type: ignore[assignment]
         None, "true: compute a frozen base in bfloat16; false: in float32. Default: as it was loaded."
     )
@@ -177,9 +95,9 @@ class PPOConfig(PPOOptions, TrainingArguments):
     def __post_init__(self) -> None:
         self._refuse_both_stops()
         self.stop_token = self.stop_token or "none"
-        for name, (parsed, default) in _AS_PARSED.items():
-            if getattr(self, name) is parsed:
-                setattr(self, name, default)
+        for name, fact in FACTS.items():
+            if fact.parsed is not None and getattr(self, name) is fact.parsed[0]:
+                setattr(self, name, fact.parsed[1])
         self._compute_sizes()
         self._say_what_is_unneeded()
         self.accelerator_config = None  # of another kind once transformers has read it
@@ -193,9 +111,8 @@ class PPOConfig(PPOOptions, TrainingArguments):
             TrainingArguments.__post_init__(self)
         except ValueError as error:
             raise UsageError(f"{str(error).rstrip('.')}. Change that field.") from error
-        self.require(self.ds3_gather_for_generation, "ds3_gather_for_generation", "true: DeepSpeed is not used here")
-        for name in BY_EPOCH:
-            self.require(getattr(self, name) in STRATEGIES, name, "epoch, steps or no")
+        for name in STRATEGIES:
+            self.require(getattr(self, name) in ("steps", "epoch", "no"), name, "epoch, steps or no")
         self._run = self._translate()
         for name in TRANSLATED:
             if self._as_run(name) != (value := getattr(self._run, name)):  # a preset set it
@@ -225,7 +142,7 @@ class PPOConfig(PPOOptions, TrainingArguments):
 
     def beside_run(self) -> dict[str, Any]:
         """What the result depends on beside the engine's config."""
-        return {name: getattr(self, name) for name in BESIDE}
+        return {name: getattr(self, name) for name in fields_used("model")}
 
     def settle(self) -> None:
         """Take up fields that were set since construction, as if they had been given then. Raises `UsageError`."""
@@ -236,7 +153,7 @@ class PPOConfig(PPOOptions, TrainingArguments):
             for name, value in PRESETS[self._kept["preset"]].items():
                 if getattr(self, name) == value:
                     setattr(self, name, default_of(type(self), name))
-        for name in COMPUTED - set(changed):
+        for name in set(fields_used("computed")) - set(changed):
             setattr(self, name, None)
         self.__post_init__()
 
@@ -247,7 +164,7 @@ class PPOConfig(PPOOptions, TrainingArguments):
     def refuse_changes(self, *, at_start: bool = False) -> None:
         """Raise `UsageError` for a field set since the values were noted, unless it is read later than now."""
         live, at_train = fields_read(PPORunConfig, "step"), fields_read(PPORunConfig, "train")
-        later = OUTSIDE | FOR_THE_SCRIPT | set(live) | set(at_train if at_start else [])
+        later = OUTSIDE | set(fields_used("script")) | set(live) | set(at_train if at_start else [])
         for name in self._changed():
             if name not in later:
                 raise UsageError(
@@ -289,20 +206,20 @@ class PPOConfig(PPOOptions, TrainingArguments):
             setattr(self, name, value)
 
     def _say_what_is_unneeded(self) -> None:
-        for name, value in self._set_among(UNNEEDED):
+        for name, value in self._set_among(fields_used("unneeded")):
             if value != {"use_reentrant": False}:
-                notices.warning("%s=%r has no effect here: %s.", name, value, UNNEEDED[name])
-        for name, value in self._set_among(INERT):
+                notices.warning("%s=%r has no effect here: %s.", name, value, FACTS[name].why)
+        for name, value in self._set_among(fields_used("inert")):
             if name == "greater_is_better" and self.metric_for_best_model is not None:
                 continue
             if name == "tf32" and torch.cuda.is_available() and not self.use_cpu:
                 continue  # transformers switches it on for the whole process
-            notices.warning("%s=%r has no effect, here as in TRL's PPO: %s.", name, value, INERT[name])
-            if name in ACTED_ON:
+            notices.warning("%s=%r has no effect, here as in TRL's PPO: %s.", name, value, FACTS[name].why)
+            if FACTS[name].set_back:
                 setattr(self, name, default_of(type(self), name))
         optim = getattr(self.optim, "value", self.optim)
         if optim not in SAME_OPTIMISER:
-            raise UsageError(f"optim={optim!r} is not used: AdamW is, unless you pass {INSTEAD['optim']}.")
+            raise UsageError(f"optim={optim!r} is not used: AdamW is, unless you pass {self.instead['optim']}.")
 
     def _set_among(self, names: Iterable[str]) -> list[tuple[str, Any]]:
         """Those of the fields that have another value than their default, or than transformers makes of it."""
@@ -317,7 +234,7 @@ class PPOConfig(PPOOptions, TrainingArguments):
     def _refuse_unserved(self) -> None:
         inherited = [f.name for f in fields(TrainingArguments) if f.init]
         for name, value in self._set_among(name for name in inherited if name not in SERVED):
-            instead = INSTEAD.get(name)
+            instead = self.instead.get(name)
             hint = f"use {instead} instead" if instead else field_hint(name, [f.name for f in fields(self) if f.init])
             raise UsageError(
                 f"{name}={value!r} has no effect in {type(self).__name__} and is refused; {hint or 'remove it'}."
@@ -327,19 +244,71 @@ class PPOConfig(PPOOptions, TrainingArguments):
         """A copy in which every strategy that is `epoch` is `steps`, an event every so many iterations as a pass over
         `prompts` prompts has; the fields themselves keep what was written."""
         counted = copy.copy(self)
-        for name, steps in BY_EPOCH.items():
+        for name, steps in STRATEGIES.items():
             if getattr(self, name) == "epoch":
                 setattr(counted, name, "steps")
                 setattr(counted, steps, max(1, round(prompts / int(self.batch_size or 1))))
         return counted
 
 
-TRANSLATED = {f.name for f in fields(PPORunConfig)} & {f.name for f in fields(PPOConfig)} - FOR_THE_SCRIPT
+TRANSLATED = {f.name for f in fields(PPORunConfig)} & {f.name for f in fields(PPOConfig)} - set(fields_used("script"))
 """Fields that mean what those of the engine's config of the same name mean."""
-SERVED = TRANSLATED | OUTSIDE | FOR_THE_SCRIPT | COMPUTED | set(BESIDE)
+SERVED = TRANSLATED | OUTSIDE | set(fields_used("script", "computed", "model"))
 
 
 @cache
 def _settled() -> dict[str, Any]:
     """What `TrainingArguments` makes of its own defaults; `dataclasses.replace` hands these in again."""
     return vars(TrainingArguments(use_cpu=True))
+
+
+@dataclass
+class ScriptArguments:
+    """Which dataset the script loads."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Name or path of the dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+
+
+@dataclass
+class ModelConfig:
+    """How the script loads its models, and the LoRA adapter that is trained."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Name or path of the model."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
+    dtype: str | None = field(default="float32", metadata={"help": "dtype in which models are loaded, or auto."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Whether the script may run a model's own code."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention at loading; training packs."})
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter; else all weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "The adapter's scale is lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Switched off in PPO, as in TRL."})
+    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers that get an adapter."})
+    lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "Written to the adapter's file."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale lora_alpha / sqrt(lora_r)."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Refused: plain weights are trained here."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Refused: plain weights are trained here."})
+
+
+def get_peft_config(model_args: ModelConfig) -> LoraConfig | None:
+    """None unless `use_peft`."""
+    if not model_args.use_peft:
+        return None
+    targets = model_args.lora_target_modules
+    return LoraConfig(
+        task_type=model_args.lora_task_type, r=model_args.lora_r, lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout, use_rslora=model_args.use_rslora, bias="none",
+        target_modules=targets[0] if targets is not None and len(targets) == 1 else targets,
+    )  # fmt: skip
+
+
+def get_quantization_config(model_args: ModelConfig) -> None:
+    """None. Raises `UsageError` where the script asks for quantised weights."""
+    if model_args.load_in_8bit or model_args.load_in_4bit:
+        raise UsageError("load_in_8bit and load_in_4bit are not supported: adapters are trained on plain weights.")
+
+
+def get_kbit_device_map() -> None:
+    """None: the trainer places the models."""

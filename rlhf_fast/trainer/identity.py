@@ -20,16 +20,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from rlhf_fast.rewards.weighted import WeightedRewards
-from rlhf_fast.runtime.checkpoint import TENSORS, read_facts
+from rlhf_fast.rewards.source import WeightedRewards
+from rlhf_fast.runtime.checkpoint import TENSORS, State, read_facts
 from rlhf_fast.runtime.identity import PLACES, fingerprint
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.state import State
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.roles import Roles
-from rlhf_fast.trainer.adapters import active_adapter
 from rlhf_fast.trainer.config import PPOConfig
-from rlhf_fast.trainer.given import Given, factors, mirror, whole
+from rlhf_fast.trainer.given import Given, active_adapter, factors, mirror, whole
 from rlhf_fast.trainer.optimisers import Pace, described
 
 _SAMPLES = 16  # values of a tensor, evenly spaced

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_fast.runtime.checkpoint import State
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.state import State
 
 Optimisers = tuple[torch.optim.Optimizer | None, Any]
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (dict, Counter, tuple)}

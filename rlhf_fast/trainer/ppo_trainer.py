@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.device import seed_everything
 from rlhf_fast.runtime.distributed import is_main
@@ -23,21 +23,18 @@ from rlhf_fast.runtime.loop import Hooks, finish, train
 from rlhf_fast.runtime.output import hold, refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import RESULTS
+from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.ppo_config import PPORunConfig
 from rlhf_fast.train.ppo_run import describe, run_of, save_policy
-from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.responses import score_responses
+from rlhf_fast.train.prompts import Prompts, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.config import PPOConfig
 from rlhf_fast.trainer.events import Callback
 from rlhf_fast.trainer.identity import HandedOver
-from rlhf_fast.trainer.inputs import check_models, read_datasets
+from rlhf_fast.trainer.inputs import Collator, check_models, read_datasets
 from rlhf_fast.trainer.optimisers import Optimisers, refuse_half, use_given
-from rlhf_fast.trainer.prompts import Collator
-from rlhf_fast.trainer.rewards import build_reward
-from rlhf_fast.trainer.roles import use_models
+from rlhf_fast.trainer.roles import build_reward, use_models
 from rlhf_fast.trainer.sampling import Completion, complete, evaluate, send_to_wandb, show
 from rlhf_fast.trainer.surface import PolicyAndValue, Surface, old_arguments, refuse_overrides
 
@@ -141,6 +138,7 @@ class PPOTrainer(Surface):
         several processes each gives its part of the rollout.
         """
         self.args.take_over(self.ppo.config, "step")
+        self.ppo.optimiser.refuse_stuck()
         if scores is None:
             lengths = rollout.prompt_lengths.tolist()
             ids = [sequence[:length] for sequence, length in zip(rollout.sequences(), lengths, strict=True)]
@@ -243,9 +241,9 @@ class PPOTrainer(Surface):
 
         return iterate
 
-    def _after_step(self, checkpoint: Callable[..., None]) -> None:
+    def _after_step(self, end_step: Callable[..., None]) -> None:
         """The checkpoint, where one is due, and completions to look at."""
-        self._checkpoint: Callable[..., None] | None = checkpoint
+        self._end_step: Callable[..., None] | None = end_step
         if self.control.should_save:
             self._save_checkpoint(self.model, None)
             self._end_iteration(save=False)
@@ -261,10 +259,10 @@ class PPOTrainer(Surface):
 
     def _end_iteration(self, *, save: bool) -> None:
         """Once an iteration, with its checkpoint or without."""
-        checkpoint, self._checkpoint = self._checkpoint, None
-        if checkpoint is not None:
+        end_step, self._end_step = self._end_step, None
+        if end_step is not None:
             self.args.take_over(self.ppo.config, "step")
-            checkpoint(due=save)
+            end_step(due=save)
 
     def _use_optimizer(self) -> None:
         use_given(self.ppo.optimiser, self.optimizer, self.lr_scheduler, self.args.steps_per_rate)
@@ -295,8 +293,8 @@ class _Calls(Hooks):
         self.trainer.begin(done)
         return {}
 
-    def after(self, checkpoint: Callable[..., None]) -> None:
-        self.trainer._after_step(checkpoint)
+    def after(self, end_step: Callable[..., None]) -> None:
+        self.trainer._after_step(end_step)
 
     def stops(self) -> bool:
         return self.trainer.control.should_training_stop

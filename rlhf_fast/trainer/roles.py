@@ -1,41 +1,50 @@
-"""Policy, reference and critic from the models that a script hands over.
+"""Policy, reference, critic and reward from what a script hands over.
 
 given                       policy                      reference                        critic without a value model
 a model and a peft_config   fresh adapter               the base without it              adapter on the same base
 a PeftModel                 its adapter                 the base, or ref_adapter_name    adapter on the same base
 a model                     the model itself, float32   a frozen copy of it              adapter on the reference
 
-A `ref_model` takes the reference's place, unless its weights are those that the base gives anyway. A `value_model` is
-a critic of its own, trained whole. Of each, the parameters train that require a gradient.
+A `ref_model` takes the reference's place, unless its weights are those that the base gives anyway. A `value_model` is a
+critic of its own, trained whole. Of each, the parameters train that require a gradient. A `reward_model` is a model, a
+function or a source.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.check import check_architecture
-from rlhf_fast.model.critics import ValueModel
-from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.roles import Policy, ValueModel
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.targets import begun
+from rlhf_fast.rewards.chosen import refuse_columns, with_retries
+from rlhf_fast.rewards.classifier import AdapterReward
+from rlhf_fast.rewards.function import FunctionReward
+from rlhf_fast.rewards.source import RewardSource, WeightedRewards
 from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
 from rlhf_fast.train.roles import Roles, assign_roles
-from rlhf_fast.trainer.adapters import Adapters, fresh_adapter, given_adapters, open_shared
-from rlhf_fast.trainer.classifier import ModuleCritic, open_scorer
+from rlhf_fast.trainer.classifier import ModuleCritic, has_score, open_scorer
 from rlhf_fast.trainer.config import PPOConfig
 from rlhf_fast.trainer.given import (
+    Adapters,
     Given,
     choose_dtype,
+    fresh_adapter,
     gigabytes,
+    given_adapters,
     lora_layers,
     mirror,
+    open_shared,
     place,
     same_weights,
     share,
@@ -164,3 +173,51 @@ def _value_model(args: PPOConfig, model: Any) -> ValueModel:
         "value_model=None trains an adapter on the shared base instead.", 4 * size,
     )  # fmt: skip
     return critic
+
+
+def build_reward(reward_model: Any, args: PPOConfig, columns: Mapping[str, Sequence[Any]]) -> WeightedRewards:
+    """A classifier or any module with `base_model_prefix` and `score` (on the sampled token ids, at the last one), a
+    function of texts, or a reward source.
+
+    `columns` are the dataset's, which a function is called with and an endpoint is sent. Raises `UsageError` for
+    anything else.
+    """
+    special = args.reward_special_tokens
+    if isinstance(reward_model, WeightedRewards):
+        reward_model.special_tokens |= special
+        return reward_model
+    source = _source(reward_model, args)
+    refuse_columns([(source, 1.0)], columns)
+    if isinstance(source, AdapterReward):
+        args.require(args.reward_timeout is None, "reward_timeout", "nothing where the reward is a model")
+        args.require(not special, "reward_special_tokens", "false where the reward is a model, which reads token ids")
+        return WeightedRewards([(source, 1.0)])
+    asked = with_retries([(source, 1.0)], timeout=args.reward_timeout, retries=args.reward_retries)
+    return WeightedRewards(asked, special_tokens=special)
+
+
+def _source(reward_model: Any, args: PPOConfig) -> RewardSource:
+    if isinstance(reward_model, (PreTrainedModel, PeftModel)):
+        dtype = choose_dtype("reward_model", reward_model, None, train=False)
+        place("reward_model", reward_model, args, dtype)
+    if isinstance(reward_model, (PreTrainedModel, PeftModel)) or has_score(reward_model):
+        device = choose_device(args.use_cpu)
+        scorer = open_scorer("reward_model", reward_model, device, args.max_tokens_per_micro_batch)
+        if isinstance(scorer, ModuleCritic):
+            return scorer
+        return AdapterReward("reward_model", scorer, MicroBatches.of(args))
+    if isinstance(reward_model, nn.Module):
+        raise UsageError(
+            f"reward_model is a {type(reward_model).__name__}; expected a model of transformers, a module with "
+            "base_model_prefix and score, a function of (prompts, responses, **columns), or a reward source. "
+            "Wrap it in a function."
+        )
+    if hasattr(reward_model, "score") and hasattr(reward_model, "name"):
+        return cast("RewardSource", reward_model)
+    if not callable(reward_model):
+        raise UsageError(
+            f"reward_model is {reward_model!r}; expected an AutoModelForSequenceClassification with num_labels=1, a "
+            "function of (prompts, responses, **columns), or a reward source."
+        )
+    name = getattr(reward_model, "__name__", "reward")
+    return FunctionReward(name if name.isidentifier() else "reward", reward_model)

@@ -10,12 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_fast.rollout.scoring import score_rollout
-from rlhf_fast.runtime.distributed import share, total
+from rlhf_fast.runtime.distributed import own_share, sum_over_processes
 from rlhf_fast.runtime.shown import printable
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_metrics import per_response
-from rlhf_fast.train.prompts import Prompts
-from rlhf_fast.train.responses import respond, score_responses
+from rlhf_fast.train.prompts import Prompts, respond, score_responses
 
 NEARLY_GREEDY = 0.01 + 1e-7  # the temperature of TRL's completions
 SHOWN = 5  # rows of the table that are printed
@@ -35,14 +34,14 @@ def evaluate(ppo: PPO, prompts: Prompts) -> dict[str, float]:
     The seeds are the same each time, so that two evaluations differ by the policy alone.
     """
     c, rows, budget = ppo.config, list(range(len(prompts))), ppo.micro_batches.tokens
-    seeds = list(share(_seeds(ppo, len(rows))))
-    rollout = respond(ppo.policy, prompts, list(share(rows)), seeds, ppo.sampling, c, max_tokens=budget)
+    seeds = list(own_share(_seeds(ppo, len(rows))))
+    rollout = respond(ppo.policy, prompts, list(own_share(rows)), seeds, ppo.sampling, c, max_tokens=budget)
     score_rollout(
         rollout, ppo.policy, ppo.reference, ppo.critic, ppo.micro_batches,
         temperature=c.logit_temperature, kl_estimator=c.kl_estimator,
     )  # fmt: skip
     kl, lengths = per_response(rollout.kl, rollout), map(len, rollout.responses())
-    sums = total(
+    sums = sum_over_processes(
         float(score_responses(ppo.reward, ppo.tokenizer, rollout, prompts).total.sum()), float(kl.sum()), sum(lengths)
     )
     names = ("objective/scores", "objective/kl", "rollout/response_length")

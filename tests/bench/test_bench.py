@@ -36,7 +36,7 @@ def test_a_row_is_the_median_of_the_ratios_within_a_round(monkeypatch):
     }  # fmt: skip
     monkeypatch.setattr(timing, "interleave", lambda variants, rounds: {name: found[name] for name in variants})
     nothing: Callable[[], object] = lambda: None  # noqa: E731
-    case = Case("op", "1 x 1", Work(SIDE**3, COPIED), {"ours": nothing, "other": nothing}, "ours", nothing)
+    case = Case("op", "1 x 1", Work(SIDE["cpu"] ** 3, COPIED), {"ours": nothing, "other": nothing}, "ours", nothing)
     ours, other = timing.measure(case, rounds=3)
     assert (ours.times_ours, other.times_ours) == (1.0, 2.0)
     assert (ours.times_floor, other.times_floor) == (3.0, 4.0)

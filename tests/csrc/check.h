@@ -51,3 +51,4 @@ void check_decode();
 void check_sample();
 void check_layers();
 void check_lora_linear();
+void check_cuda();

@@ -11,5 +11,6 @@ int main() {
     check_sample();
     check_layers();
     check_lora_linear();
+    check_cuda();
     std::puts("all kernels agree");
 }

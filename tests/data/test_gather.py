@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_fast.data.columns import gather
 from rlhf_fast.data.schema import PromptRow
-from rlhf_fast.evaluate.prompts import HeldOut
+from rlhf_fast.evaluate.inputs import HeldOut
 from rlhf_fast.train.prompts import Prompts
 from tests.tiny_tokenizer import tiny_tokenizer
 from tests.trainer.cases import trainer

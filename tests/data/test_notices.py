@@ -113,7 +113,7 @@ def test_the_command_line_shows_notices(capsys, tmp_path, monkeypatch):
     from rlhf_fast import cli
 
     path = write_rows(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b", "id": 1}])
-    verbs = {"sft": cli.Verb("rlhf_fast.train.sft_config:SFTConfig", "run", "")}
+    verbs = {"sft": cli.Verb("rlhf_fast.train.config:SFTConfig", "run", "")}
     loaded = {"run": lambda config: read_demonstrations(config.dataset_name)}
     load = cli.load
     monkeypatch.setattr(cli, "VERBS", verbs)

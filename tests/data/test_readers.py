@@ -9,8 +9,7 @@ import pytest
 
 from rlhf_fast.data.encode import encode_demonstration, encode_prompt
 from rlhf_fast.data.readers import read_comparisons, read_demonstrations, read_prompts
-from rlhf_fast.data.schema import Comparison, Demonstration, prompt_key
-from rlhf_fast.data.split import folds_by_prompt, split_by_prompt
+from rlhf_fast.data.schema import Comparison, Demonstration, folds_by_prompt, prompt_key, split_by_prompt
 from rlhf_fast.runtime.errors import UsageError
 from tests.tiny_tokenizer import tiny_tokenizer
 

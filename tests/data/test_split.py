@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_fast.data.schema import Comparison, PromptRow, prompt_key
-from rlhf_fast.data.split import folds_by_prompt, split_by_prompt
+from rlhf_fast.data.schema import Comparison, PromptRow, folds_by_prompt, prompt_key, split_by_prompt
 from rlhf_fast.runtime.errors import UsageError
 
 

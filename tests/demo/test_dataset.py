@@ -7,7 +7,7 @@ from itertools import combinations
 
 from rlhf_fast.data.readers import read_comparisons, read_demonstrations, read_prompts
 from rlhf_fast.data.schema import prompt_key
-from rlhf_fast.demo.dataset import load_rows, write_files
+from rlhf_fast.demo.data import load_rows, write_files
 
 ROWS = load_rows()
 

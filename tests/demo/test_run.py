@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_fast.cli import main
-from rlhf_fast.demo.reuse import Ledger, is_finished, mark_finished, mark_unfinished
-from rlhf_fast.demo.run import read_results
+from rlhf_fast.demo.run import Ledger, is_finished, mark_finished, mark_unfinished, read_results
 from tests.model_cases import CONFIGS
 from tests.tiny_tokenizer import tiny_tokenizer
 

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 
 from rlhf_fast import FunctionReward, run_ppo, run_reward, run_sft
 from rlhf_fast.runtime.tracking import read_metrics
+from tests.forked import CONTEXT
 from tests.resume.cases import config
 
-CONTEXT = multiprocessing.get_context("forkserver")  # its children start from a process that has imported all of this
-CONTEXT.set_forkserver_preload([__name__])
 BATCH, STEPS = 8, 3
 STAGES = ("sft", "reward", "ppo")
 

@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from rlhf_fast.rollout.rollout import Rollout
-from rlhf_fast.runtime.distributed import from_main, gather, rank, share, sum_gradients, tensors_from_main, total
+from rlhf_fast.runtime.distributed import (
+    from_main,
+    gather,
+    own_share,
+    rank,
+    sum_gradients,
+    sum_over_processes,
+    tensors_from_main,
+)
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.launch import start
 from rlhf_fast.train import sft
@@ -23,8 +31,8 @@ FINISHED = [True, False, False, True]
 
 def exchanges() -> None:
     start(use_cpu=True, timeout=60)
-    assert total(1, 0.5 * rank()) == [2, 0.5]
-    assert list(share([10, 11, 12])) == ([10], [11, 12])[rank()]
+    assert sum_over_processes(1, 0.5 * rank()) == [2, 0.5]
+    assert list(own_share([10, 11, 12])) == ([10], [11, 12])[rank()]
     whole = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     assert gather(whole[:1] if rank() else whole[1:]).tolist() == [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0]]
     assert gather(whole if rank() else whole[:0]).tolist() == whole.tolist()

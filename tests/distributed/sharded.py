@@ -14,7 +14,7 @@ from rlhf_fast.model import sharding
 from rlhf_fast.model.load import load_shared
 from rlhf_fast.model.sharding import gathered, layer_bytes, shard_base
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rollout import cache_size
+from rlhf_fast.rollout import engine
 from rlhf_fast.runtime.distributed import gather, rank
 from rlhf_fast.runtime.launch import start
 from tests.distributed.cases import train
@@ -30,13 +30,13 @@ def both(stage: str, folder: Path, output: Path, options: dict[str, Any]) -> Non
 def ragged(stage: str, folder: Path, output: Path, options: dict[str, Any]) -> None:
     """`both`, where a process at times has fewer micro-batches than another."""
     fewer = torch.zeros(1)
-    most = sharding.most
+    most = sharding.max_over_processes
 
     def counted(number: int) -> int:
         fewer.add_(most(number) > number)
         return most(number)
 
-    sharding.most = counted
+    sharding.max_over_processes = counted
     both(stage, folder, output, options)
     assert gather(fewer).sum() > 0, "the lengths are not unequal enough for this test"
 
@@ -133,7 +133,7 @@ def stored(parameters: Iterable[torch.nn.Parameter]) -> int:
 
 def without_room(stage: str, folder: Path, output: Path) -> None:
     """Process 1 has 1000 bytes."""
-    cache_size.free_bytes = lambda device: 10**9 if rank() == 0 else 1000
+    engine.free_bytes = lambda device: 10**9 if rank() == 0 else 1000
     train(stage, folder, output, {"shard_base": True, "ddp_timeout": 60})
 
 

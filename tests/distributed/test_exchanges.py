@@ -12,7 +12,7 @@ from rlhf_fast import EvaluateConfig, GenerateConfig, SFTConfig, UsageError, run
 from rlhf_fast.demo.config import DemoConfig
 from rlhf_fast.demo.run import run_demo
 from rlhf_fast.runtime import launch as launch_module
-from rlhf_fast.runtime.distributed import main_only, share
+from rlhf_fast.runtime.distributed import main_only, own_share
 from rlhf_fast.runtime.launch import start
 from tests.distributed import checks
 from tests.distributed.cases import finish, launch, printed
@@ -36,14 +36,14 @@ def test_shares_are_consecutive_and_differ_by_one_at_most(monkeypatch):
     shares = []
     for rank in range(3):
         of(monkeypatch, rank, 3)
-        shares.append(list(share(range(8))))
+        shares.append(list(own_share(range(8))))
     assert shares == [[0, 1], [2, 3, 4], [5, 6, 7]]
 
 
 def test_a_single_process_has_everything_and_starts_nothing(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     start(use_cpu=True, timeout=1)
-    assert not dist.is_initialized() and share([1, 2, 3]) == [1, 2, 3]
+    assert not dist.is_initialized() and own_share([1, 2, 3]) == [1, 2, 3]
 
 
 def test_only_process_0_does_what_is_for_one(monkeypatch):

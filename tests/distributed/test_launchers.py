@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.distributed.cases import free_port, metrics, weights
 from tests.distributed.test_runs import same_metrics
 from tests.resume.cases import prepare
@@ -16,7 +17,7 @@ from tests.resume.cases import prepare
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # what the command torchrun runs
 SFT = [
-    "-m", "rlhf_fast", "sft", "--output_dir", "out", "--num_train_epochs", "1.5", "--use_cpu", "true",
+    "rlhf_fast", "sft", "--output_dir", "out", "--num_train_epochs", "1.5", "--use_cpu", "true",
     "--disable_tqdm", "true", "--dtype", "float32", "--lora_r", "4", "--learning_rate", "1e-3",
     "--max_tokens_per_micro_batch", "24",
 ]  # fmt: skip
@@ -26,22 +27,28 @@ SFT = [
 def folder(tmp_path_factory) -> Path:
     """Models and data, and in the folder `one` a run of one process in batches of 8."""
     folder = prepare(tmp_path_factory.mktemp("launchers"))
-    run([[sys.executable]], folder, folder / "one", rows=8)
+    one = folder / "one" / "0"
+    one.mkdir(parents=True)
+    done = forked.python(*SFT, *rows_of(folder, 8), folder=one)
+    assert done.returncode == 0, done.stderr
     return folder
+
+
+def rows_of(folder: Path, rows: int) -> list[str]:
+    data = ["--model_name_or_path", f"{folder}/base", "--dataset_name", f"{folder}/demonstrations.jsonl"]
+    return [*data, "--per_device_train_batch_size", str(rows)]
 
 
 def run(launchers: list[list[str]], folder: Path, nodes: Path, rows: int) -> None:
     """SFT by each of `launchers`, the k-th in the working folder `nodes`/k; all have to end well."""
     path = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    data = ["--model_name_or_path", f"{folder}/base", "--dataset_name", f"{folder}/demonstrations.jsonl"]
-    own = ["--per_device_train_batch_size", str(rows)]
     processes = []
     for k, launcher in enumerate(launchers):
         (nodes / str(k)).mkdir(parents=True)
         processes.append(
             subprocess.Popen(
-                [*launcher, *SFT, *data, *own], cwd=nodes / str(k), env=environment, text=True,
+                [*launcher, "-m", *SFT, *rows_of(folder, rows)], cwd=nodes / str(k), env=environment, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
         )  # fmt: skip

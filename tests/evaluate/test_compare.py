@@ -8,7 +8,7 @@ from peft import LoraConfig
 
 from rlhf_fast.data.schema import PromptRow
 from rlhf_fast.evaluate.compare import compare, log_ratios
-from rlhf_fast.evaluate.prompts import HeldOut
+from rlhf_fast.evaluate.inputs import HeldOut
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.function import FunctionReward

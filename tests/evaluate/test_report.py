@@ -8,12 +8,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from rlhf_fast.evaluate import sections
-from rlhf_fast.evaluate.behaviour import Behaviour
-from rlhf_fast.evaluate.compare import Comparison, Pair, RewardComparison
+from rlhf_fast.evaluate.compare import Behaviour, Comparison, Pair, RewardComparison
+from rlhf_fast.evaluate.run import examples, summary
 from rlhf_fast.report import charts
-from rlhf_fast.report import sections as shared
 from rlhf_fast.report.page import Report
+from rlhf_fast.report.sections import accuracies, calibration, training
 from rlhf_fast.runtime.statistics import Interval, wilson
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example>&'
@@ -41,58 +40,58 @@ def test_every_text_is_escaped():
     behaviour = Behaviour(1, 0, 1, 0)
     data = Comparison(HOSTILE, HOSTILE, [reward, fell], 1.0, behaviour, behaviour, [hostile])
     page = Report(HOSTILE, HOSTILE)
-    page.add(HOSTILE, sections.summary(data) + sections.examples(data), HOSTILE)
-    page.add("x", shared.accuracies([(HOSTILE, wilson(1, 2))]))
+    page.add(HOSTILE, summary(data) + examples(data), HOSTILE)
+    page.add("x", accuracies([(HOSTILE, wilson(1, 2))]))
     assert "<script" not in page.html() and "<img" not in page.html()
     assert "&lt;script&gt;alert(&quot;x&quot;)" in page.html()
 
 
 def test_the_page_needs_nothing_from_outside():
     page = Report("ppo against sft", "144 prompts")
-    page.add("Summary", sections.summary(comparison()) + shared.training(metrics(30)))
-    page.add("Examples", sections.examples(comparison()) + shared.calibration([(0.5, 0.5, 3)]))
+    page.add("Summary", summary(comparison()) + training(metrics(30)))
+    page.add("Examples", examples(comparison()) + calibration([(0.5, 0.5, 3)]))
     html = page.html()
     assert not re.search(r"https?://|//\w|@import|url\(|<script|<link|\bsrc=|\bhref=", html)
     assert html.startswith("<!doctype html>") and 'name="viewport"' in html and "prefers-color-scheme: dark" in html
 
 
 def test_the_numbers_of_a_comparison_appear():
-    html = sections.summary(comparison())
+    html = summary(comparison())
     for text in ("0.125", "1.50", "+1.38", "69.8&nbsp;%", "1.10 to 1.65", "+0.250", "7.93 nats", "47.2", "2.1&nbsp;%"):
         assert text in html, text
     assert "Over-optimised" not in html
-    assert "proxy rose while gold fell" in sections.summary(comparison(gold_difference=-0.25))
+    assert "proxy rose while gold fell" in summary(comparison(gold_difference=-0.25))
 
 
 def test_accuracies_show_share_interval_and_count():
-    html = shared.accuracies([("proxy", wilson(7, 10))])
+    html = accuracies([("proxy", wilson(7, 10))])
     assert "70.0&nbsp;%" in html and "39.7 to 89.2&nbsp;%" in html and ">10<" in html
 
 
 def test_pairs_stand_in_order_and_the_rest_is_folded():
-    html = sections.examples(comparison(pairs=5), shown=2)
+    html = examples(comparison(pairs=5), shown=2)
     shown, folded = html.split("<details>")
     assert "prompt number 1." in shown and "prompt number 2." not in shown
     assert "The other 3 prompts" in folded and "prompt number 4." in folded
     assert html.index("old 0") < html.index("new 0") < html.index("old 1")
     assert "\N{MINUS SIGN}1.25" in html and "2.50" in html
-    assert "<details>" not in sections.examples(comparison(pairs=2))
+    assert "<details>" not in examples(comparison(pairs=2))
 
 
 def test_an_empty_response_is_named():
     pair = Pair("p", " ", "x", {}, {})
     behaviour = Behaviour(1, 0, 1, 0)
-    assert "an empty response" in sections.examples(Comparison("a", "b", [], 0.0, behaviour, behaviour, [pair]))
+    assert "an empty response" in examples(Comparison("a", "b", [], 0.0, behaviour, behaviour, [pair]))
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "lr": 2.0}]])
 def test_metrics_without_curves_say_what_is_missing(rows):
-    html = shared.training(rows)
+    html = training(rows)
     assert "No training metrics" in html and "objective/scores" in html and "<svg" not in html
 
 
 def test_curves_go_from_first_to_last_and_leave_out_what_is_not_recorded():
-    html = shared.training(metrics(3))
+    html = training(metrics(3))
     assert "0 \N{RIGHTWARDS ARROW} 0.200" in html and "Clip fraction" not in html
     assert "No finite value" in html  # explained variance
 

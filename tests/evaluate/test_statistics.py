@@ -6,12 +6,11 @@ import math
 
 import pytest
 
-from rlhf_fast.evaluate.behaviour import behaviour
-from rlhf_fast.evaluate.statistics import mean_difference, over_optimised, win_rate
-from rlhf_fast.rollout.diversity import distinct_n, repetition
+from rlhf_fast.evaluate.compare import behaviour
 from rlhf_fast.rollout.engine import Response
+from rlhf_fast.rollout.rollout import distinct_n, repetition
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.runtime.statistics import wilson
+from rlhf_fast.runtime.statistics import mean_difference, over_optimised, wilson, win_rate
 
 
 def test_wilson_interval_by_hand():

@@ -15,10 +15,8 @@ import yaml
 from rlhf_fast.cli import VERBS, load
 from rlhf_fast.data.readers import read_comparisons, read_demonstrations, read_prompts
 from rlhf_fast.data.schema import prompt_key
-from rlhf_fast.preferences.calibration import calibration
 from rlhf_fast.preferences.cross_validate import CrossValidation
-from rlhf_fast.preferences.fit import measure
-from rlhf_fast.preferences.metrics import Pair, pair_accuracy
+from rlhf_fast.preferences.metrics import Pair, calibration, measure, pair_accuracy
 from rlhf_fast.rewards.chosen import choose_rewards
 from rlhf_fast.rewards.endpoint import EndpointReward
 from rlhf_fast.rewards.source import RewardBatch

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_fast import ExportConfig, UsageError, run_export
-from rlhf_fast.export.gguf_model import gguf_tensors, model_metadata
+from rlhf_fast.export.gguf import gguf_tensors, model_metadata
 from rlhf_fast.export.gguf_tokenizer import tokenizer_metadata
 from tests.export.gguf_cases import (
     SPLITS,

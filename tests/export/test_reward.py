@@ -14,7 +14,7 @@ from rlhf_fast.cli import main
 from rlhf_fast.model.adapter_files import load_adapter, save_adapter
 from rlhf_fast.model.roles import adapter_critic, sequence_scores
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rewards.adapter import AdapterReward
+from rlhf_fast.rewards.classifier import AdapterReward
 from rlhf_fast.rewards.source import RewardBatch
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 from tests.resume.cases import config, prepare, run

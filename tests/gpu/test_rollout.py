@@ -9,8 +9,7 @@ from peft import LoraConfig
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import Engine, generate
-from rlhf_fast.rollout.sampling import Sampling
-from rlhf_fast.rollout.stop_strings import StopStrings
+from rlhf_fast.rollout.sampling import Sampling, StopStrings
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -57,3 +56,15 @@ def test_sampled_log_probs_are_near_those_of_a_forward_in_bfloat16(architecture)
         again = role.logprobs(Packed.from_sequences(sequences, labels, "cuda")).logprobs
     sampled = torch.tensor([x for r in responses for x in r.logprobs])
     assert float((again.cpu() - sampled).abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 9}, {"top_p": 0.8}, {"top_k": 20, "top_p": 0.9}])
+def test_filtered_tokens_are_those_of_the_cpu_and_steps_are_graphs(filters):
+    prompts, seeds = tokens(4, 7, 2), [0, 1, 2]
+    sampling = Sampling(20, (5,), **filters)
+    expected = generate(policy("llama", "cpu"), prompts, sampling, seeds=seeds)
+    with torch.no_grad():
+        engine = Engine(policy("llama", "cuda"), prompts, sampling, seeds, 3, 100)
+        engine.run()
+    assert engine.stepper.refused is None and engine.stepper.graphs
+    assert [(r.tokens, r.finished) for r in engine.responses] == [(r.tokens, r.finished) for r in expected]

@@ -6,7 +6,7 @@ from rlhf_kernels.op import OPS
 
 
 class ByBackend:
-    """`ByBackend("native").gae_(rewards=..., ...)` runs it; an argument that is left out is None."""
+    """`ByBackend("native").gae_(rewards=..., ...)` runs it; an argument that is left out has its default, or None."""
 
     def __init__(self, name):
         self.name = name
@@ -20,8 +20,8 @@ class ByBackend:
 
 
 def arguments(op, **given):
-    fields = OPS[op].arguments._fields
-    return OPS[op].arguments(**dict.fromkeys(fields) | given)
+    kind = OPS[op].arguments
+    return kind(**dict.fromkeys(kind._fields) | kind._field_defaults | given)
 
 
 native, triton, reference = ByBackend("native"), ByBackend("triton"), ByBackend("reference")

@@ -12,7 +12,6 @@ import torch
 
 from rlhf_kernels import (
     Decoder,
-    attention_is_fused,
     extension,
     gae_,
     linear_logprobs,
@@ -126,11 +125,11 @@ def test_an_unknown_choice_raises_with_those_there_are(name):
 
 def test_a_name_in_the_environment_that_no_operation_knows_raises_with_those_there_are(monkeypatch):
     monkeypatch.setenv("RLHF_FAST_BACKEND", "tritom")
-    known = r"RLHF_FAST_BACKEND is 'tritom', expected one of \['flash', 'native', 'reference', 'triton'\]"
+    known = r"RLHF_FAST_BACKEND is 'tritom', expected one of \['cuda', 'flash', 'native', 'reference', 'triton'\]"
     with pytest.raises(ValueError, match=known):
         Fake()()
     with pytest.raises(ValueError, match=known):
-        attention_is_fused(*torch.zeros(3, 2, 1, 8))
+        packed_attention(*torch.zeros(3, 2, 1, 8), [0, 2], scale=1.0)
     with pytest.raises(ValueError, match=known):
         Decoder.refusal(torch.float32, torch.device("cpu"))
 
@@ -158,7 +157,6 @@ def test_with_triton_in_the_environment_operations_without_it_give_the_same(name
     monkeypatch.setenv("RLHF_FAST_BACKEND", "triton")
     assert torch.equal(run(), expected)
     assert f"RLHF_FAST_BACKEND is 'triton', but {name} chooses its backend itself" in caplog.text
-    assert attention_is_fused(x, x, x) == (extension.MISSING is None)  # asking is not told
 
 
 def test_a_backend_that_is_not_faster_is_passed_over_without_a_word_and_runs_where_it_is_named(monkeypatch, caplog):

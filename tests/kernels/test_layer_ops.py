@@ -197,6 +197,57 @@ def test_decode_attention_caps_its_scores():
     assert out.item() == pytest.approx(1 / (1 + math.exp(-2 * math.tanh(1.0))))
 
 
+def by_hand(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], window: int | None, softcap: float | None) -> Tensor:
+    """softmax(softcap(0.3 q k^T)) v, a token and a head at a time."""
+    groups, rows = q.shape[1] // k.shape[1], []
+    for start, stop in pairwise(offsets):
+        for i in range(start, stop):
+            seen = slice(start if window is None else max(start, i + 1 - window), i + 1)
+            scores = 0.3 * torch.einsum("hd,jhd->hj", q[i], k[seen].repeat_interleave(groups, 1))
+            scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+            rows.append(torch.einsum("hj,jhe->he", scores.softmax(-1), v[seen].repeat_interleave(groups, 1)))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("softcap", "entries"), [(0.5, 8), (0.5, 5), (None, 5)])
+def test_attention_that_no_backend_takes_is_torchs(softcap, entries, window):
+    """A soft-cap, values of another size than keys, or both: with gradients, and with none."""
+    offsets = [0, 5, 5, 12]
+    inputs = draw((12, 4, 8), (12, 2, 8), (12, 2, entries), dtype=torch.float32)
+    exact = outputs_and_gradients(lambda *x: by_hand(*x, offsets, window, softcap), [x.double() for x in inputs])
+
+    def run(*x: Tensor) -> Tensor:
+        return packed_attention(*x, offsets, scale=0.3, window=window, softcap=softcap)
+
+    for got, right in zip(outputs_and_gradients(run, inputs), exact, strict=True):
+        torch.testing.assert_close(got.double(), right, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(run(*inputs).double(), exact[0], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="backend is 'reference', and no backend takes softcap="):
+        packed_attention(*inputs, offsets, scale=0.3, softcap=softcap, backend="reference")
+
+
+@pytest.mark.parametrize(("entries", "longest"), [(8, 6), (5, 6), (5, None)])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (2, 0.5)])
+def test_decoding_where_no_kernel_runs_looks_as_far_as_the_longest_row(entries, longest, window, softcap):
+    """What lies beyond a row's tokens is noise; what lies beyond the longest is not even read."""
+    lengths = [6, 1, 4]
+    q, keys, values = draw((3, 4, 8), (5, 2, 9, 8), (5, 2, 9, entries), dtype=torch.float64)
+    if longest is not None:
+        keys[:, :, longest:], values[:, :, longest:] = torch.nan, torch.nan
+    got = decode_attention(
+        q, keys, values, torch.tensor(lengths), scale=0.3, window=window, softcap=softcap, longest=longest
+    )
+    for row, length in enumerate(lengths):
+        k, v = (x[row, :, :length].transpose(0, 1) for x in (keys, values))
+        expected = by_hand(q[row].expand(length, 4, 8), k, v, [0, length], window, softcap)[-1]
+        torch.testing.assert_close(got[row], expected, atol=1e-5, rtol=1e-4)  # a soft-cap is taken in float32
+    if entries != 8:
+        with pytest.raises(ValueError, match="no backend takes keys of 8 and values of 5 entries"):
+            decode_attention(q, keys, values, torch.tensor(lengths), scale=0.3, backend="reference")
+
+
 def test_the_number_of_threads_changes_nothing():
     inputs = draw((200, 6, 16), (200, 3, 16), (200, 3, 16), dtype=torch.bfloat16)
     found, before = [], torch.get_num_threads()

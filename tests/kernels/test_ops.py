@@ -28,7 +28,7 @@ def leaf(x: torch.Tensor) -> torch.Tensor:
 
 hidden, weight = matrices()
 lp, old, advantages, values, old_values, returns, entropy = columns(7)
-SCORED = torch.ops.rlhf.linear_logprobs(hidden, weight, LABELS, None, 1.0, None, True, False, True, "reference")
+SCORED = torch.ops.rlhf.linear_logprobs(hidden, weight, LABELS, None, 1.0, None, True, False, True, None, "reference")
 heads = torch.randn(3, N, 4, 2, generator=torch.Generator().manual_seed(1))
 CACHE = torch.randn(2, 3, 2, 5, 2, generator=torch.Generator().manual_seed(2))
 ANGLES = torch.linspace(0, 3, N)[:, None]
@@ -60,6 +60,10 @@ SAMPLES = {
         (*LORA_CALL[:2], *LORA_KEPT[1:], *LORA_CALL[3:], hidden[:, :1].expand(N, N).clone(), False, True, True, False),
     ],
     "gae_": [(lp.clone(), values, CU, 0.99, 0.95, None), (lp.clone(), values, CU, 0.99, 0.95, values[:3].clone())],
+    "gae_whiten_": [
+        (lp.clone(), values, CU, 0.99, 0.95, None, MASK, 1, 1e-8),
+        (lp.clone(), values, CU, 0.99, 0.95, values[:3].clone(), None, 0, 0.1),
+    ],
     "shape_rewards_": [(torch.zeros(N), lp, values[:3].clone(), torch.tensor([1, -1, 5]), CU, 0.1)],
     "moments": [(lp, None), (lp, MASK)],
     "whiten_": [(lp.clone(), MASK, None, True, 1, 1e-8), (lp.clone(), None, torch.ones(3).double(), False, 0, 1e-8)],
@@ -70,21 +74,22 @@ SAMPLES = {
          None, returns.abs()),
     ],
     "linear_logprobs": [
-        (leaf(hidden), weight, LABELS, None, 1.0, None, False, True, False),
-        (leaf(hidden), leaf(weight), LABELS, leaf(torch.ones(V)), 0.7, 3.0, True, False, True),
+        (leaf(hidden), weight, LABELS, None, 1.0, None, False, True, False, 5),
+        (leaf(hidden), leaf(weight), LABELS, leaf(torch.ones(V)), 0.7, 3.0, True, False, True, None),
     ],
     "linear_logprobs_backward": [
-        (hidden, weight, LABELS, None, 1.0, None, *SCORED[:3], lp, None, False, False),
-        (hidden, weight, LABELS, None, 1.0, None, *SCORED[:3], lp, old, True, False),
+        (hidden, weight, LABELS, None, 1.0, None, *SCORED[:3], lp, None, False, False, 5),
+        (hidden, weight, LABELS, None, 1.0, None, *SCORED[:3], lp, old, True, False, None),
     ],
     "policy_reference_logprobs": [
-        (hidden, hidden + 1, weight, LABELS, None, None, 1.0, None, True),
-        (hidden, hidden + 1, weight, LABELS, weight + 1, torch.ones(V), 0.7, 3.0, False),
+        (hidden, hidden + 1, weight, LABELS, None, None, 1.0, None, True, None),
+        (hidden, hidden + 1, weight, LABELS, weight + 1, torch.ones(V), 0.7, 3.0, False, 5),
     ],
 }  # fmt: skip
 SAMPLES["sample"] = [
-    (hidden, weight, None, None, 1.0, torch.arange(N), torch.arange(N)),
-    (hidden, weight, torch.ones(V), 3.0, 0.0, torch.arange(N), torch.arange(N)),
+    (hidden, weight, None, None, 1.0, torch.arange(N), torch.arange(N), 0, 1.0),
+    (hidden, weight, torch.ones(V), 3.0, 0.0, torch.arange(N), torch.arange(N), 0, 1.0),
+    (hidden, weight, None, None, 0.7, torch.arange(N), torch.arange(N), 2, 0.9),
 ]
 CASES = [(name, i) for name, samples in SAMPLES.items() for i in range(len(samples))]
 
@@ -105,8 +110,8 @@ def whole_pipeline(hidden, values, rewards):
     scored = kernels.policy_reference_logprobs(hidden, hidden + 0.1, weight, LABELS, exact_kl=True)
     kernels.shape_rewards_(rewards, scored.kl, old[:3], torch.tensor([1, -1, 5]), CU, kl_coef=0.1)
     kernels.whiten_(rewards, moments=kernels.moments(rewards, mask=MASK), shift_mean=False)
-    returns = kernels.gae_(rewards, values.detach(), CU, gamma=0.99, lam=0.95)
-    kernels.whiten_(rewards, mask=MASK)
+    kernels.gae_(rewards.clone(), values.detach(), CU, gamma=0.99, lam=0.95)
+    returns = kernels.gae_whiten_(rewards, values.detach(), CU, gamma=0.99, lam=0.95, mask=MASK)
     out = kernels.linear_ppo_loss(
         hidden, weight, LABELS, scored.logprobs, rewards, values, old_values, returns,
         cliprange=0.2, cliprange_value=0.2, vf_coef=0.1, entropy=True,

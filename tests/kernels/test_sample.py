@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from rlhf_kernels import extension, sample
+from rlhf_kernels import Sampler, extension, sample
 from rlhf_kernels.extension import MISSING, native
 from rlhf_kernels.sample import hash_bits
 from tests.kernels.by_backend import native as native_backend
@@ -146,6 +148,92 @@ def test_a_certain_token_is_always_drawn_and_its_logprob_is_zero(backend, offset
     assert set(got.tokens.tolist()) == {4321} and got.logprobs.abs().max() < 1e-6
 
 
+def kept_by_hand(p: list[float], top_k: int, top_p: float) -> list[int]:
+    """By the definition: the k largest with those equal to the last, then the likeliest until their share reaches p."""
+    order = sorted(range(len(p)), key=lambda i: (-p[i], i))
+    if top_k:
+        order = [i for i in order if p[i] >= p[order[min(top_k, len(p)) - 1]]]
+    total, left, seen = sum(p[i] for i in order), [], 0.0
+    for i in order:
+        if seen >= top_p:
+            break
+        left.append(i)
+        seen += p[i] / total
+    return left
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"),
+    [(2, 1.0, [0, 2]), (0, 0.85, [0, 1, 2]), (0, 0.3, [0]), (3, 0.8, [0, 2]), (4, 1.0, [0, 1, 2, 3, 4]), (1, 0.5, [0])],
+)
+def test_a_filtered_draw_is_the_best_of_those_that_are_left_by_the_same_noise(top_k, top_p, kept):
+    """p = .5 .15 .25 .05 .05: the last two are equal, so that the fourth place keeps both."""
+    p = [0.5, 0.15, 0.25, 0.05, 0.05]
+    assert sorted(kept_by_hand(p, top_k, top_p)) == kept
+    logits, count = torch.tensor(p).log(), 60
+    hidden, weight, steps = torch.ones(count, 1), logits[:, None].contiguous(), torch.ones(count).long()
+    got = sample(hidden, weight, temperature=1.0, seeds=torch.arange(count), steps=steps, top_k=top_k, top_p=top_p)
+
+    def score(seed: int, token: int) -> float:
+        v = ((word_hash(seed, 1, token) >> 1) + 0.5) / (1 << 31)
+        return math.log(p[token]) - math.log(-math.log1p(-v))
+
+    expected = [max(kept, key=lambda token: score(seed, token)) for seed in range(count)]
+    assert got.tokens.tolist() == expected and len(set(expected)) == len(kept)
+    torch.testing.assert_close(got.logprobs, logits[expected])  # of all tokens, not of those that are left
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_filters_that_leave_all_tokens_give_bit_for_bit_what_is_drawn_without(dtype):
+    hidden, weight = problem(60, 1031, 24, dtype)
+    args = {"temperature": 0.8, "seeds": torch.arange(60), "steps": torch.arange(60) % 5}
+    plain = sample(hidden, weight, **args)
+    for top_k in (1031, 5000):
+        got = sample(hidden, weight, **args, top_k=top_k)
+        assert torch.equal(got.tokens, plain.tokens) and torch.equal(got.logprobs, plain.logprobs)
+        kept = Sampler(weight, temperature=0.8, top_k=top_k)(hidden, args["seeds"], args["steps"])
+        assert torch.equal(kept.tokens, plain.tokens) and torch.equal(kept.logprobs, plain.logprobs)
+    likeliest = sample(hidden, weight, **(args | {"temperature": 0.0}), top_k=3, top_p=0.5)
+    assert torch.equal(likeliest.tokens, sample(hidden, weight, **(args | {"temperature": 0.0})).tokens)
+
+
+def test_a_draw_that_the_filters_leave_standing_stays():
+    hidden, weight = problem(400, 50, 6)
+    args = {"temperature": 1.0, "seeds": torch.arange(400), "steps": torch.zeros(400).long()}
+    plain, some = sample(hidden, weight, **args), sample(hidden, weight, **args, top_k=5)
+    inside = ((hidden @ weight.t()).topk(5).indices == plain.tokens[:, None]).any(1)
+    assert 100 < int(inside.sum()) < 400
+    assert torch.equal(some.tokens[inside], plain.tokens[inside])
+    assert not (some.tokens == plain.tokens)[~inside].any()
+
+
+def test_filtered_draws_follow_what_is_left_of_the_softmax():
+    logits = torch.tensor([0.5, 0.0, -0.5, -1.0, -4.0])
+    hidden, weight = torch.ones(60_000, 1), logits[:, None].contiguous()
+    got = sample(hidden, weight, temperature=0.7, seeds=torch.arange(60_000), steps=torch.ones(60_000).long(), top_k=3)
+    p = (logits[:3] / 0.7).double().softmax(0)
+    assert got.tokens.max() == 2 and chi_square(torch.bincount(got.tokens).double(), p * 60_000) < 4
+
+
+@needs_extension
+def test_filters_are_asked_of_no_backend_that_cannot():
+    hidden, weight = problem(3, 7, 4)
+    args = {"temperature": 1.0, "seeds": torch.arange(3), "steps": torch.arange(3)}
+    with pytest.raises(ValueError, match="cannot run sample: top-k and top-p need all logits of a row at once"):
+        sample(hidden, weight, **args, top_k=2, backend="native")
+
+
+def test_a_sampler_converts_weights_once_and_only_where_its_backend_would():
+    hidden, weight = problem(20, 300, 16, torch.bfloat16)
+    seeds, steps = torch.arange(20), torch.arange(20)
+    plain, some = Sampler(weight, temperature=1.0), Sampler(weight, temperature=1.0, top_k=9)
+    assert some.weight.dtype == torch.float32
+    assert (plain.weight is weight) == (MISSING is None and extension.LEVEL != "portable")
+    for sampler, top_k in ((plain, 0), (some, 9)):
+        expected = sample(hidden.float(), weight.float(), temperature=1.0, seeds=seeds, steps=steps, top_k=top_k)
+        assert torch.equal(sampler(hidden, seeds, steps).tokens, expected.tokens)
+
+
 def test_arguments_that_do_not_fit_are_refused():
     hidden, weight = problem(3, 7, 4)
     good = {"temperature": 1.0, "seeds": torch.arange(3), "steps": torch.arange(3)}
@@ -155,6 +243,9 @@ def test_arguments_that_do_not_fit_are_refused():
         ({"seeds": torch.arange(2)}, ValueError, "seeds has shape"),
         ({"steps": torch.arange(3).int()}, TypeError, "steps has dtype"),
         ({"bias": torch.zeros(6)}, ValueError, "bias has shape"),
+        ({"top_k": -1}, ValueError, "top_k is -1"),
+        ({"top_p": 0.0}, ValueError, "top_p is 0.0"),
+        ({"top_p": 1.5}, ValueError, "top_p is 1.5"),
     ):
         with pytest.raises(error, match=message):
             sample(hidden, weight, **(good | change))

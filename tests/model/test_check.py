@@ -35,6 +35,7 @@ from rlhf_fast.model.check import check_architecture
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.small_copy import small_config, stated_thresholds
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_kernels import decode_attention, packed_attention
 from tests.model_cases import tiny_model
 
 SIZES = {
@@ -54,8 +55,7 @@ def shared_of(config: PreTrainedConfig) -> SharedModel:
 
 
 def ignore_windows(monkeypatch) -> None:
-    monkeypatch.setattr(attention, "_window_mask", lambda length, window, device: None)
-    monkeypatch.setattr(attention, "attention_is_fused", lambda q, k, v: False)
+    monkeypatch.setattr(attention, "packed_attention", lambda *a, window, **k: packed_attention(*a, window=None, **k))
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,7 @@ def test_a_window_that_only_longer_sequences_reach_is_looked_at(config, monkeypa
 def test_a_window_that_decoding_ignores_is_seen(monkeypatch):
     shared = shared_of(Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=200))
     check_architecture(shared)
-    plain = attention.DecodeStep._mask
-    monkeypatch.setattr(attention.DecodeStep, "_mask", lambda self, window, end: plain(self, None, end))
+    monkeypatch.setattr(attention, "decode_attention", lambda *a, window, **k: decode_attention(*a, window=None, **k))
     with pytest.raises(UsageError, match="logits of decoding with a key-value cache differ from its own"):
         check_architecture(shared)
 

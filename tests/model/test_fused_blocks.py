@@ -14,6 +14,7 @@ from rlhf_fast.model import fused_blocks
 from rlhf_fast.model.lora import Route, Routing
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.shared import SharedModel
+from rlhf_kernels.op import OPS
 from tests.model_cases import tiny_model, tokens
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
@@ -55,7 +56,7 @@ def results(shared: SharedModel, route: Route | str) -> list[Tensor]:
 def generic(monkeypatch, *args, route: Route | str, **kwargs) -> list[Tensor]:
     with monkeypatch.context() as patch:
         patch.setattr("rlhf_fast.model.shared.fuse_blocks", lambda *_: None)
-        patch.setattr("rlhf_fast.model.attention.attention_is_fused", lambda *_: False)
+        patch.setattr(OPS["packed_attention"], "is_fused", lambda *_: False)
         return results(with_adapters(*args, **kwargs), route)
 
 

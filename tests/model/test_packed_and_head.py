@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from rlhf_fast.model.batches import cut_by_tokens
-from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.packed import Packed
-from rlhf_fast.model.shared import positions
+from rlhf_fast.model.shared import ScalarHead, positions
 from rlhf_fast.runtime.errors import UsageError
 
 

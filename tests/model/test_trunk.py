@@ -13,7 +13,7 @@ from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.model.trunk_cache import keep_trunk
+from rlhf_fast.model.trunk import keep_trunk
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 
 

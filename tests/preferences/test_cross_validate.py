@@ -13,12 +13,11 @@ from rlhf_fast.data.schema import Comparison, prompt_key
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import Critic, sequence_scores
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.model.trunk_cache import TrunkCache
+from rlhf_fast.model.trunk import TrunkCache
 from rlhf_fast.preferences import cross_validate as module
-from rlhf_fast.preferences.adapter import add_reward_adapter
 from rlhf_fast.preferences.comparisons import EncodedComparison, encode_comparisons
 from rlhf_fast.preferences.cross_validate import Folds, accuracy_over_prompts, cross_validate
-from rlhf_fast.preferences.fit import evaluate, fit
+from rlhf_fast.preferences.fit import add_reward_adapter, evaluate, fit
 from rlhf_fast.preferences.metrics import Pair
 from rlhf_fast.runtime.errors import UsageError
 from tests.model_cases import tiny_model

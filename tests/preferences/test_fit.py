@@ -10,9 +10,8 @@ from rlhf_fast.data.readers import read_comparisons
 from rlhf_fast.data.schema import Comparison
 from rlhf_fast.model.roles import Critic, sequence_scores
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.preferences.adapter import add_reward_adapter
 from rlhf_fast.preferences.comparisons import EncodedComparison, encode_comparison, encode_comparisons
-from rlhf_fast.preferences.fit import RewardTraining, evaluate, fit
+from rlhf_fast.preferences.fit import RewardTraining, add_reward_adapter, evaluate, fit
 from rlhf_fast.runtime.errors import UsageError
 from tests.model_cases import tiny_model
 from tests.preferences.cases import config, rows

@@ -7,10 +7,10 @@ import math
 import pytest
 
 from rlhf_fast.data.schema import Comparison
-from rlhf_fast.preferences.calibration import calibration
 from rlhf_fast.preferences.metrics import (
     Pair,
     accuracy,
+    calibration,
     distinct_words,
     length_controlled_accuracy,
     rule_accuracy,

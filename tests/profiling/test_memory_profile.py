@@ -158,6 +158,41 @@ def test_an_iteration_is_drawn_at_its_most_however_long_it_is():
     assert facts["bytes"]["activations"][1234 // 8] == max(facts["bytes"]["activations"]) == timeline.most == 7
 
 
+def test_an_iteration_begins_where_an_update_was_the_last_phase():
+    """Two of scoring and update alone, as for rollouts from elsewhere: the second holds more, and is the one kept."""
+    with MemoryProfile(CPU) as profile:
+        for size in (1, 3, 2):
+            with phases.phase("scoring"):
+                made = floats(size * 8192)
+            with phases.phase("update"):
+                del made
+    assert profile.iteration.most == 3 * ONE
+    assert [stretch.row for stretch in profile.iteration.stretches.values()][-1] == "update forward"
+    assert sum(stretch.row == "scoring" for stretch in profile.iteration.stretches.values()) == 1
+
+
+def test_a_part_is_the_current_one_until_its_phase_ends():
+    phases.forget()
+    phases.at("optimiser step")
+    assert phases.current() is None  # outside of all phases
+    with phases.phase("update"):
+        assert phases.current() == "update"
+        phases.at("update forward")
+        phases.at("update backward")
+        assert phases.current() == "update backward"
+    assert phases.current() is None
+
+
+def test_a_prediction_is_shown_beside_what_was_measured(capsys):
+    with MemoryProfile(CPU) as profile, phases.phase("scoring"):
+        profile.predicted = MemoryTable({"scoring": {"activations": 1 << 30}})
+        made = floats()
+    profile.print()
+    shown = capsys.readouterr().out
+    assert "Predicted and measured" in shown and "1.00" in shown and made.numel()
+    assert profile.as_json()["predicted"]["bytes"] == {"scoring": {"activations": 1 << 30}}
+
+
 def test_a_trainer_is_profiled_around_its_training_and_leaves_a_page_without_requests(tmp_path, capsys):
     given = trainer(tmp_path)
     with rlhf_fast.profiling.memory(given) as profile:

@@ -89,6 +89,8 @@ def test_scratch_of_a_kernel_counts_at_its_most_beside_its_results(tracker):
     plain = linear_logprobs(hidden, weight, labels, backend="native").logprobs
     scratch = native.scratch_peak() - held
     assert scratch > 128 * 4 * 16  # it copies rows of the hidden states at least
+    linear_logprobs(torch.randn(512, 128), weight, torch.zeros(512, dtype=torch.int64), backend="native")  # more
+    assert native.scratch_peak() - held > scratch
     peaks: list[dict] = []
     tracker.on_top = lambda: peaks.append(dict(tracker.live))
     with tracker:

@@ -16,11 +16,11 @@ from rlhf_fast.profiling.trace import Sequences
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.parse import parse_config
 from rlhf_fast.train import plan_run
+from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.plan import Loads, Machine, Workload, least_seconds, loads, predict, read_workload, rows_of_cache
 from rlhf_fast.train.plan_model import read_facts
 from rlhf_fast.train.plan_run import PlanConfig, read_size, run_plan
 from rlhf_fast.train.plan_solve import choose, fits, helps, largest, with_values
-from rlhf_fast.train.ppo_config import PPORunConfig
 from tests.model_cases import CONFIGS
 
 ADAPTER = 16 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48)) * 2  # of rank 16: A and B of 7 products in 2 layers

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rlhf_fast.profiling.trace import Allocated, Sequences, Traced, fake_tensors, trace
+from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.plan_model import Facts
-from rlhf_fast.train.ppo_config import PPORunConfig
 from tests.model_cases import CONFIGS
 
 LOAD = Sequences(((40, 24),) * 6 + ((70, 30), (9, 50)))

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from rlhf_fast.runtime.checkpoint import list_checkpoints
+from rlhf_fast.runtime.checkpoint import State, list_checkpoints
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.loop import guard
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.state import State
 from rlhf_fast.runtime.tracking import Tracker
 
 
@@ -45,7 +44,7 @@ def count(
     counter = Counter()
     start = choose_start(config, {})
     checkpoints = Checkpoints(config, start, steps, {"counter": counter}, save)
-    with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker, guard(checkpoints):
+    with Tracker(output, "count", steps, {}, done=checkpoints.done, quiet=True) as tracker, guard(checkpoints, dict):
         for step in checkpoints.remaining():
             counter.step()
             tracker.log(step, {"loss": losses[step - 1]})

@@ -1,28 +1,21 @@
-"""Runs of `cases.py` as processes of their own, which are sent signals at a chosen place.
-
-python -m tests.resume.interrupts STAGE FOLDER OUTPUT PLACE SIGNAL COUNT
-"""
+"""Runs of `cases.py` as processes of their own, which are sent signals at a chosen place."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rlhf_fast.preferences.fit import RewardTraining
 from rlhf_fast.rollout.engine import Engine
 from rlhf_fast.runtime.interrupt import Interrupted
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.train.sft import SFT
+from tests import forked
 from tests.resume.cases import run
 
-ROOT = Path(__file__).parents[2]
 PLACES: dict[str, tuple[type, str, int]] = {
     "rollout": (Engine, "_decode", 8),
     "update": (Optimiser, "step", 15),
@@ -35,20 +28,7 @@ PLACES: dict[str, tuple[type, str, int]] = {
 
 def start(stage: str, folder: Path, output: Path, place: str, number: signal.Signals, count: int = 1) -> Any:
     """A run that is sent the signal `count` times; returns the finished process with its output as text."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.resume.interrupts",
-        stage,
-        str(folder),
-        str(output),
-        place,
-        str(number.value),
-    ]
-    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [*command, str(count)], cwd=ROOT, env=os.environ | path, capture_output=True, text=True, timeout=300
-    )
+    return forked.run(interrupted, stage, folder, output, place, number, count)
 
 
 def send_at(place: str, number: int, count: int) -> None:
@@ -66,21 +46,15 @@ def send_at(place: str, number: int, count: int) -> None:
     setattr(owner, name, method)
 
 
-def main() -> int:
+def interrupted(stage: str, folder: Path, output: Path, place: str, number: signal.Signals, count: int) -> int:
     """The exit status of the command line's."""
-    stage, folder, output, place, number, count = sys.argv[1:]
     logging.basicConfig(format="%(message)s")
-    torch.set_num_threads(1)
-    send_at(place, int(number), int(count))
+    send_at(place, number, count)
     try:
-        run(stage, Path(folder), Path(output))
+        run(stage, folder, output)
     except Interrupted as stop:
         print(stop)
         return 128 + stop.signal
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ calls that make a checkpoint durable (`os.fsync`, `os.replace`).
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import random
 import signal
@@ -23,11 +22,10 @@ from typing import Any
 
 import torch
 
+from tests.forked import CONTEXT
 from tests.resume.cases import STAGES, outcome, prepare, run
 
 CALLS = "durable_calls"
-CONTEXT = multiprocessing.get_context("forkserver")  # its children start from a process that has imported all of this
-CONTEXT.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, list_checkpoints, verify
+from rlhf_fast.runtime.checkpoint import DamagedCheckpoint, RandomState, State, list_checkpoints, verify
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.optimiser import Optimiser
-from rlhf_fast.runtime.random_state import RandomState
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.runtime.state import State
 from tests.resume.counting import Counter, count, names
 
 

@@ -21,7 +21,7 @@ from rlhf_fast.preferences.fit import RewardTraining
 from rlhf_fast.runtime import checkpoint, memory, phases
 from rlhf_fast.runtime.checkpoint import list_checkpoints, verify
 from rlhf_fast.runtime.errors import NotWritten, StepFailed
-from rlhf_fast.runtime.lines import Lines
+from rlhf_fast.runtime.files import Lines
 from rlhf_fast.runtime.memory import explain, is_out_of_memory
 from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.saving import Checkpoints
@@ -360,7 +360,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_run_ends_as_one_with_
 
 def test_only_what_ran_out_of_memory_is_run_again():
     undone, cuts, model = [], [], SharedModel(tiny_model())
-    cut = MicroBatches(64, may_halve=True, undo=lambda: undone.append(1))
+    cut = MicroBatches(64, may_halve=True, clear_gradients=lambda: undone.append(1))
 
     def run(micro_batches, work):
         return micro_batches.run(model, lambda tokens: cuts.append(tokens) or [1, 2], work, spare=0)

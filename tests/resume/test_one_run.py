@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -15,10 +14,9 @@ import pytest
 
 from rlhf_fast import UsageError
 from rlhf_fast.runtime.output import LOCK, hold
+from tests.forked import CONTEXT
 from tests.resume.cases import STAGES, prepare, run
 from tests.trainer.cases import trainer
-
-CONTEXT = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(scope="module")

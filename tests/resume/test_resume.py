@@ -12,7 +12,7 @@ from rlhf_fast.cli import main
 from rlhf_fast.runtime.checkpoint import list_checkpoints
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.saving import Checkpoints
-from rlhf_fast.train.collapse import CollapseWatch
+from rlhf_fast.train.ppo_metrics import CollapseWatch
 from tests.resume.cases import STAGES, STEPS, outcome, prepare, run
 
 

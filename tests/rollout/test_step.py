@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -10,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import Engine, Response, generate
-from rlhf_fast.rollout.sampling import Sampling
-from rlhf_fast.rollout.step import Stepper, rows_of_a_graph
-from rlhf_fast.rollout.stop_strings import StopStrings
+from rlhf_fast.rollout.sampling import Sampling, StopStrings
+from rlhf_fast.rollout.step import Rows, Stepper, rows_of_a_graph
 from tests.model_cases import ARCHITECTURES, tiny_model, tokens
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -31,7 +33,9 @@ def adapted(architecture: str, targets: str | list[str] = "all-linear") -> Polic
 def rarely_read(monkeypatch, policy, prompts, sampling, *, batch: int, unread: int) -> list[Response]:
     """As `generate`, read every `unread` steps, each step of as many rows as a graph would have."""
     step = Stepper.run
-    monkeypatch.setattr(Stepper, "run", lambda self, n, longest: step(self, rows_of_a_graph(n, self.capacity), longest))
+    monkeypatch.setattr(
+        Stepper, "run", lambda self, of, n, longest: step(self, of, rows_of_a_graph(n, self.capacity), longest)
+    )
     engine = Engine(policy, prompts, sampling, list(range(len(prompts))), batch, 100, unread=unread)
     with torch.no_grad():
         engine.run()
@@ -114,11 +118,12 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5, "top_p": 0.9}], ids=["all tokens", "some"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_a_step_waits_for_nothing(architecture):
+def test_a_step_waits_for_nothing(architecture, filters):
     """The packed decoder and transformers' modules alike."""
     policy = adapted(architecture)
-    engine = Engine(policy, tokens(3, 5), Sampling(6, (5,)), [0, 1], 2, 100, unread=3)
+    engine = Engine(policy, tokens(3, 5), Sampling(6, (5,), **filters), [0, 1], 2, 100, unread=3)
     with torch.no_grad():
         engine._admit()
         with Waits():
@@ -126,6 +131,31 @@ def test_a_step_waits_for_nothing(architecture):
         assert engine.rows.line.tolist() == [1]
         with pytest.raises(AssertionError, match="_local_scalar_dense"), Waits():
             bool(engine.rows.alive[0])
+
+
+def test_a_step_that_cannot_be_captured_runs_without_a_graph_and_says_why_once(monkeypatch, caplog):
+    """As attention without a kernel refuses it, in the midst of a capture."""
+    seen: list[tuple[int, int]] = []
+
+    def no_graph(self, step, n, longest):
+        raise RuntimeError("decode attention of heads of 80 has no kernel here\nand a second line")
+
+    monkeypatch.setattr(Stepper, "_graph", no_graph)
+    stepper = Stepper(Rows(4, 1, (), torch.device("cpu")), refused=None)
+    for longest in (5, 6):
+        stepper.run(lambda n, longest: seen.append((n, longest)), 3, longest)
+    assert seen == [(3, 5), (3, 6)]
+    (record,) = caplog.records
+    assert record.getMessage().endswith("capturing it failed: decode attention of heads of 80 has no kernel here")
+
+
+def test_attention_without_a_kernel_refuses_to_be_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    decode = import_module("rlhf_kernels.decode_attention")
+    on_gpu = SimpleNamespace(is_cuda=True, shape=(1, 4, 80), dtype=torch.float32)
+    nothing = torch.empty(0)
+    with pytest.raises(RuntimeError, match=r"heads of 80 torch\.float32 has no kernel here"):
+        decode._to_the_longest(decode.Arguments(on_gpu, nothing, nothing, nothing, 1.0, None, None), 5)
 
 
 def test_a_graph_has_few_sizes_and_never_more_rows_than_the_cache():

@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import generate
-from rlhf_fast.rollout.sampling import Sampling
-from rlhf_fast.rollout.stop_strings import StopStrings, stop_strings
+from rlhf_fast.rollout.sampling import Sampling, StopStrings, stop_strings
 from rlhf_fast.runtime.errors import UsageError
 from tests.model_cases import tiny_model, tokens
 from tests.rollout.byte_tokenizer import byte_ids, byte_tokenizer

@@ -224,7 +224,48 @@ def test_a_field_that_a_stage_declares_anew_keeps_what_it_means(config_class):
     shared = StageConfig.__dataclass_fields__
     for f in dataclasses.fields(config_class):
         if f.name in shared:
-            assert (f.resume, f.read) == (shared[f.name].resume, shared[f.name].read), f.name
+            own, known = ((x.check and x.check.words, x.resume, x.read) for x in (f, shared[f.name]))
+            assert own == known, f.name
+
+
+@dataclasses.dataclass
+class Again(Declared):
+    """As somebody may write it: a value, a plain field, an option that states one fact, and one that states another."""
+
+    plain: int = 5
+    rate: float | None = dataclasses.field(default=0.5, metadata={"help": "Another rate."})
+    names: list[str] = option(["c"], "Other names.")
+    far: int = option(2, "How far.", check=at_least(2))
+    part: int = option(4, "A part.", resume="result")
+
+
+def test_a_field_that_is_declared_again_keeps_the_facts_that_it_does_not_state():
+    one = Again()
+    assert (one.plain, one.rate, one.names, one.far, one.part) == (5, 0.5, ["c"], 2, 4)
+    for name, value, message in (
+        ("plain", 1, r"plain=1 cannot be used: expected at least 2\."),
+        ("rate", 0, r"rate=0 cannot be used: expected a number above 0, or nothing\."),
+        ("far", 1, r"far=1 cannot be used: expected at least 2\."),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Again(**{name: value})
+    told = identity(one, {})
+    assert {"plain": 5, "far": 2, "part": 4}.items() <= told.items() and not {"rate", "names"} & set(told)
+    assert "part" not in identity(Declared(), {}) and Declared(far=1).far == 1  # the base's own are as they were
+    assert "rate" in fields_read(Again, "step") and "part" in fields_read(Again, "train")
+    assert Again.__dataclass_fields__["rate"].metadata["help"] == "Another rate."
+    assert Again.__dataclass_fields__["plain"].metadata["help"] == "A number."
+    one.names.append("d")
+    assert Again().names == ["c"]
+
+
+def test_the_bound_of_the_key_value_cache_changes_no_result_and_may_change_before_a_resume(tmp_path):
+    """A checkpoint of a version that counted it is no other run either."""
+    told = identity(PPORunConfig(max_kv_cache_gb=4.0), {})
+    assert told == identity(PPORunConfig(), {})
+    refuse_another_run(tmp_path, as_told(told | {"max_kv_cache_gb": 4.0}, PPORunConfig()), told, PPORunConfig())
+    with pytest.raises(UsageError, match=r"max_kv_cache_gb=-1"):
+        PPORunConfig(max_kv_cache_gb=-1)
 
 
 def test_schedules_are_transformers_but_for_those_that_follow_evaluations():

@@ -184,3 +184,9 @@ def test_no_hint_is_for_a_field_that_its_verb_has_under_that_name():
     """Such a hint could never be read; a name may be a field of one verb and elsewhere stand for another."""
     for name in hints.FIELDS:
         assert not all(name in FIELDS[verb] for verb in ("sft", "reward", "ppo")), name
+
+
+def test_a_name_in_two_rows_of_a_table_is_refused():
+    assert hints.table([("a b", 1), ("c", 2)]) == {"a": 1, "b": 1, "c": 2}
+    with pytest.raises(ValueError, match="'b' stands in two rows"):
+        hints.table([("a b", 1), ("b", 2)])

@@ -6,7 +6,7 @@ import platform
 import psutil
 import pytest
 
-from rlhf_fast.runtime.memory import give_back
+from rlhf_fast.runtime.memory import trim_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked")
@@ -20,6 +20,6 @@ def test_freed_blocks_below_one_that_is_held_go_back_to_the_system():
     for block in blocks[:-1]:  # the last one keeps the end of the heap
         libc.free(block)
     before = process.memory_info().rss
-    give_back()
+    trim_memory()
     assert before - process.memory_info().rss > 150e6  # of 200 MB
     libc.free(blocks[-1])

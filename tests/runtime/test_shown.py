@@ -20,8 +20,10 @@ from rlhf_fast.runtime import memory, tracking
 from rlhf_fast.runtime.device import describe_device
 from rlhf_fast.runtime.launch import start
 from rlhf_fast.runtime.memory import peak_bytes
-from rlhf_fast.runtime.shown import notices
-from rlhf_fast.runtime.tracking import Tracker, activity, duration, say_start, show_notices
+from rlhf_fast.runtime.shown import notices, show_notices
+from rlhf_fast.runtime.tracking import Tracker, activity, duration, say_start
+from rlhf_kernels import extension
+from tests import forked
 from tests.model_cases import tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -221,25 +223,25 @@ def test_a_run_shows_notices(fresh, capsys):
 
 @pytest.fixture(scope="module")
 def sft(tmp_path_factory) -> list[str]:
-    """The command of a small run of SFT, without its output_dir."""
+    """What `python -m` takes for a small run of SFT, without its output_dir."""
     folder = tmp_path_factory.mktemp("shown")
     tiny_model().save_pretrained(folder / "base")
     tiny_tokenizer().save_pretrained(folder / "base")
     rows = [{"prompt": f"w{i} w{i + 1}", "completion": "w7 w8"} for i in range(23)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = f"-m rlhf_fast sft --model_name_or_path {folder}/base --dataset_name {folder}/rows.jsonl --use_cpu true"
-    return [sys.executable, *words.split(), "--dtype", "float32"]
+    words = f"rlhf_fast sft --model_name_or_path {folder}/base --dataset_name {folder}/rows.jsonl --use_cpu true"
+    return [*words.split(), "--dtype", "float32"]
 
 
 def test_a_command_in_a_pipe_prints_plain_lines_and_its_result_alone_on_stdout(sft, tmp_path):
     command = [*sft, "--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "16"]
-    done = subprocess.run(command, env=ENVIRONMENT | {"FORCE_COLOR": "1"}, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{tmp_path / 'out'}\n"
+    done = forked.python(*command, environment={"FORCE_COLOR": "1"})
+    assert done.returncode == 0 and done.stdout == f"{tmp_path / 'out'}\n"
     *_, start, few, step, first, last = done.stderr.splitlines()  # an example of the rows comes before
     assert start == (
         "SFT: 23 rows of 115 tokens, 69 of them learnt; 23 rows are 2 steps of 16 (the last of a pass: 7); LoRA r=16 "
-        "on all 2 layers, 14,848 trainable parameters; float32 on cpu"
-    )
+        "on all 2 layers, 14,848 trainable parameters; float32 on cpu; micro-batches of 1,024 tokens, "
+    ) + ("attention in torch, a sequence at a time" if extension.MISSING else "native attention")
     assert few.startswith("2 steps can change little")
     assert step.startswith("SFT 1 of 2 after ") and last.startswith("SFT 2 of 2 after ") and "memory" in first
     assert not set("\r\x1b") & set(done.stderr)
@@ -247,7 +249,7 @@ def test_a_command_in_a_pipe_prints_plain_lines_and_its_result_alone_on_stdout(s
 
 def test_a_command_on_a_terminal_has_a_bar_with_the_time_left(sft, tmp_path):
     leader, follower = pty.openpty()
-    command = [*sft, "--output_dir", str(tmp_path), "--per_device_train_batch_size", "8"]
+    command = [sys.executable, "-m", *sft, "--output_dir", str(tmp_path), "--per_device_train_batch_size", "8"]
     environment = ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "100"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=follower)
     os.close(follower)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_fast.model.critics import PolicyHeadCritic, ReferenceCritic, running_mean
-from rlhf_fast.model.head import ScalarHead
 from rlhf_fast.model.packed import Packed
+from rlhf_fast.model.roles import PolicyHeadCritic, ReferenceCritic, running_mean
+from rlhf_fast.model.shared import ScalarHead
 from rlhf_fast.runtime.errors import UsageError
 from tests.model_cases import tiny_model
 from tests.train.cases import estimated, ppo_config, run

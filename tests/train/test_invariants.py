@@ -10,7 +10,7 @@ import torch
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.train.invariants import InvariantError, check_entropy, check_first_ratio, check_scored
+from rlhf_fast.train.ppo_metrics import InvariantError, check_entropy, check_first_ratio, check_scored
 from tests.train.cases import estimated, run
 
 
@@ -54,10 +54,12 @@ def test_scores_that_may_be_pass(columns, options):
 
 
 def test_an_entropy_below_zero_stops_the_run():
-    check_entropy(torch.tensor([0.0, -5e-6]))
-    check_entropy(None)
+    check_entropy([0.0, -5e-6])
+    check_entropy([])
     with pytest.raises(InvariantError, match="entropy of a token"):
-        check_entropy(torch.tensor([1.0, -0.01]))
+        check_entropy([1.0, -0.01])
+    with pytest.raises(InvariantError):
+        check_entropy([float("nan")])
 
 
 def test_every_update_checks_its_entropies(tmp_path, monkeypatch):
@@ -75,21 +77,35 @@ def test_every_update_checks_its_entropies(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "clipfrac", "dtype", "holds"),
+    ("ratio", "clipfrac", "dtype", "device", "holds"),
     [
-        (1 + 5e-6, 0.0, torch.float32, True),
-        (1 + 2e-5, 0.0, torch.float32, False),
-        (1.0, 0.01, torch.float32, False),
-        (1 + 9e-4, 0.01, torch.bfloat16, True),
-        (1 + 2e-3, 0.0, torch.bfloat16, False),
+        (1 + 5e-6, 0.0, torch.float32, "cpu", True),
+        (1 + 2e-5, 0.0, torch.float32, "cpu", False),
+        (1.0, 0.01, torch.float32, "cpu", False),
+        (1 + 9e-4, 0.01, torch.bfloat16, "cpu", True),
+        (1 + 2e-3, 0.0, torch.bfloat16, "cpu", False),
+        (1 + 9e-5, 0.0, torch.float32, "cuda", True),
+        (1 + 2e-4, 0.0, torch.float32, "cuda", False),
+        (1.0, 0.01, torch.float32, "cuda", False),
+        (1 - 1e-2, 0.01, torch.bfloat16, "cuda", True),
+        (1 - 3e-2, 0.01, torch.bfloat16, "cuda", False),
     ],
 )
-def test_the_first_minibatch_sees_the_network_that_was_scored(ratio, clipfrac, dtype, holds):
+def test_the_first_minibatch_sees_the_network_that_was_scored(ratio, clipfrac, dtype, device, holds):
     if holds:
-        check_first_ratio(ratio, clipfrac, dtype)
+        check_first_ratio(ratio, clipfrac, dtype, torch.device(device))
     else:
-        with pytest.raises(InvariantError, match="do not see"):
-            check_first_ratio(ratio, clipfrac, dtype)
+        with pytest.raises(InvariantError, match=f"in {dtype} on {device}: scoring and update do not see"):
+            check_first_ratio(ratio, clipfrac, dtype, torch.device(device))
+
+
+def test_a_script_that_allows_tf32_is_checked_as_bfloat16_is(monkeypatch):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    check_first_ratio(1.01, 0.01, torch.float32, torch.device("cuda"))
+    with pytest.raises(InvariantError):
+        check_first_ratio(1.03, 0.0, torch.float32, torch.device("cuda"))
+    with pytest.raises(InvariantError):
+        check_first_ratio(1.01, 0.0, torch.float32, torch.device("cpu"))
 
 
 def test_a_policy_that_changed_between_scoring_and_update_is_noticed(tmp_path):

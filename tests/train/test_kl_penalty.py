@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlhf_fast import UsageError
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.prompts import Prompts

@@ -8,10 +8,9 @@ import math
 import pytest
 import torch
 
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout
-from rlhf_fast.train.collapse import CollapseWatch
-from rlhf_fast.train.ppo_metrics import explained_variance, summarise
+from rlhf_fast.train.ppo_metrics import CollapseWatch, explained_variance, summarise
 from rlhf_fast.train.ppo_run import run_of
 from tests.train.cases import run
 

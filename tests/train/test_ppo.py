@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
-from rlhf_fast.rewards.rules import ForbiddenPhrases, LengthWithin
-from rlhf_fast.rewards.source import RewardBatch
-from rlhf_fast.rewards.weighted import WeightedRewards
-from rlhf_fast.rollout.diversity import distinct_n, repetition
+from rlhf_fast.rewards.function import ForbiddenPhrases, LengthWithin
+from rlhf_fast.rewards.source import RewardBatch, WeightedRewards
+from rlhf_fast.rollout.rollout import distinct_n, repetition
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.train.controllers import AdaptiveKL
-from rlhf_fast.train.invariants import InvariantError
-from rlhf_fast.train.ppo_config import PPORunConfig
-from rlhf_fast.train.ppo_metrics import explained_variance
+from rlhf_fast.train.config import PPORunConfig
+from rlhf_fast.train.ppo import AdaptiveKL
+from rlhf_fast.train.ppo_metrics import InvariantError, explained_variance
 from tests.train.cases import estimated, likes_even, run
 
 
@@ -25,6 +25,25 @@ def test_ppo_raises_the_reward_and_starts_at_kl_zero(tmp_path):
     first, last = (sum(m["objective/scores"] for m in part) / len(part) for part in (history[:5], history[-10:]))
     assert last > first + 0.1  # noise of either is about 0.03
     assert history[-1]["objective/kl"] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"activation_checkpointing": True}])
+def test_a_step_leaves_no_tensor_to_the_garbage_collector(tmp_path, options):
+    """In a circle of references the packed weights and the cache of a rollout would stay through the update."""
+    ppo = run(tmp_path, **options)
+    ppo.step()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        ppo.step()
+        gc.collect()
+        left = [tuple(found.shape) for found in gc.garbage if isinstance(found, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []
 
 
 @pytest.mark.parametrize("score_at", ["eos", "eos+1"])

@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from rlhf_fast.train.ppo_config import difference_from_trl
+from rlhf_fast.train.config import difference_from_trl
 from tests.train.cases import estimated, ppo_config, run
 
 TRL = {

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from rlhf_fast.rewards.weighted import Scores
+from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout
-from rlhf_fast.runtime.state import State
+from rlhf_fast.runtime.checkpoint import State
 from rlhf_fast.train.rollout_log import ROLLOUTS_FILE, RolloutLog, rollout_rows
 from tests.train.cases import run
 

@@ -77,7 +77,8 @@ def test_loss_and_metrics_of_a_minibatch_follow_the_definitions(tmp_path, score_
     assert (rollout.labels == -100).any() == (score_at == "eos+1")
     ppo.update(rollout)  # so that ratio, values and clip fractions are not trivial
     losses = ppo.accumulate(rollout, list(range(16)), rollout.logprobs)
-    got = ppo_metrics.add_up(losses)
+    got, beside = ppo_metrics.read_back(losses, [torch.tensor(7.0)])
+    assert beside == [7.0]
     assert len(losses) > 4  # micro-batches are cut by tokens as well, which changes nothing
     micro = [list(range(start, start + 4)) for start in range(0, 16, 4)]
     wanted = expected(ppo, rollout, micro, token_mean=loss_mean == "token")

@@ -12,7 +12,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from rlhf_fast import UsageError
 from rlhf_fast.runtime.identity import identity
 from rlhf_fast.trainer import ModelConfig, PPOConfig, ScriptArguments, get_peft_config, get_quantization_config
-from rlhf_fast.trainer.config import INERT, SERVED
+from rlhf_fast.trainer.config import SERVED
+from rlhf_fast.trainer.fields import FACTS
 from tests.trainer.cases import config
 from tests.trainer.trl_fields import DEFAULTS, OWN_FIELDS
 
@@ -58,7 +59,6 @@ def test_a_config_made_from_another_is_equal_to_it(tmp_path):
     [
         ({"stop_token": "eos", "stop_token_id": 3}, "both set"),
         ({"num_mini_batches": 3}, "no multiple of num_mini_batches=3"),
-        ({"ds3_gather_for_generation": False}, "DeepSpeed"),
         ({"fp16": True}, "use bf16 instead"),
         ({"save_strategy": "best"}, "steps or no"),
         ({"optim": "adafactor"}, "optim='adafactor' is not used: AdamW is, unless you pass optimizers"),
@@ -76,8 +76,10 @@ def test_what_cannot_be_served_says_what_to_do(tmp_path, options, message):
 def test_a_harmless_field_is_answered_with_one_line(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "rlhf_fast.notices"):
         config(tmp_path, remove_unused_columns=False, gradient_checkpointing_kwargs={"use_reentrant": False})
+        config(tmp_path, ds3_gather_for_generation=False)
     assert [record.getMessage() for record in caplog.records] == [
-        "remove_unused_columns=False has no effect here: columns beside the prompt go to reward functions."
+        "remove_unused_columns=False has no effect here: columns beside the prompt go to reward functions.",
+        "ds3_gather_for_generation=False has no effect here: DeepSpeed, which would divide the weights, is not used.",
     ]
 
 
@@ -101,7 +103,7 @@ def test_a_field_without_effect_in_trl_too_is_answered_with_one_line(tmp_path, c
     with caplog.at_level(logging.WARNING, "rlhf_fast.notices"):
         made = config(tmp_path, **{name: value}, **beside)
         lines = [r.getMessage() for r in caplog.records if r.name == "rlhf_fast.notices"]
-    assert lines[len(beside) :] == [f"{name}={value!r} has no effect, here as in TRL's PPO: {INERT[name]}."]
+    assert lines[len(beside) :] == [f"{name}={value!r} has no effect, here as in TRL's PPO: {FACTS[name].why}."]
     plain = config(tmp_path, **beside)
     assert kept(made) == kept(plain) and made.metric_for_best_model is None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_fast.trainer import PPOTrainer
-from rlhf_fast.trainer.config import INERT, UNNEEDED
+from rlhf_fast.trainer.fields import fields_used
 from tests.trainer.trl_fields import ARGUMENTS, OTHERWISE, OWN_FIELDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text(encoding="utf-8")
@@ -17,7 +17,7 @@ ROWS = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| `
 NAMED = {name for row in ROWS for name in re.findall(r"`(\w+)`", row)}
 
 
-@pytest.mark.parametrize("name", (*OWN_FIELDS, *ARGUMENTS, *UNNEEDED, *INERT))
+@pytest.mark.parametrize("name", (*OWN_FIELDS, *ARGUMENTS, *fields_used("unneeded", "inert")))
 def test_the_page_has_a_row_for(name):
     assert name in NAMED
 

@@ -180,6 +180,31 @@ def test_the_same_trainer_goes_on_and_a_finished_run_says_so(tmp_path, caplog):
     assert "is finished already" in caplog.text
 
 
+class EndsEarly(TrainerCallback):
+    """Asks the trainer to end after an iteration."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step == self.step
+        return control
+
+
+def test_a_run_that_a_callback_ended_goes_on_and_a_new_one_may_take_its_place(tmp_path, caplog):
+    early, whole = tmp_path / "early", tmp_path / "whole"
+    trainer(early, callbacks=[EndsEarly(2)], options=EVERY, **of(BASE)).train()
+    assert len(read_metrics(early)) == 2 and (early / "adapter_model.safetensors").is_file()
+    resume(early, **of(BASE))
+    assert "a callback ended the run in" in caplog.text and "after step 2" in caplog.text
+    trainer(whole, options=EVERY, **of(BASE)).train()
+    assert metrics(early) == metrics(whole)
+    resume(early, **of(BASE))
+    assert "is finished already" in caplog.text
+    trainer(early, callbacks=[EndsEarly(1)], options=EVERY, **of(BASE)).train()  # without resuming: anew
+    assert len(read_metrics(early)) == 1
+
+
 def test_a_digest_tells_any_number_and_any_order_and_reads_odd_sizes():
     """65 numbers of 2 bytes are 16 whole numbers of 64 bits and 2 bytes more."""
     tensors = {"a": torch.arange(65, dtype=torch.bfloat16), "b": torch.randn(3, 7)}

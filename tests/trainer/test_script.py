@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from rlhf_fast.runtime.tracking import read_metrics
+from tests import forked
 from tests.tiny_tokenizer import tiny_tokenizer
 from tests.trainer.cases import classifier, policy
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "tests" / "trainer" / "script.py")
 pytest.importorskip("datasets", reason="the script reads its data with the package datasets, of the extra data")
 
 
@@ -38,12 +40,14 @@ def test_a_script_runs_from_its_command_line(tmp_path, options, left, processes)
         "missing_eos_penalty": 1.0, "stop_token": "eos", "num_ppo_epochs": 2, "num_mini_batches": 1,
         "local_rollout_forward_batch_size": 4, "use_cpu": True, "report_to": "none", "bf16": False,
     }  # fmt: skip
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "tests" / "trainer" / "script.py")]
-    for name, value in arguments.items():
-        command += [f"--{name}", str(value)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+    given = [word for name, value in arguments.items() for word in (f"--{name}", str(value))] + options
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "HF_HOME": str(tmp_path / "hf")}
+    if processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *torchrun, SCRIPT, *given]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    else:
+        done = forked.python(SCRIPT, *given, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out" / left).is_file() and len(read_metrics(tmp_path / "out")) == 2
     assert done.stdout.count("model response") == done.stdout.count("score") > 0

@@ -2,7 +2,9 @@
 
     reference   the specification, and what the operations take and give
     native      C++, a tile of logits at a time
-    triton      CUDA, a chunk of rows at a time; its row kernels are in `row_kernels`
+    chunked     CUDA, a chunk of rows at a time, by the row kernels of
+    triton      which are in `row_kernels`, or of
+    cuda        which are CUDA C++ and run where they are named
 
 Here: the projection by the output embedding, its soft-cap, its temperature and the softmax. Not here: which positions
 are scored, and the KL estimators computed from two log-probs.
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kernels.checks import accumulation_dtype, check_shape, check_values
+from rlhf_kernels.cuda_support import in_cuda
 from rlhf_kernels.logprobs import native, reference
 from rlhf_kernels.logprobs.reference import IGNORED, Arguments, BackwardArguments, PairArguments
 from rlhf_kernels.op import Backend, Gradient, Op
@@ -24,7 +27,7 @@ from rlhf_kernels.triton_support import in_triton
 
 __all__ = ["IGNORED", "LogProbs", "PolicyReferenceLogProbs", "linear_logprobs", "policy_reference_logprobs"]
 
-TRITON = "rlhf_kernels.logprobs.triton"
+TRITON, CUDA = "rlhf_kernels.logprobs.triton", "rlhf_kernels.logprobs.cuda"
 
 
 class LogProbs(NamedTuple):
@@ -52,6 +55,7 @@ def linear_logprobs(
     softcap: float | None = None,
     entropy: bool = False,
     entropy_gradient: bool = True,
+    scored: int | None = None,
     backend: str | None = None,
 ) -> LogProbs:
     """Log-prob of each label, and entropy in nats, under log softmax(softcap(h W^T + b) / temperature).
@@ -67,14 +71,17 @@ def linear_logprobs(
     for labels outside [0, V) other than -100, for a temperature or softcap that is not positive, and for a chosen
     backend that cannot run.
 
+    `scored` is how many labels are not -100, for a caller who knows: on CUDA nothing then waits for the device.
+
     `backend` is "native" (C++, CPU, hidden and weight both bfloat16 or both float32, gradients for hidden only),
-    "triton" (CUDA) or "reference" (torch); None takes RLHF_FAST_BACKEND from the environment, else the first that can.
+    "triton" or "cuda" (CUDA; "cuda" only where it is named) or "reference" (torch); None takes RLHF_FAST_BACKEND from
+    the environment, else the first that can.
     """
     _check(hidden, weight, labels, bias, temperature, softcap)
     weight_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (weight, bias))
     directions = torch.is_grad_enabled() and hidden.requires_grad and not weight_gradient
     directions = directions and not (entropy and entropy_gradient)
-    settings = (float(temperature), softcap, entropy, directions, weight_gradient)
+    settings = (float(temperature), softcap, entropy, directions, weight_gradient, scored)
     logprobs, entropies, _, _ = LINEAR_LOGPROBS(Arguments(hidden, weight, labels, bias, *settings), backend)
     if not entropy:
         return LogProbs(logprobs, None)
@@ -92,13 +99,14 @@ def policy_reference_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     exact_kl: bool = False,
+    scored: int | None = None,
     backend: str | None = None,
 ) -> PolicyReferenceLogProbs:
     """Log-probs of the labels under policy and reference and, with `exact_kl`, KL(policy || reference) in nats.
 
     The two models share `weight` (unless `ref_weight` is given), `bias`, temperature and softcap; the exact KL of a
     row is the sum over the vocabulary of p (log p - log r). Rows with label -100 are skipped and get 0 everywhere.
-    Precision, formulas, errors and backends are those of `linear_logprobs`. No gradient flows.
+    Precision, formulas, errors, `scored` and backends (but "cuda") are those of `linear_logprobs`. No gradient flows.
 
     Returns `PolicyReferenceLogProbs(logprobs (N,), ref_logprobs (N,), kl (N,) or None)`. Nothing is mutated.
     """
@@ -106,7 +114,7 @@ def policy_reference_logprobs(
     check_shape("ref_hidden", ref_hidden, tuple(hidden.shape))
     if ref_weight is not None:
         check_shape("ref_weight", ref_weight, tuple(weight.shape))
-    settings = (float(temperature), softcap, exact_kl)
+    settings = (float(temperature), softcap, exact_kl, scored)
     a = PairArguments(hidden, ref_hidden, weight, labels, ref_weight, bias, *settings)
     with torch.no_grad():
         logprobs, ref_logprobs, kl = POLICY_REFERENCE_LOGPROBS(a, backend)
@@ -134,6 +142,11 @@ def _check(
 
 def _check_labels(a: Arguments | PairArguments) -> None:
     labels, vocabulary = a.labels, a.weight.shape[0]
+    if a.scored is not None:
+        check_values(
+            (labels != IGNORED).sum() == a.scored,
+            lambda: f"scored is {a.scored}, and {int((labels != IGNORED).sum())} labels are not {IGNORED}: count those",
+        )
     check_values(
         ((labels == IGNORED) | ((labels >= 0) & (labels < vocabulary))).all(),
         lambda: (
@@ -166,7 +179,7 @@ def _fake_pair(a: PairArguments) -> tuple[Tensor, ...]:
 
 def _keep(ctx: Any, a: Arguments, results: tuple[Tensor, ...]) -> None:
     logprobs, entropy, statistics, directions = results
-    ctx.settings = {"temperature": a.temperature, "softcap": a.softcap}
+    ctx.settings = {"temperature": a.temperature, "softcap": a.softcap, "scored": a.scored}
     ctx.directions, ctx.dtype = a.directions, a.hidden.dtype
     if a.directions:
         ctx.save_for_backward(directions)
@@ -204,6 +217,7 @@ LINEAR_LOGPROBS = Op(
     backends={
         "native": Backend(native.linear_logprobs, native.supports_forward),
         "triton": in_triton(TRITON, "linear_logprobs"),
+        "cuda": in_cuda(CUDA, "linear_logprobs"),
         "reference": Backend(reference.linear_logprobs),
     },
 )
@@ -215,6 +229,7 @@ LINEAR_LOGPROBS_BACKWARD = Op(
     backends={
         "native": Backend(native.linear_logprobs_backward, native.supports_backward),
         "triton": in_triton(TRITON, "linear_logprobs_backward"),
+        "cuda": in_cuda(CUDA, "linear_logprobs_backward"),
         "reference": Backend(reference.linear_logprobs_backward),
     },
 )

@@ -34,6 +34,7 @@ class Arguments(NamedTuple):
     entropy: bool
     directions: bool
     weight_gradient: bool  # of weight or bias, which the backward pass has to give
+    scored: int | None  # how many labels are not -100, where that is known without asking the device
 
 
 class BackwardArguments(NamedTuple):
@@ -57,6 +58,7 @@ class BackwardArguments(NamedTuple):
     d_entropy: Tensor | None
     weight_gradient: bool
     bias_gradient: bool
+    scored: int | None
 
 
 class PairArguments(NamedTuple):
@@ -71,6 +73,7 @@ class PairArguments(NamedTuple):
     temperature: float
     softcap: float | None
     exact_kl: bool
+    scored: int | None
 
 
 def linear_logprobs(a: Arguments, *, chunk_rows: int = CHUNK_ROWS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -81,7 +84,7 @@ def linear_logprobs(a: Arguments, *, chunk_rows: int = CHUNK_ROWS) -> tuple[Tens
     statistics = torch.zeros(2, n, dtype=dtype, device=on)
     directions = torch.zeros(n if a.directions else 0, h, dtype=dtype, device=on)
     project = Projection(a.weight, a.bias, a.temperature, a.softcap, dtype)
-    for rows in _chunks(a.labels, chunk_rows):
+    for rows in _chunks(a, chunk_rows):
         logits, slope = project(a.hidden[rows])
         statistics[:, rows] = torch.stack(_statistics(logits))
         all_logprobs = logits - statistics[0, rows, None] - statistics[1, rows, None]  # (n, V)
@@ -100,7 +103,7 @@ def linear_logprobs_backward(a: BackwardArguments, *, chunk_rows: int = CHUNK_RO
     d_hidden = torch.zeros_like(a.hidden)
     d_weight = torch.zeros(a.weight.shape if a.weight_gradient else 0, dtype=dtype, device=on)
     d_bias = torch.zeros(vocabulary if a.bias_gradient else 0, dtype=dtype, device=on)
-    for rows in _chunks(a.labels, chunk_rows):
+    for rows in _chunks(a, chunk_rows):
         logits, slope = project(a.hidden[rows])
         all_logprobs = logits - a.statistics[0, rows, None] - a.statistics[1, rows, None]  # (n, V)
         d_logits = torch.zeros_like(all_logprobs)
@@ -127,7 +130,7 @@ def policy_reference_logprobs(a: PairArguments, *, chunk_rows: int = CHUNK_ROWS)
     ref_project = project
     if a.ref_weight is not None:
         ref_project = Projection(a.ref_weight, a.bias, a.temperature, a.softcap, dtype)
-    for rows in _chunks(a.labels, chunk_rows):
+    for rows in _chunks(a, chunk_rows):
         policy = torch.log_softmax(project(a.hidden[rows])[0], 1)  # (n, V)
         ref = torch.log_softmax(ref_project(a.ref_hidden[rows])[0], 1)
         logprobs[rows] = policy.gather(1, a.labels[rows, None]).squeeze(1)
@@ -175,7 +178,14 @@ def _d_logprob(all_logprobs: Tensor, labels: Tensor) -> Tensor:
     return (-all_logprobs.exp()).scatter(1, labels[:, None], -torch.expm1(chosen))
 
 
-def _chunks(labels: Tensor, chunk_rows: int) -> Iterator[Tensor]:
+def scored_rows(labels: Tensor, count: int | None) -> Tensor:
+    """(n,) int64: the rows with a label, in order. Waits for the device unless `count` says how many there are."""
+    if count is None:
+        return (labels != IGNORED).nonzero().squeeze(1)
+    return (labels == IGNORED).byte().argsort(stable=True)[:count]
+
+
+def _chunks(a: Arguments | BackwardArguments | PairArguments, chunk_rows: int) -> Iterator[Tensor]:
     """The scored rows, `chunk_rows` at a time."""
-    rows = (labels != IGNORED).nonzero().squeeze(1)
+    rows = scored_rows(a.labels, a.scored)
     return iter(rows.split(chunk_rows)) if rows.numel() else iter(())

@@ -22,6 +22,39 @@ from rlhf_kernels.triton_support import POINTER, Variant
 PER_ROW = ["labels", "logprobs", "entropy", "largest", "log_sum"]  # one number a row: never worth a form of its own
 
 
+@triton.jit
+def _sums_of_others(u, bias, label, z_y, vocabulary, inverse_temperature, softcap, BLOCK: tl.constexpr):
+    """Of a row without its label: the largest logit (z_y at least), sum of e^(z - largest), and of that times
+    (z - largest)."""
+    lanes = tl.zeros((BLOCK,), tl.float32)
+    m, total, moment = lanes + z_y, lanes, lanes
+    for first in range(0, vocabulary, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        inside = column < vocabulary
+        z, _ = logits(tl.load(u + column, mask=inside, other=0.0), bias, column, inside, inverse_temperature, softcap)
+        d, e, grew, new_m, new_total = advance(z, inside & (column != label), m, total)
+        moment = tl.where(grew, e * (moment - total * d), moment + tl.where(e > 0, e * d, 0.0))
+        m, total = new_m, new_total
+    top = tl.max(m, 0)
+    share = tl.exp(m - top)
+    return top, tl.sum(total * share, 0), tl.sum(share * (moment + total * (m - top)), 0)
+
+
+@triton.jit
+def _leave_gradient(
+    u, gradient, bias, label, top, row_sum, vocabulary, inverse_temperature, softcap, BLOCK: tl.constexpr
+):
+    """Put p_v dz_v/du_v, and 0 for the label, in the place of a row's logits."""
+    for first in range(0, vocabulary, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        inside = column < vocabulary
+        block = tl.load(u + column, mask=inside, other=0.0)
+        z, slope = logits(block, bias, column, inside, inverse_temperature, softcap)
+        g = tl.where(column == label, 0.0, tl.exp(z - top) / row_sum * slope)
+        tl.debug_barrier()  # a 16-bit entry lies over a logit of this block or an earlier one: all have been read
+        tl.store(gradient + column, g.to(gradient.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize_on_alignment=[*PER_ROW, "pull"])
 def score_kernel(
     u,  # (n, V) rows `stride` apart
@@ -46,22 +79,10 @@ def score_kernel(
     label = tl.load(labels + row).to(tl.int32)
     z_y, slope_y = logits(tl.load(u + label), bias, label, True, inverse_temperature, softcap)
 
-    lanes = tl.zeros((BLOCK,), tl.float32)
-    m, total, moment = lanes + z_y, lanes, lanes  # moment: sum of e^(z - m) (z - m)
-    for first in range(0, vocabulary, BLOCK):
-        column = first + tl.arange(0, BLOCK)
-        inside = column < vocabulary
-        z, _ = logits(tl.load(u + column, mask=inside, other=0.0), bias, column, inside, inverse_temperature, softcap)
-        d, e, grew, new_m, new_total = advance(z, inside & (column != label), m, total)
-        moment = tl.where(grew, e * (moment - total * d), moment + tl.where(e > 0, e * d, 0.0))
-        m, total = new_m, new_total
-
-    top = tl.max(m, 0)
-    share = tl.exp(m - top)
-    others = tl.sum(total * share, 0)
+    top, others, moment = _sums_of_others(u, bias, label, z_y, vocabulary, inverse_temperature, softcap, BLOCK)
     own = tl.exp(z_y - top)
     row_sum = others + own
-    row_moment = tl.sum(share * (moment + total * (m - top)), 0) + own * (z_y - top)
+    row_moment = moment + own * (z_y - top)
     log_of_sum = tl.where(z_y == top, log1p(others), tl.log(row_sum))
     tl.store(logprobs + row, z_y - top - log_of_sum)
     tl.store(entropy + row, log_of_sum - row_moment / row_sum)
@@ -71,14 +92,7 @@ def score_kernel(
     if gradient is not None:
         tl.store(pull + row, slope_y * others / row_sum)
         gradient += row.to(tl.int64) * gradient_stride
-        for first in range(0, vocabulary, BLOCK):
-            column = first + tl.arange(0, BLOCK)
-            inside = column < vocabulary
-            block = tl.load(u + column, mask=inside, other=0.0)
-            z, slope = logits(block, bias, column, inside, inverse_temperature, softcap)
-            g = tl.where(column == label, 0.0, tl.exp(z - top) / row_sum * slope)
-            tl.debug_barrier()  # a 16-bit entry lies over a logit of this block or an earlier one: all have been read
-            tl.store(gradient + column, g.to(gradient.dtype.element_ty), mask=inside)
+        _leave_gradient(u, gradient, bias, label, top, row_sum, vocabulary, inverse_temperature, softcap, BLOCK)
 
 
 @triton.jit(do_not_specialize_on_alignment=[*PER_ROW, "d_logprobs", "d_entropy"])
@@ -119,7 +133,7 @@ def gradient_kernel(
         log_p = z - top - log_of_sum
         p = tl.exp(log_p)
         d_z = d_lp * tl.where(column == label, rest, -p) - d_h * tl.where(p > 0, p * (log_p + h), 0.0)
-        tl.debug_barrier()  # as in score_kernel
+        tl.debug_barrier()  # as in _leave_gradient
         tl.store(gradient + column, (d_z * slope).to(gradient.dtype.element_ty), mask=inside)
 
 

@@ -1,220 +1,66 @@
-"""Log-probs from hidden states on a GPU: a chunk of rows at a time, products by the vendor's library, one row kernel.
-
-A chunk is a product into a float32 buffer that the next chunk uses again, then a Triton kernel that reduces each row;
-where a gradient is wanted, the kernel leaves dlogits in the buffer's own memory in the operands' dtype, ready for the
-second product. Rows with a label are picked out first: `nonzero` waits for the device, once per call. float32 operands
-are multiplied as `torch.backends.cuda.matmul` says, which may be in TF32.
-"""
+"""Log-probs by Triton: the schedule of `chunked` with the row kernels of `row_kernels`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from rlhf_kernels.logprobs import chunked
 from rlhf_kernels.logprobs import row_kernels as kernels
-from rlhf_kernels.logprobs.reference import IGNORED, Arguments, BackwardArguments, PairArguments
+from rlhf_kernels.logprobs.chunked import Chunks, supports
+from rlhf_kernels.logprobs.reference import Arguments, BackwardArguments, PairArguments
 from rlhf_kernels.triton_support import Variant
 
+__all__ = ["VARIANTS", "linear_logprobs", "linear_logprobs_backward", "policy_reference_logprobs", "supports"]
+
 VARIANTS = kernels.VARIANTS
-SMALL_BUFFER = 256 * 2**20  # bytes of logits: 512 rows at V = 128 K, where a product stops waiting for the weight
-LARGE_BUFFER = 2**30  # 2,048 rows there: tiles enough for every processor of a large card
 
 
-def supports(a: Any) -> str | None:
-    """Why Triton cannot take these arguments of an op with hidden states and a weight, or None."""
-    names = [name for name in ("hidden", "ref_hidden", "weight", "ref_weight") if getattr(a, name, None) is not None]
-    operands: dict[str, Tensor] = {name: getattr(a, name) for name in names}
-    dtypes = {x.dtype for x in operands.values()}
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
-        got = ", ".join(f"{name} {x.dtype}" for name, x in operands.items())
-        return f"got {got}, and it takes bfloat16, float16 or float32, the same for all"
-    if a.bias is not None and a.bias.dtype == torch.float64:
-        return "bias is float64, and it adds in float32"
-    if a.hidden.is_cuda and dtypes != {torch.float32} and "dtype_out" not in torch.ops.aten.mm.overloads():
-        return f"torch {torch.__version__} has no product of {a.hidden.dtype} into float32; it came with 2.8"
-    for name in ("weight", "ref_weight"):
-        if name in operands and 1 not in operands[name].stride():
-            return f"neither rows nor columns of {name} are contiguous; call .contiguous() on it first"
-    return None
-
-
-@torch.no_grad()
 def linear_logprobs(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logprobs (N,), entropy (N,) or (0,), statistics (2, N), directions (N, H) or (0, H); all float32.
-
-    The statistics are the largest logit and log sum e^(z - largest). A direction is the gradient of a log-prob by its
-    hidden row: (1 - p_y) f_y W_y - sum over v != y of p_v f_v W_v, f = dz/du; the first term is added in float32,
-    apart from the product. Rows that are not scored are 0 everywhere. Arguments are taken as checked and supported.
-    """
-    chunks = Chunks.of(a)
-    variant = kernels.score(a.hidden.dtype if a.directions else None, **chunks.given())
-    columns = {name: chunks.column() for name in ("logprobs", "entropy", "largest", "log_sum")}
-    pull = chunks.column()
-    moved = a.hidden.new_zeros(a.hidden.shape if a.directions else (0, a.hidden.shape[1]), dtype=torch.float32)
-    with torch.autocast(a.hidden.device.type, enabled=False):
-        for part, rows, u in chunks:
-            product(a.hidden[rows], a.weight.t(), out=u)
-            gradient = over(u, a.hidden.dtype) if a.directions else None
-            chunks.launch(
-                variant,
-                part,
-                u=u,
-                **{name: column[part] for name, column in columns.items()},
-                gradient=gradient,
-                gradient_stride=None if gradient is None else gradient.stride(0),
-                pull=pull[part] if a.directions else None,
-            )
-            if gradient is not None:
-                own = a.weight[a.labels[rows]].float().mul_(pull[part, None])
-                moved[rows] = own.sub_(product(gradient, a.weight))
-    logprobs, entropies, *statistics = (chunks.scatter(column) for column in columns.values())
-    return logprobs, entropies if a.entropy else entropies.new_empty(0), torch.stack(statistics), moved
+    """As `chunked.linear_logprobs`."""
+    return chunked.linear_logprobs(a, _score)
 
 
-@torch.no_grad()
 def linear_logprobs_backward(a: BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
-    """d_hidden, d_weight or (0,), d_bias or (0,), each in the dtype of what it is the gradient of.
-
-    The logits are computed again. A gradient from above that is None counts as 0, and entropy is then not read. The
-    gradients of weight and bias are summed over chunks in float32. Arguments are taken as checked and supported.
-    """
-    chunks = Chunks.of(a)
-    variant = kernels.gradient(a.hidden.dtype, **chunks.given())
-    zeros = torch.zeros_like(a.logprobs)
-    columns = {
-        "logprobs": a.logprobs,
-        "entropy": zeros if a.d_entropy is None else a.entropy,
-        "largest": a.statistics[0],
-        "log_sum": a.statistics[1],
-        "d_logprobs": zeros if a.d_logprobs is None else a.d_logprobs,
-        "d_entropy": zeros if a.d_entropy is None else a.d_entropy,
-    }
-    d_hidden = torch.zeros_like(a.hidden, memory_format=torch.contiguous_format)
-    d_weight = a.weight.new_zeros(a.weight.shape if a.weight_gradient else 0, dtype=torch.float32)
-    d_bias = a.weight.new_zeros(a.weight.shape[0] if a.bias_gradient else 0, dtype=torch.float32)
-    with torch.autocast(a.hidden.device.type, enabled=False):
-        for part, rows, u in chunks:
-            product(a.hidden[rows], a.weight.t(), out=u)
-            d_u = over(u, a.hidden.dtype)
-            scores = {name: column[rows] for name, column in columns.items()}
-            chunks.launch(variant, part, u=u, **scores, gradient=d_u, gradient_stride=d_u.stride(0))
-            d_hidden[rows] = torch.mm(d_u, a.weight)
-            if a.weight_gradient:
-                add_product(d_weight, d_u, a.hidden[rows])
-            if a.bias_gradient:
-                d_bias += d_u.sum(0, dtype=torch.float32)
-    return d_hidden, d_weight.to(a.weight.dtype), d_bias if a.bias is None else d_bias.to(a.bias.dtype)
+    """As `chunked.linear_logprobs_backward`."""
+    return chunked.linear_logprobs_backward(a, _gradient)
 
 
-@torch.no_grad()
 def policy_reference_logprobs(a: PairArguments) -> tuple[Tensor, Tensor, Tensor]:
-    """logprobs (N,), ref_logprobs (N,), kl (N,) or (0,); float32. There are two buffers of logits.
-
-    Arguments are taken as checked and supported.
-    """
-    ref_weight = a.weight if a.ref_weight is None else a.ref_weight
-    chunks = Chunks.of(a)
-    variant = kernels.compare(**chunks.given())
-    columns = {name: chunks.column() for name in ("logprobs", "ref_logprobs", "kl")}
-    buffer = torch.empty_like(chunks.buffer)
-    with torch.autocast(a.hidden.device.type, enabled=False):
-        for part, rows, u in chunks:
-            ref_u = buffer[: len(rows)]
-            product(a.hidden[rows], a.weight.t(), out=u)
-            product(a.ref_hidden[rows], ref_weight.t(), out=ref_u)
-            outputs = {name: column[part] for name, column in columns.items()}
-            chunks.launch(variant, part, u=u, ref_u=ref_u, **outputs)
-    logprobs, ref_logprobs, kl = (chunks.scatter(column) for column in columns.values())
-    return logprobs, ref_logprobs, kl if a.exact_kl else kl.new_empty(0)
+    """As `chunked.policy_reference_logprobs`."""
+    return chunked.policy_reference_logprobs(a, _compare)
 
 
-class Chunks(NamedTuple):
-    """The scored rows, the buffer that a chunk of them fills, and what every row kernel is told."""
-
-    rows: Tensor  # (n,) int64: which of the N rows have a label
-    labels: Tensor  # (n,)
-    total: int  # N
-    buffer: Tensor  # (rows of a chunk, V) float32
-    bias: Tensor | None  # (V,) float32
-    temperature: float
-    softcap: float | None
-
-    @classmethod
-    def of(cls, a: Arguments | BackwardArguments | PairArguments) -> Chunks:
-        """Waits for the device: the number of scored rows has to be known."""
-        rows = (a.labels != IGNORED).nonzero().squeeze(1)
-        height = min(len(rows), chunk_rows(a.weight.shape[0], buffer_bytes(a.hidden.device)))
-        buffer = a.hidden.new_empty(height, a.weight.shape[0], dtype=torch.float32)
-        bias = None if a.bias is None else a.bias.float().contiguous()
-        return cls(rows, a.labels[rows], a.labels.numel(), buffer, bias, a.temperature, a.softcap)
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:  # type: ignore[override]
-        """For each chunk its place among the scored rows, its rows among all, and its part of the buffer."""
-        for start in range(0, len(self.rows), max(1, len(self.buffer))):
-            part = slice(start, start + len(self.buffer))
-            rows = self.rows[part]
-            yield part, rows, self.buffer[: len(rows)]
-
-    def given(self) -> dict[str, bool]:
-        return {"bias": self.bias is not None, "softcap": self.softcap is not None}
-
-    def column(self) -> Tensor:
-        """One float32 for each scored row."""
-        return self.buffer.new_empty(len(self.rows))
-
-    def scatter(self, column: Tensor) -> Tensor:
-        """(n,) -> (N,), zero at the rows that are not scored."""
-        return column.new_zeros(self.total).index_copy_(0, self.rows, column)
-
-    def launch(self, variant: Variant, part: slice, *, u: Tensor, **arguments: Any) -> None:
-        """One program for each row of `u`."""
-        variant.launch(
-            (u.shape[0],),
-            u=u,
-            labels=self.labels[part],
-            bias=self.bias,
-            vocabulary=u.shape[1],
-            stride=u.stride(0),
-            inverse_temperature=1 / self.temperature,
-            softcap=self.softcap,
-            **arguments,
-        )
+def _score(chunks: Chunks, labels: Tensor, u: Tensor, *, gradient: Tensor | None, **columns: Tensor | None) -> None:
+    variant = kernels.score(None if gradient is None else gradient.dtype, **_given(chunks))
+    stride = None if gradient is None else gradient.stride(0)
+    _launch(variant, chunks, labels, u, gradient=gradient, gradient_stride=stride, **columns)
 
 
-@cache
-def buffer_bytes(device: torch.device) -> int:
-    """A 64th of the device's memory at most. Not of what is free: that differs between runs, and so would roundings."""
-    if device.type != "cuda":
-        return SMALL_BUFFER
-    return LARGE_BUFFER if torch.cuda.get_device_properties(device).total_memory >= 64 * LARGE_BUFFER else SMALL_BUFFER
+def _gradient(chunks: Chunks, labels: Tensor, u: Tensor, *, gradient: Tensor, **columns: Tensor) -> None:
+    variant = kernels.gradient(gradient.dtype, **_given(chunks))
+    _launch(variant, chunks, labels, u, gradient=gradient, gradient_stride=gradient.stride(0), **columns)
 
 
-def chunk_rows(vocabulary: int, size: int = SMALL_BUFFER) -> int:
-    """Rows of logits that fill a buffer of `size` bytes, in whole tiles of 128 where there is room for one."""
-    rows = max(1, size // (4 * vocabulary))
-    return rows - rows % 128 if rows > 128 else rows
+def _compare(chunks: Chunks, labels: Tensor, u: Tensor, **columns: Tensor) -> None:
+    _launch(kernels.compare(**_given(chunks)), chunks, labels, u, **columns)
 
 
-def over(u: Tensor, dtype: torch.dtype) -> Tensor:
-    """(n, V) of `dtype` in the memory of u (n, V) float32: each row at the beginning of u's row."""
-    return u.view(dtype)[:, : u.shape[1]]
+def _given(chunks: Chunks) -> dict[str, bool]:
+    return {"bias": chunks.bias is not None, "softcap": chunks.softcap is not None}
 
 
-def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a b in float32, accumulated and kept there."""
-    if a.dtype == torch.float32 or not a.is_cuda:  # CPU: the interpreter's tensors, for which torch has no such product
-        return torch.mm(a.float(), b.float(), out=out)
-    if out is None:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a, b, out_dtype=torch.float32, out=out)
-
-
-def add_product(d_weight: Tensor, d_u: Tensor, hidden: Tensor) -> None:
-    """d_weight (V, H) float32 += d_u^T hidden, a part of the vocabulary at a time, so that the product stays small."""
-    rows = max(1, SMALL_BUFFER // (4 * max(1, hidden.shape[1])))
-    for block, d_block in zip(d_weight.split(rows), d_u.split(rows, dim=1), strict=True):
-        block += product(d_block.t(), hidden)
+def _launch(variant: Variant, chunks: Chunks, labels: Tensor, u: Tensor, **arguments: Any) -> None:
+    """One program for each row of `u`."""
+    variant.launch(
+        (u.shape[0],),
+        u=u,
+        labels=labels,
+        bias=chunks.bias,
+        vocabulary=u.shape[1],
+        stride=u.stride(0),
+        inverse_temperature=1 / chunks.temperature,
+        softcap=chunks.softcap,
+        **arguments,
+    )

@@ -32,7 +32,7 @@ def test_rows_are_addressed_in_64_bits(tmp_path, device):
 
 
 def test_a_chunk_fills_the_buffer_in_whole_tiles():
-    from rlhf_kernels.logprobs.triton import LARGE_BUFFER, SMALL_BUFFER, buffer_bytes, chunk_rows
+    from rlhf_kernels.logprobs.chunked import LARGE_BUFFER, SMALL_BUFFER, buffer_bytes, chunk_rows
 
     assert SMALL_BUFFER == 256 * 2**20
     assert buffer_bytes(torch.device("cpu")) == SMALL_BUFFER

@@ -203,7 +203,8 @@ def test_no_rows_at_all(device):
 
 
 def test_results_are_the_same_twice(device):
-    x, weight = on(device, draw((700, 130), (130,), dtype=torch.float32))
+    rows = 700 if device == "cuda" else 40  # the interpreter runs one program after the other
+    x, weight = on(device, draw((rows, 130), (130,), dtype=torch.float32))
     first, second = (outputs_and_gradients(triton_norm, [x, weight]) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 

@@ -21,7 +21,7 @@ each_case = pytest.mark.parametrize("name", [n for n in CASES if n != "banned to
 
 @pytest.fixture(autouse=True)
 def chunks_of_two_rows(monkeypatch):
-    monkeypatch.setattr("rlhf_kernels.logprobs.triton.chunk_rows", lambda *_: 2)
+    monkeypatch.setattr("rlhf_kernels.logprobs.chunked.chunk_rows", lambda *_: 2)
 
 
 def gradients_from_above(given):

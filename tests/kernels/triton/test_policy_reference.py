@@ -12,7 +12,7 @@ from tests.kernels.triton.logprob_checks import CASES, assert_as_accurate_as_tor
 
 @pytest.fixture(autouse=True)
 def chunks_of_two_rows(monkeypatch):
-    monkeypatch.setattr("rlhf_kernels.logprobs.triton.chunk_rows", lambda *_: 2)
+    monkeypatch.setattr("rlhf_kernels.logprobs.chunked.chunk_rows", lambda *_: 2)
 
 
 def with_reference(given, distance, *, own_weight):
