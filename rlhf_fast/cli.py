@@ -37,6 +37,10 @@ VERBS = {
         "rlhf_fast.train.config:PPORunConfig", "rlhf_fast.train.ppo_run:run_ppo",
         "PPO against a reward, with a KL penalty",
     ),
+    "plan": Verb(
+        "rlhf_fast.train.plan_run:PlanConfig", "rlhf_fast.train.plan_run:run_plan",
+        "memory and time of a PPO run, before it: whether it fits, and what would help",
+    ),
     "generate": Verb(
         "rlhf_fast.generate.config:GenerateConfig", "rlhf_fast.generate.run:run_generate", "responses to prompts"
     ),
@@ -74,8 +78,8 @@ USAGE = "\n".join(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 2 with a message for what the user gave, 1 where another process was lost, or 128 + the signal
-    that stopped it (130, 143; 141 where nobody reads on what is printed)."""
+    """Exit status: 0, 2 with a message for what the user gave, 1 where another process was lost, 3 for a plan that does
+    not fit, or 128 + the signal that stopped it (130, 143; 141 where nobody reads on what is printed)."""
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
     except _NobodyReads:
@@ -117,7 +121,7 @@ def _main(arguments: list[str]) -> int:
     if is_main():
         with _printing():
             print(result)
-    return 0
+    return getattr(result, "status", 0)
 
 
 class _NobodyReads(Exception):

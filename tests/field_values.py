@@ -58,7 +58,7 @@ PPO = _TRAINING | {
     "reward_funcs": Change(["endpoint:http://127.0.0.1:9"], {"reward_retries": 0}),
     "reward_weights": Change([2.0]), "reward_special_tokens": Change(True, {"stop_token": "none"}),
     "reward_model_path": Change("reward"), "dataset_name": Change("more.jsonl"), "preset": Change("trl"),
-    "critic": Change("reference_mlp"), "profile": Change(True), "memory_profile": Change(True),
+    "critic": Change("reference_mlp"), "profile": Change(True), "memory_profile": Change(True), "auto": Change(True),
     "log_rollouts": Change(False),
     "total_episodes": Change(4), "response_length": Change(3), "stop_token": Change("none"),
     "stop_token_id": Change(11), "stop": Change(["1"]), "max_kv_cache_gb": Change(ONE_ROW),

@@ -19,6 +19,7 @@ from rlhf_fast.runtime.config import (
     option,
     zero_or_more,
 )
+from rlhf_fast.runtime.distributed import world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
 
@@ -198,6 +199,12 @@ class PPORunConfig(PPOOptions, StageConfig):
         0, "Sequences decoded together. Memory and speed only. 0: 32 on a CPU, 256 on a GPU.",
         check=zero_or_more("by the device"), resume="rounding",
     )  # fmt: skip
+    auto: bool = option(
+        False,
+        "Plan first, and take the max_tokens_per_micro_batch, activation_checkpointing and max_rollout_batch that fit "
+        "the memory and are fast: the result does not depend on them.",
+        resume="free",
+    )
     save_steps: float = option(10, "Iterations from one checkpoint to the next; below 1, their share of all.")
     profile: bool = option(
         False,
@@ -220,6 +227,7 @@ class PPORunConfig(PPOOptions, StageConfig):
         self._check_penalty()
 
     def _check(self) -> None:
+        self.require(not self.auto or world_size() == 1, "auto", "False in several processes, which share memory")
         self.require(
             not self.bootstrap_truncated or self.critic == "adapter",
             "bootstrap_truncated",

@@ -41,6 +41,7 @@ from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import describe_memory
 from rlhf_fast.train.config import PPORunConfig, difference_from_trl
 from rlhf_fast.train.pages import write_ppo_page
+from rlhf_fast.train.plan_run import plan_first
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_metrics import CollapseWatch
 from rlhf_fast.train.prompts import Prompts
@@ -65,6 +66,8 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     tokenizer = load_tokenizer(config.sft_model_path, config.chat_template_path)
     prompts, left_out = read(config, tokenizer)
     prompts.rendering = _rendering(config, prompts)
+    if config.auto:
+        config = plan_first(config, prompts)
     refuse_columns(outside, prompts.columns)
     if notice := difference_from_trl(config):
         notices.info(notice)

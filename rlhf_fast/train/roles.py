@@ -81,11 +81,15 @@ def build_roles(config: PPORunConfig) -> Roles:
         raise UsageError(
             f"sft_model_path={config.sft_model_path!r} is a reward adapter (it has a scalar head); give the SFT model."
         )
-    reward = _reward(shared, config)
-    policy = _policy(shared, sft, config)
+    return roles_on(shared, sft, config, base=source.base, reward=_reward(shared, config))
 
+
+def roles_on(
+    shared: SharedModel, sft: str | None, config: PPORunConfig, *, base: str, reward: Critic | None
+) -> Roles:  # fmt: skip
+    """The roles on an opened base, with the SFT adapter `sft` where there is one: what trains is added here."""
     return assign_roles(
-        source.base, policy, Policy(shared, sft), config.critic,
+        base, _policy(shared, sft, config), Policy(shared, sft), config.critic,
         add_critic=partial(_add_critic, config=config, copy_reward=reward is not None),
         recompute=bool(config.activation_checkpointing), reward=reward,
     )  # fmt: skip

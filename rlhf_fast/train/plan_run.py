@@ -1,0 +1,215 @@
+"""`rlhf-fast plan`: what a PPO run would take of memory and time, whether it fits, and what would help.
+
+run_plan(config)     the verb: prints the plan; its result's `status` is the exit status
+plan_first(config)   of `ppo --auto`: the same run with memory settings that fit
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from rlhf_fast.model.load import load_tokenizer
+from rlhf_fast.profiling.memory_table import GIB, MemoryTable, gib
+from rlhf_fast.runtime.config import BY_DEVICE, default_of, field_names, option
+from rlhf_fast.runtime.distributed import refuse_many
+from rlhf_fast.runtime.errors import UsageError
+from rlhf_fast.runtime.files import disk_errors, write_text
+from rlhf_fast.runtime.shown import notices, show_notices
+from rlhf_fast.train.config import PPORunConfig
+from rlhf_fast.train.plan import (
+    CARDS,
+    Machine,
+    Workload,
+    card,
+    least_seconds,
+    predict,
+    read_workload,
+    this_machine,
+)
+from rlhf_fast.train.plan_solve import SOLVED, choose, fits, helps, largest, table_of_cards, with_values
+from rlhf_fast.train.prompts import Prompts
+
+WIDE = 150  # characters, where the output is a file
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB)", re.IGNORECASE)
+_UNITS = {"gb": 10**9, "gib": GIB, "mb": 10**6, "mib": 2**20}
+
+
+@dataclass
+class PlanConfig(PPORunConfig):
+    """What a PPO run would take of memory and time; exit status 0 if it fits, 3 if not."""
+
+    stage: ClassVar[str] = "plan"
+
+    model: str | None = option(
+        None, "A model folder, a hub name, or a folder with its config.json only; instead of sft_model_path."
+    )
+    gpu: str | None = option(None, f"Plan for a card: {', '.join(CARDS)}, or another size such as 40GB.")
+    ram: str | None = option(None, "Plan for the CPU with so much memory, such as 16GB. Default: what is free here.")
+    from_config_only: bool = option(False, "Read neither data nor tokenizer: prompts have prompt_length tokens.")
+    prompt_length: int | None = option(
+        None, "Tokens of a prompt, where no data is read. Default: what max_length leaves beside the response."
+    )
+    table: bool = option(False, "Print the largest batch for each card, full and LoRA, at 1k, 4k and 16k tokens.")
+    apply: str | None = option(None, "Write the config, with memory settings that fit and are fast, to this YAML file.")
+
+    def __post_init__(self) -> None:
+        planned = "cuda" if self.gpu else "cpu" if self.ram else None
+        for name, of in (("max_tokens_per_micro_batch", "training tokens"), ("max_rollout_batch", "responses")):
+            if planned is not None and getattr(self, name) == 0:
+                setattr(self, name, BY_DEVICE[of][planned])
+        super().__post_init__()
+        self.sft_model_path = self.model or self.sft_model_path
+        self.require(not (self.gpu and self.ram), "ram", "nothing beside gpu")
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What was planned; prints as the sentence that it comes to."""
+
+    table: MemoryTable | None
+    machine: Machine | None
+    said: str
+    status: int
+
+    def __str__(self) -> str:
+        return self.said
+
+
+def run_plan(config: PlanConfig) -> PlanResult:
+    """Print the plan. Raises `UsageError` for what cannot be read or planned."""
+    refuse_many("plan")
+    show_notices()
+    run, console = run_config(config), Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
+    if config.table:
+        console.print(table_of_cards(run))
+        return PlanResult(
+            None, None, "each cell is planned with activation_checkpointing, half of the context a response", 0
+        )
+    prompts = None if config.from_config_only or not run.dataset_name else prompts_of(run)
+    machine = choose_machine(config, run, inputs_read=prompts is not None)
+    length = _prompt_length(config)
+    workload = read_workload(run, prompts, length)
+    found = predict(run, machine, workload)
+    console.print(found.table(f"Memory of PPO on {run.sft_model_path}, {machine.name}"))
+    fit = fits(found, machine)
+    _show_room(console, run, machine, prompts, length, found)
+    _show_time(console, run, machine, workload)
+    if config.apply:
+        _apply(config, run, choose(run, machine, prompts, length))
+    return PlanResult(found, machine, verdict(found, machine, fit), 0 if fit else 3)
+
+
+def run_config(config: PlanConfig) -> PPORunConfig:
+    """The PPO run that is planned."""
+    return PPORunConfig(**{name: getattr(config, name) for name in field_names(PPORunConfig)})
+
+
+def choose_machine(config: PlanConfig, run: PPORunConfig, *, inputs_read: bool) -> Machine:
+    """Raises `UsageError` for a size that cannot be read."""
+    if config.gpu in CARDS:
+        return card(str(config.gpu))
+    if config.gpu is not None:
+        nearest = min(CARDS, key=lambda size: abs(CARDS[size][1] * 10**9 - read_size("gpu", config.gpu or "")))
+        found = card(nearest)
+        return Machine(
+            f"a card of {config.gpu} at the rates of the {CARDS[nearest][0]}", "cuda",
+            read_size("gpu", config.gpu), found.baseline, found.rates,
+        )  # fmt: skip
+    ram = None if config.ram is None else read_size("ram", config.ram)
+    return this_machine(run, ram, inputs_read=inputs_read)
+
+
+def read_size(name: str, text: str) -> float:
+    """Bytes of '16GB' or '15.5 GiB'. Raises `UsageError`."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or float(found[1]) == 0:
+        raise UsageError(
+            f"{name}={text!r} is no size: expected a number above 0 with its unit, such as 24GB or 22.5GiB."
+        )
+    return float(found[1]) * _UNITS[found[2].lower()]
+
+
+def verdict(found: MemoryTable, machine: Machine, fit: bool) -> str:
+    """'it fits: ...', in a sentence."""
+    peak = found.peak
+    between = f"{gib(peak.low)} to {gib(peak.high)} GiB, most likely {gib(peak.expected)}"
+    says = "it fits" if fit else "it does not fit"
+    has = f"{machine.name} has {gib(machine.bytes)} GiB"
+    return f"{says}: the peak is {between}, in the phase {found.peak_phase!r}, and {has}."
+
+
+def plan_first(config: PPORunConfig, prompts: Prompts) -> PPORunConfig:
+    """`config` with memory settings that fit and are fast, which is said. No result depends on them. Raises
+    `UsageError` where none fit."""
+    machine = this_machine(config)
+    values = choose(config, machine, prompts, 0)
+    changed = with_values(config, **values)
+    found = predict(changed, machine, read_workload(changed, prompts, 0))
+    said = ", ".join(f"{name}={value}" for name, value in values.items())
+    notices.info("planned: %s. %s", said, verdict(found, machine, True).capitalize())
+    return changed
+
+
+def prompts_of(run: PPORunConfig) -> Prompts:
+    """The prompts that a run would read."""
+    from rlhf_fast.train.ppo_run import read
+
+    return read(run, load_tokenizer(str(run.sft_model_path), run.chat_template_path))[0]
+
+
+def _prompt_length(config: PlanConfig) -> int:
+    if config.prompt_length is not None:
+        return config.prompt_length
+    room = config.max_length - config.response_length
+    if room < 1:
+        raise UsageError(
+            f"response_length={config.response_length} leaves no room for a prompt in max_length={config.max_length}. "
+            "Raise max_length, or give prompt_length."
+        )
+    return room
+
+
+def _show_room(
+    console: Console, run: PPORunConfig, machine: Machine, prompts: Prompts | None, length: int, found: MemoryTable
+) -> None:
+    shown = Table("the largest that fits", "", title="Room, all else as it is")
+    for name in SOLVED:
+        value = largest(name, run, machine, prompts, length, most=1 << 16)
+        shown.add_row(name, "none" if value is None else f"{value:,}" if value < 1 << 16 else f"{value:,} or more")
+    console.print(shown)
+    changes = Table("what would help", "GiB less", title=f"The peak is in the phase {found.peak_phase!r}")
+    for words, saved in helps(run, machine, prompts, length):
+        changes.add_row(words, gib(saved))
+    console.print(changes)
+
+
+def _show_time(console: Console, run: PPORunConfig, machine: Machine, workload: Workload) -> None:
+    shown = Table("phase", "seconds at least", title="Time of an iteration, by its products alone")
+    seconds = least_seconds(run, machine, workload)
+    for name, value in seconds.items():
+        shown.add_row(name, f"{value:.2g}")
+    shown.add_row("all", f"{sum(seconds.values()):.2g}", style="bold")
+    console.print(shown)
+
+
+def _apply(config: PlanConfig, run: PPORunConfig, values: dict[str, Any]) -> None:
+    """Write the fields of the run that have another value than their default, and those that were chosen."""
+    changed = with_values(run, **values)
+    skipped = {"gradient_checkpointing"}
+    given = {
+        name: getattr(changed, name) for name in field_names(PPORunConfig)
+        if name not in skipped and getattr(changed, name) != default_of(PPORunConfig, name)
+    }  # fmt: skip
+    path = Path(str(config.apply))
+    with disk_errors(f"write {str(path)!r}", lambda: ""):
+        write_text(path, yaml.safe_dump(given, sort_keys=False))
+    notices.info("%s: %s", path, ", ".join(f"{name}={value}" for name, value in values.items()))
