@@ -192,22 +192,20 @@ def tensors_by_owner(
 ) -> dict[str, list[Tensor]]:
     """The parameters and buffers of PPO's roles, each once, by the owners of a memory table.
 
-    The shared base is the reference's, with the adapter that makes it the reference. others: modules beside the roles,
-    such as a classifier that gives the reward.
+    The shared base is the reference's; an adapter that makes it the reference counts with the policy's, which began as
+    its copy. others: modules beside the roles, such as a classifier that gives the reward.
     """
     home = reference.model
     models = {id(model): model for model in (home, policy.model, *critic.models)}.values()
     whole = {id(p) for model in critic.models if model.train_base for p in model.base.parameters()}
     owned: dict[str, list[Tensor]] = {}
     owned["critic adapter and head"] = [p for _, p in critic.named_parameters() if id(p) not in whole]
-    if policy.adapter is not None:
-        owned["policy adapter"] = [*policy.model.parameters(policy.adapter)]
+    served = [(role.model, role.adapter) for role in (policy, reference) if role.adapter is not None]
+    owned["policy adapter"] = [p for model, name in served for p in model.parameters(name)]
     taken = {id(parameter) for parameters in owned.values() for parameter in parameters}
-    kept = () if reference.adapter is None else home.parameters(reference.adapter)
-    taken |= {id(parameter) for parameter in kept}
     unnamed = [p for model in models for name in model.configs for p in model.parameters(name)]
     owned["reward adapter and head"] = _new(unnamed, taken)
-    owned["shared base"] = [*kept, *_new([*home.base.parameters(), *home.base.buffers()], taken)]
+    owned["shared base"] = _new([*home.base.parameters(), *home.base.buffers()], taken)
     beside = [module for model in models for module in (model.base,) if model is not home]
     all_others = [x for module in (*beside, *others) for x in (*module.parameters(), *module.buffers())]
     owned["other models"] = _new(all_others, taken)
@@ -217,5 +215,5 @@ def tensors_by_owner(
 def _new(tensors: Iterable[Tensor], taken: set[int]) -> list[Tensor]:
     """Those that are not `taken` yet; they are then."""
     found = {id(tensor): tensor for tensor in tensors if id(tensor) not in taken}
-    taken |= found.keys()
+    taken.update(found)
     return list(found.values())

@@ -63,8 +63,11 @@ _PEAKS = (
     "The most that the process held in each phase, and whose it was when the tensors were most. Slack is what the "
     "allocators hold beyond what was asked for, libraries and Python objects."
 )
-_PREDICTED = " The line over a bar is the prediction: its middle, and from low to high."
-_NUMBERS = "At the peak of each phase, in GiB. The peak of the run is in bold."
+_PREDICTED = " The line over a bar is the prediction of all of it: its middle, and from low to high."
+_NUMBERS = (
+    "At the peak of each phase, in GiB. The peak of the run is in bold. What is asked for is all but slack and the "
+    "process; a prediction of a phase is compared with it, as what is resident tells of the phase before it, too."
+)
 _LARGEST = "At the peak of the run: memory that is held, by the line of this project that asked for it."
 
 
@@ -147,9 +150,13 @@ def _numbers(measured: MemoryTable, predicted: MemoryTable | None) -> str:
     ]
     rows.append(_row("all", [f"<b>{_cell(totals[p])}</b>" if p == peak else _cell(totals[p]) for p in phases], "total"))
     if predicted is not None:
-        guesses = {phase: predicted.total(phase).expected for phase in phases if phase in predicted.phases}
+        asked = {phase: measured.asked(phase) for phase in phases}
+        guesses = {phase: predicted.asked(phase) for phase in phases if phase in predicted.phases}
+        rows.append(_row("asked for", [_cell(asked[p]) for p in phases], "total"))
         rows.append(_row("predicted", [_cell(guesses[p]) if p in guesses else "" for p in phases]))
-        errors = {phase: _signed(f"{guess / totals[phase] - 1:+.1%}") for phase, guess in guesses.items()}
+        errors = {
+            phase: _signed(f"{guess / asked[phase] - 1:+.1%}") for phase, guess in guesses.items() if asked[phase]
+        }
         rows.append(_row("error", [errors.get(phase, "") for phase in phases]))
     heads = "".join(f'<th class="n">{escape(phase)}' for phase in phases)
     head, body = f"<thead><tr><th>{heads}</tr></thead>", "".join(rows)

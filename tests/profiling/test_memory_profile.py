@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
 import pytest
 import torch
+from peft import LoraConfig
 
 import rlhf_fast.profiling
+from rlhf_fast.model.roles import Policy
 from rlhf_fast.profiling.memory_page import MEMORY_PAGE, write_memory_page
 from rlhf_fast.profiling.memory_profile import STRETCHES, MemoryProfile, Timeline, owners_of
 from rlhf_fast.profiling.memory_table import PHASES, MemoryTable
@@ -142,7 +145,15 @@ def test_a_run_has_the_same_numbers_with_a_profile_and_without(tmp_path, archite
 
 
 def test_every_parameter_of_the_roles_has_one_owner(tmp_path):
-    ppo = run(tmp_path)
+    ppo, lora = run(tmp_path), LoraConfig(r=2, target_modules="all-linear")
+    shared = ppo.policy.model
+    shared.add_adapter("reward", lora, head=True)
+    shared.add_adapter("sft", lora)
+    ppo.reference = Policy(shared, "sft")
+    sizes = {owner: sum(t.numel() for t in tensors) for owner, tensors in owners_of(ppo).items()}
+    count = {name: sum(p.numel() for p in shared.parameters(name)) for name in ("policy", "critic", "reward", "sft")}
+    assert sizes["policy adapter"] == count["policy"] + count["sft"]
+    assert (sizes["critic adapter and head"], sizes["reward adapter and head"]) == (count["critic"], count["reward"])
     owned = [id(tensor) for tensors in owners_of(ppo).values() for tensor in tensors]
     everything = {id(p) for p in ppo.policy.model.base.parameters()}
     everything |= {id(p) for _, p in ppo.critic.named_parameters()}
@@ -158,17 +169,18 @@ def test_an_iteration_is_drawn_at_its_most_however_long_it_is():
     assert facts["bytes"]["activations"][1234 // 8] == max(facts["bytes"]["activations"]) == timeline.most == 7
 
 
-def test_an_iteration_begins_where_an_update_was_the_last_phase():
-    """Two of scoring and update alone, as for rollouts from elsewhere: the second holds more, and is the one kept."""
+def test_an_iteration_begins_where_an_update_was_the_last_phase(monkeypatch):
+    """Three of scoring and update alone, as for rollouts from elsewhere: the second holds most, and is the one kept."""
+    ticks = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: 0.01 * next(ticks))
     with MemoryProfile(CPU) as profile:
         for size in (1, 3, 2):
             with phases.phase("scoring"):
                 made = floats(size * 8192)
             with phases.phase("update"):
                 del made
-    assert profile.iteration.most == 3 * ONE
-    assert [stretch.row for stretch in profile.iteration.stretches.values()][-1] == "update forward"
-    assert sum(stretch.row == "scoring" for stretch in profile.iteration.stretches.values()) == 1
+    rows = [row for row, _ in itertools.groupby(profile.iteration.as_json()["phase"])]
+    assert profile.iteration.most == 3 * ONE and rows == ["scoring", "update forward"]
 
 
 def test_a_part_is_the_current_one_until_its_phase_ends():
