@@ -171,6 +171,7 @@ class MemoryProfile:
         self._end_iteration()
         for hook in self._hooks:
             hook.remove()
+        self.tracker.forget()
 
     def attach(self, ppo: Roles) -> None:
         """Say whose the tensors are that are there, and whose gradients are to come."""

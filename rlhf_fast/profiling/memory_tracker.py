@@ -81,7 +81,11 @@ class Tracker(TorchDispatchMode):
         """Bytes that no tensor shows, for as long as `keeper` lives."""
         key = (owner, self._line("native"))
         self._grow(count, key)
-        weakref.finalize(keeper, self._fall, count, key)
+        weakref.finalize(keeper, self._fall, count, key).atexit = False
+
+    def forget(self) -> None:
+        """Watch no storage any more: not those either that live until the interpreter ends. The counts stay."""
+        self._storages.clear()
 
     def _kernel(self, func: Any, args: tuple[Any, ...]) -> Any:
         """A kernel of ours: the tensors of its Python part are seen one by one, and its scratch at its most."""

@@ -123,3 +123,11 @@ def test_what_was_made_before_counts_when_it_is_first_seen(tracker):
     with tracker:
         turned = weight.t()
     assert dict(tracker.live) == {("shared base", "made before"): 40000} and turned.shape == (100, 100)
+
+
+def test_counts_stay_once_nothing_is_watched_any_more(tracker):
+    with tracker:
+        kept = torch.zeros(8192)
+    tracker.forget()
+    del kept
+    assert tracker.total == ONE
