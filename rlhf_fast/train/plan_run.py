@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -158,12 +157,6 @@ def plan_first(config: PPORunConfig, prompts: Prompts) -> PPORunConfig:
     said = ", ".join(f"{name}={value}" for name, value in values.items())
     notices.info("planned: %s. %s", said, verdict(found, machine, True).capitalize())
     return changed
-
-
-def predict_run(config: PPORunConfig, prompts: Prompts) -> MemoryTable:
-    """The memory of a run of `prompts` on this machine, for one that is measured. No random number is used up."""
-    with torch.random.fork_rng(devices=[]):
-        return predict(config, this_machine(config), read_workload(config, prompts, 0))
 
 
 def prompts_of(run: PPORunConfig) -> Prompts:
