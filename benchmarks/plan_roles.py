@@ -52,7 +52,8 @@ def main() -> None:
 def write_model(name: str, folder: Path, response: int) -> PPORunConfig:
     """Its config, and that of a reward classifier of the same shape, with no weights."""
     LlamaConfig(**SHAPES[name], max_position_embeddings=4096, dtype="bfloat16").save_pretrained(folder / "model")
-    classifier = LlamaConfig(**SHAPES[name], max_position_embeddings=4096, dtype="bfloat16", num_labels=1)
+    classifier = LlamaConfig(**SHAPES[name], max_position_embeddings=4096, dtype="bfloat16")
+    classifier.num_labels = 1
     classifier.save_pretrained(folder / "reward")
     return PPORunConfig(
         sft_model_path=str(folder / "model"), response_length=response, activation_checkpointing=True,

@@ -10,7 +10,7 @@ C++ kernels and of libraries is not seen: a few MB for each thread.
 
 from __future__ import annotations
 
-import warnings
+import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,10 +117,16 @@ class Allocated(TorchDispatchMode):
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Within it, tensors that are made have no memory."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # a copy of a model looks at it
-        yield
+    """Within it, tensors that are made have no memory, and no garbage is collected: torch may crash where fake storages
+    that are watched are part of it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def trace(roles: Roles, sequences: Sequences) -> Traced:

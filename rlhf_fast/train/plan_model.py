@@ -173,7 +173,10 @@ def make_roles(config: PPORunConfig, source: Source, model_config: PreTrainedCon
     if path is not None and run_roles.is_adapter(path):
         shared.add_adapter("reward", LoraConfig.from_pretrained(path), head=True)
         reward = adapter_critic(shared, "reward")
-    found = run_roles.roles_on(shared, sft, config, base=source.base, reward=reward)
+    found = run_roles.roles_on(
+        shared, sft, config, base=source.base, reward=reward,
+        copy_base=lambda _: AutoModelForCausalLM.from_config(model_config, dtype=dtype),  # fakes cannot all be copied
+    )  # fmt: skip
     scorer = reward if path is None or reward is not None else _classifier(path, dtype)
     return Roles(
         found.policy, found.reference, found.critic, scorer, config.logit_temperature, config.entropy_coef != 0,

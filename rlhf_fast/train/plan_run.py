@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -150,10 +151,11 @@ def verdict(found: MemoryTable, machine: Machine, fit: bool) -> str:
 def plan_first(config: PPORunConfig, prompts: Prompts) -> PPORunConfig:
     """`config` with memory settings that fit and are fast, which is said. No result depends on them. Raises
     `UsageError` where none fit."""
-    machine = this_machine(config)
-    values = choose(config, machine, prompts, 0)
-    changed = with_values(config, **values)
-    found = predict(changed, machine, read_workload(changed, prompts, 0))
+    with torch.random.fork_rng():  # adapters begin as they would without a plan
+        machine = this_machine(config)
+        values = choose(config, machine, prompts, 0)
+        changed = with_values(config, **values)
+        found = predict(changed, machine, read_workload(changed, prompts, 0))
     said = ", ".join(f"{name}={value}" for name, value in values.items())
     notices.info("planned: %s. %s", said, verdict(found, machine, True).capitalize())
     return changed
