@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.models import SHAPES, shared_model
+from rlhf_fast.bench.models import SHAPES, shared_model
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.engine import Engine

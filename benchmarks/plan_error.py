@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen2Config
 
-from rlhf_fast.profiling.memory_table import BASELINE, GIB, SLACK, MemoryTable
+from rlhf_fast.profiling.memory_table import GIB, MemoryTable
 
 PREDICT = """
 import json, sys
@@ -121,12 +121,8 @@ class Pair:
         """Predicted and measured bytes: of a phase those that were asked for, without the process and slack; of the
         peak all that is resident."""
         both = [phase for phase in self.predicted.phases if phase in self.measured.phases]
-        found = {phase: (asked_for(self.predicted, phase), asked_for(self.measured, phase)) for phase in both}
+        found = {phase: (self.predicted.asked(phase), self.measured.asked(phase)) for phase in both}
         return found | {"peak": (self.predicted.peak.expected, self.peak)}
-
-
-def asked_for(table: MemoryTable, phase: str) -> float:
-    return sum(count for owner, count in table.bytes[phase].items() if owner not in (SLACK, BASELINE))
 
 
 def compare(chosen: list[Case], tokenizer: str, folder: Path, kept: Path | None = None) -> list[Pair]:

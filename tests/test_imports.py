@@ -14,14 +14,7 @@ from rlhf_fast.cli import VERBS
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"rlhf_fast.__main__"},
-    {
-        "rlhf_fast.cli",
-        "rlhf_fast.demo",
-        "rlhf_fast.annotate",
-        "rlhf_fast.bench",
-        "rlhf_fast.trainer",
-        "rlhf_fast.__init__",
-    },
+    {f"rlhf_fast.{room}" for room in ("cli", "demo", "annotate", "bench", "trainer", "__init__")},
     {f"rlhf_fast.{room}" for room in ("train", "preferences", "evaluate", "generate", "export")},
     {f"rlhf_fast.{room}" for room in ("rollout", "rewards", "data", "profiling")},
     {"rlhf_fast.model", "rlhf_fast.report"},

@@ -47,7 +47,7 @@ from rlhf_fast.annotate.security import (
     address_refusal,
 )
 from rlhf_fast.annotate.store import Store
-from rlhf_fast.report.page_style import STYLE
+from rlhf_fast.report.page import STYLE
 from rlhf_fast.runtime.errors import UsageError
 
 LOG = logging.getLogger("rlhf_fast.annotate")

@@ -108,7 +108,7 @@ def measure_engine(config: BenchConfig, device: torch.device) -> dict[str, Any]:
             ppo.step()
         found, times, runs = measure_rates(dtype, device), [], []
         for _ in range(config.iterations):
-            profile, begin = Profile(found), time.perf_counter()
+            profile, begin = Profile(found, device), time.perf_counter()
             with phases.listen(profile):
                 ppo.step()
             times.append(time.perf_counter() - begin)

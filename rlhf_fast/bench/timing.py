@@ -54,14 +54,9 @@ def limits(device: str = "cpu") -> dict[str, Variant]:
     return {"product": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
 
 
-def rates(product: float, copy: float, device: str = "cpu") -> Rates:
-    """Those of a product and a copy that took so many seconds."""
-    return Rates(2 * SIDE[device] ** 3 / product, 2 * 4 * COPIED / copy)
-
-
 def least_seconds(work: Work, product: float, copy: float, device: str = "cpu") -> float:
-    """The time that `work` takes at those rates."""
-    return rates(product, copy, device).least_seconds(work.flops, work.bytes)
+    """The time that `work` takes at the rates of a product and a copy that took so many seconds."""
+    return Rates(2 * SIDE[device] ** 3 / product, 2 * 4 * COPIED / copy).least_seconds(work.flops, work.bytes)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@
     PolicyHeadCritic   a scalar head on the policy's hidden states, which its loss trains too
     ReferenceCritic    a small network on the reference's hidden states, which are the same in every PPO epoch
 
-The last two run no forward of their own.
+The last two run no forward of their own. `tensors_by_owner` says whose the memory of them all is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -20,6 +20,8 @@ from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.packed import SPARE, Packed
 from rlhf_fast.model.shared import ScalarHead, ScoreHead, SharedModel
 from rlhf_fast.model.work import tell_head
+from rlhf_fast.runtime.memory import bytes_of
+from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_kernels import LogProbs, linear_logprobs
 from rlhf_kernels.checks import to_device
 
@@ -185,3 +187,44 @@ def running_mean(x: Tensor, sequence: Tensor) -> Tensor:
     before = torch.searchsorted(sequence, sequence)  # rows of earlier sequences
     total = torch.cat([x.new_zeros(1, x.shape[1]), x.cumsum(0)])
     return (total[count] - total[before]) / (count - before)[:, None]
+
+
+def tensors_by_owner(
+    policy: Policy, reference: Policy, critic: ValueModel, others: Sequence[nn.Module] = ()
+) -> dict[str, list[Tensor]]:
+    """The parameters and buffers of PPO's roles, each once, by the owners of a memory table.
+
+    The shared base is the reference's; an adapter that makes it the reference counts with the policy's, which began as
+    its copy. others: modules beside the roles, such as a classifier that gives the reward.
+    """
+    home = reference.model
+    models = {id(model): model for model in (home, policy.model, *critic.models)}.values()
+    whole = {id(p) for model in critic.models if model.train_base for p in model.base.parameters()}
+    owned: dict[str, list[Tensor]] = {}
+    owned["critic adapter and head"] = [p for _, p in critic.named_parameters() if id(p) not in whole]
+    served = [(role.model, role.adapter) for role in (policy, reference) if role.adapter is not None]
+    owned["policy adapter"] = [p for model, name in served for p in model.parameters(name)]
+    taken = {id(parameter) for parameters in owned.values() for parameter in parameters}
+    unnamed = [p for model in models for name in model.configs for p in model.parameters(name)]
+    owned["reward adapter and head"] = _new(unnamed, taken)
+    owned["shared base"] = _new([*home.base.parameters(), *home.base.buffers()], taken)
+    beside = [module for model in models for module in (model.base,) if model is not home]
+    all_others = [x for module in (*beside, *others) for x in (*module.parameters(), *module.buffers())]
+    owned["other models"] = _new(all_others, taken)
+    return {owner: list(tensors) for owner, tensors in owned.items() if tensors}
+
+
+def _new(tensors: Iterable[Tensor], taken: set[int]) -> list[Tensor]:
+    """Those that are not `taken` yet; they are then."""
+    found = {id(tensor): tensor for tensor in tensors if id(tensor) not in taken}
+    taken.update(found)
+    return list(found.values())
+
+
+def held_bytes(models: Iterable[SharedModel], optimiser: Optimiser) -> dict[str, int]:
+    """Bytes of the models with their adapters and heads, of the gradients, and of AdamW's moments; a model that is
+    given twice counts once."""
+    different = {id(model): model for model in models}.values()
+    parameters = [parameter for model in different for parameter in model.base.parameters()]
+    heads = [p for model in different for name in model.configs for p in model.parameters(name)]
+    return {"models and adapters": bytes_of([*parameters, *heads]), **optimiser.held_bytes()}

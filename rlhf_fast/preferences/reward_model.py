@@ -14,8 +14,7 @@ from rlhf_fast.data.rendering import Rendering, announce_comparisons, compare
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.load import load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
-from rlhf_fast.model.memory import held_bytes
-from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.roles import Policy, held_bytes
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.preferences.comparisons import Split, check_context, read_split
 from rlhf_fast.preferences.config import RewardConfig

@@ -63,8 +63,11 @@ _PEAKS = (
     "The most that the process held in each phase, and whose it was when the tensors were most. Slack is what the "
     "allocators hold beyond what was asked for, libraries and Python objects."
 )
-_PREDICTED = " The line over a bar is the prediction: its middle, and from low to high."
-_NUMBERS = "At the peak of each phase, in GiB. The peak of the run is in bold."
+_PREDICTED = " The line over a bar is the prediction of all of it: its middle, and from low to high."
+_NUMBERS = (
+    "At the peak of each phase, in GiB. The peak of the run is in bold. What is asked for is all but slack and the "
+    "process; a prediction of a phase is compared with it, as what is resident tells of the phase before it, too."
+)
 _LARGEST = "At the peak of the run: memory that is held, by the line of this project that asked for it."
 
 
@@ -81,7 +84,7 @@ def _tiles(measured: MemoryTable, facts: Mapping[str, Any]) -> str:
     tiles = [
         ("peak of the run", words(measured.peak.expected), f"in {measured.peak_phase}"),
         ("largest owner then", words(row[owner]), owner),
-        ("models and training", words(_lasting(row)), "weights, gradients and moments"),
+        ("models and training", words(_lasting(row)), "weights, gradients, moments"),
         ("the process alone", words(row.get(BASELINE, 0)), "before a model is opened"),
     ]
     return '<div class="tiles">' + "".join(
@@ -147,9 +150,13 @@ def _numbers(measured: MemoryTable, predicted: MemoryTable | None) -> str:
     ]
     rows.append(_row("all", [f"<b>{_cell(totals[p])}</b>" if p == peak else _cell(totals[p]) for p in phases], "total"))
     if predicted is not None:
-        guesses = {phase: predicted.total(phase).expected for phase in phases if phase in predicted.phases}
+        asked = {phase: measured.asked(phase) for phase in phases}
+        guesses = {phase: predicted.asked(phase) for phase in phases if phase in predicted.phases}
+        rows.append(_row("asked for", [_cell(asked[p]) for p in phases], "total"))
         rows.append(_row("predicted", [_cell(guesses[p]) if p in guesses else "" for p in phases]))
-        errors = {phase: _signed(f"{guess / totals[phase] - 1:+.1%}") for phase, guess in guesses.items()}
+        errors = {
+            phase: _signed(f"{guess / asked[phase] - 1:+.1%}") for phase, guess in guesses.items() if asked[phase]
+        }
         rows.append(_row("error", [errors.get(phase, "") for phase in phases]))
     heads = "".join(f'<th class="n">{escape(phase)}' for phase in phases)
     head, body = f"<thead><tr><th>{heads}</tr></thead>", "".join(rows)
@@ -180,7 +187,8 @@ def _largest(rows: Sequence[Mapping[str, Any]]) -> str:
         colour, wide = COLOURS[row["owner"]], 100 * row["bytes"] / most
         body += (
             f'<tr><td class="n">{words(row["bytes"])}<td class="share"><i class="p{colour}" style="width:{wide:.1f}%">'
-            f"</i><td>{escape(row['owner'])}<td><code>{escape(line)}</code> <small>{escape(what)}</small></tr>"
+            f'</i><td>{escape(row["owner"])}<td class="where"><code>{escape(line)}</code> '
+            f"<small>{escape(what)}</small></tr>"
         )
     return (
         '<div class="scroll"><table class="dense"><thead><tr><th class="n">held<th><span class="hidden">of the most'

@@ -32,8 +32,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from rlhf_fast.model.memory import tensors_by_owner
-from rlhf_fast.model.roles import Policy, ValueModel
+from rlhf_fast.model.roles import Policy, ValueModel, tensors_by_owner
 from rlhf_fast.profiling.memory_page import write_memory_page
 from rlhf_fast.profiling.memory_table import (
     ACTIVATIONS,
@@ -52,6 +51,7 @@ from rlhf_fast.profiling.memory_table import (
     SLACK,
     STEP,
     MemoryTable,
+    compare,
     gib,
 )
 from rlhf_fast.profiling.memory_tracker import Key, Tracker
@@ -59,6 +59,7 @@ from rlhf_fast.runtime import phases
 from rlhf_fast.runtime.files import write_text
 from rlhf_fast.runtime.memory import bytes_of, recent_peak, resident_bytes, restart_peak
 from rlhf_fast.runtime.optimiser import Optimiser
+from rlhf_fast.runtime.shown import notices
 
 MEMORY_FILE = "memory.json"
 ROW_OF = {"load": LOAD, "rollout": PREFILL, "trunk": SCORING, "scoring": SCORING, "update": FORWARD}
@@ -140,7 +141,7 @@ class Roles(Protocol):
 
 
 class MemoryProfile:
-    """Listens to the marks of a run while it is entered."""
+    """Listens to the marks of a run while it is entered. predicted: what is shown beside what it finds, if anything."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -149,10 +150,12 @@ class MemoryProfile:
         self.row = OUTSIDE
         self.iteration = Timeline()  # the one whose tensors were most, of those that are over
         self._going: Timeline | None = None
+        self._last = ""  # phase that began
         self._hooks: list[Any] = []
         self._stack = ExitStack()
         self.restarts = True  # whether the system keeps a peak for each phase
         self.baseline = 0
+        self.predicted: MemoryTable | None = None
 
     def __enter__(self) -> MemoryProfile:
         self.baseline = 0 if self.device.type == "cuda" else resident_bytes()
@@ -168,6 +171,7 @@ class MemoryProfile:
         self._end_iteration()
         for hook in self._hooks:
             hook.remove()
+        self.tracker.forget()
 
     def attach(self, ppo: Roles) -> None:
         """Say whose the tensors are that are there, and whose gradients are to come."""
@@ -181,9 +185,10 @@ class MemoryProfile:
     # -- what the marks tell
 
     def started(self, phase: str) -> None:
-        if phase == "rollout" or self._going is None:
+        if self._going is None or (self._last == "update" and phase != "update"):
             self._end_iteration()
             self._going, self._begin = Timeline(), time.perf_counter()
+        self._last = phase
         self._turn(ROW_OF.get(phase, OUTSIDE))
 
     def ended(self, phase: str) -> None:
@@ -231,6 +236,7 @@ class MemoryProfile:
         return {
             "device": self.device.type,
             "measured": self.table().as_json(),
+            **({} if self.predicted is None else {"predicted": self.predicted.as_json()}),
             "largest": [dict(zip(("owner", "line", "bytes"), row, strict=True)) for row in self.largest()],
             "baseline": self.baseline,
             "iteration": self.iteration.as_json(),
@@ -254,6 +260,8 @@ class MemoryProfile:
         for owner, line, count in self.largest():
             largest.add_row(owner, line, gib(count))
         parts: list[Any] = [self.table().table("Memory at the peak of each phase, measured"), largest]
+        if self.predicted is not None:
+            parts.append(compare(self.predicted, self.table()))
         if not self.restarts:
             parts.append(Text("The system keeps no peak for each phase: tensors and the process before them alone."))
         return Group(*parts)
@@ -315,6 +323,9 @@ def memory(trainer: Any) -> Iterator[MemoryProfile]:
         if profile.baseline:
             profile.baseline -= bytes_of(tensor for tensors in owners_of(ppo).values() for tensor in tensors)
         yield profile
+    if not profile.table().bytes:
+        notices.warning("no phase of PPO ran meanwhile: there is no memory to show. Call train() or update() within.")
+        return
     profile.print()
     output.mkdir(parents=True, exist_ok=True)
     profile.write(output)

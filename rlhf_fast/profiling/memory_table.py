@@ -64,6 +64,10 @@ class MemoryTable:
         expected = sum(self.bytes.get(phase, {}).values())
         return Total(self.low.get(phase, expected), expected, self.high.get(phase, expected))
 
+    def asked(self, phase: str) -> float:
+        """What was asked for in a phase: all but slack and the process itself."""
+        return sum(count for owner, count in self.bytes[phase].items() if owner not in (SLACK, BASELINE))
+
     @property
     def phases(self) -> list[str]:
         """Those that are there, in order."""
@@ -116,17 +120,22 @@ class MemoryTable:
 
 
 def compare(predicted: MemoryTable, measured: MemoryTable) -> Table:
-    """predicted | measured | error for each phase that both have, and for the peak of the run."""
-    shown = Table("phase", title="Predicted and measured, GiB")
-    for column in ("predicted", "low to high", "measured", "error"):
+    """predicted | measured | error: for each phase that both have, of what is asked for in it (what is resident then
+    tells of the phase before it, too); for the run, of the most that is resident."""
+    shown = Table("asked for in", title="Predicted and measured, GiB")
+    for column in ("predicted", "measured", "error"):
         shown.add_column(column, justify="right")
-    both = [phase for phase in predicted.phases if phase in measured.phases]
-    rows = [(phase, predicted.total(phase), measured.total(phase).expected) for phase in both]
-    for name, total, found in [*rows, ("peak", predicted.peak, measured.peak.expected)]:
-        between = f"{gib(total.low)} to {gib(total.high)}"
-        error = f"{total.expected / found - 1:+.1%}" if found else "-"
-        shown.add_row(name, gib(total.expected), between, gib(found), error, style="bold" if name == "peak" else "")
+    for phase in (phase for phase in predicted.phases if phase in measured.phases):
+        shown.add_row(phase, *_beside(predicted.asked(phase), measured.asked(phase)))
+    shown.add_section()
+    most = predicted.peak
+    cells = _beside(most.expected, measured.peak.expected)
+    shown.add_row(f"peak of the run ({gib(most.low)} to {gib(most.high)})", *cells, style="bold")
     return shown
+
+
+def _beside(predicted: float, measured: float) -> tuple[str, str, str]:
+    return gib(predicted), gib(measured), f"{predicted / measured - 1:+.1%}" if measured else "-"
 
 
 def gib(count: float) -> str:

@@ -81,7 +81,11 @@ class Tracker(TorchDispatchMode):
         """Bytes that no tensor shows, for as long as `keeper` lives."""
         key = (owner, self._line("native"))
         self._grow(count, key)
-        weakref.finalize(keeper, self._fall, count, key)
+        weakref.finalize(keeper, self._fall, count, key).atexit = False
+
+    def forget(self) -> None:
+        """Watch no storage any more: not those either that live until the interpreter ends. The counts stay."""
+        self._storages.clear()
 
     def _kernel(self, func: Any, args: tuple[Any, ...]) -> Any:
         """A kernel of ours: the tensors of its Python part are seen one by one, and its scratch at its most."""
@@ -148,7 +152,7 @@ class Tracker(TorchDispatchMode):
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and not _is_ours(frame.f_code.co_filename):
             frame = frame.f_back
-        what = operation if node is None else f"{operation} in {node.name()}"
+        what = operation if node is None else f"{operation} in {_plain_name(node.name())}"
         if frame is None:
             return what
         place = (frame.f_code, frame.f_lineno)
@@ -169,6 +173,11 @@ def plain(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from plain(getattr(value, name) for name in value.__tensor_flatten__()[0])
         elif isinstance(value, Tensor):
             yield value
+
+
+def _plain_name(node: str) -> str:
+    """MmBackward0; of an operation of ours, its name alone."""
+    return node.removeprefix("GeneratedBackwardFor_rlhf_").removesuffix("_defaultBackward")
 
 
 def _is_ours(file: str) -> bool:

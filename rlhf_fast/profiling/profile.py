@@ -32,14 +32,14 @@ class Total:
 
 
 class Profile:
-    """Adds up phases. The first one to come again begins a second iteration, which is traced.
+    """Adds up phases. The first one to come again begins a second iteration, which is traced, if `trace` says so.
 
     A phase on a CUDA `device` begins and ends when all that was asked of it is done: what a phase leaves to do is its
     own time, not that of the next.
     """
 
-    def __init__(self, rates: Rates, device: torch.device | str = "cpu") -> None:
-        self.rates, self.device = rates, torch.device(device)
+    def __init__(self, rates: Rates, device: torch.device | str = "cpu", *, trace: bool = True) -> None:
+        self.rates, self.device, self.trace = rates, torch.device(device), trace
         self.totals: dict[str, Total] = {}
         self.first: str | None = None
         self.current: str | None = None
@@ -71,7 +71,7 @@ class Profile:
             self.traced = True
 
     def _turn(self, iteration: int) -> None:
-        if iteration == 1:
+        if iteration == 1 and self.trace:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
             self.tracer = profile(activities=activities)
             self.tracer.__enter__()
@@ -105,12 +105,12 @@ class Profile:
 
 
 @contextmanager
-def profiled(dtype: torch.dtype, device: torch.device) -> Iterator[Profile]:
+def profiled(dtype: torch.dtype, device: torch.device, *, trace: bool = True) -> Iterator[Profile]:
     """Profile what runs inside; then print the table.
 
     The floor of a phase is the time of its products at the rates of a large product and a large copy, measured first.
     """
-    result = Profile(measure_rates(dtype, device), device)
+    result = Profile(measure_rates(dtype, device), device, trace=trace)
     try:
         with phases.listen(result):
             yield result

@@ -10,7 +10,7 @@ C++ kernels and of libraries is not seen: a few MB for each thread.
 
 from __future__ import annotations
 
-import warnings
+import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,10 +117,16 @@ class Allocated(TorchDispatchMode):
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Within it, tensors that are made have no memory."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # a copy of a model looks at it
-        yield
+    """Within it, tensors that are made have no memory, and no garbage is collected: torch may crash where fake storages
+    that are watched are part of it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def trace(roles: Roles, sequences: Sequences) -> Traced:
@@ -155,7 +161,7 @@ def _update(roles: Roles, sequences: Sequences) -> tuple[int, int]:
         packed = _packed(roles, sequences)
         hidden = roles.policy.hidden(packed)
         scored = roles.policy.read(
-            hidden, packed.labels, sequences.slots,
+            hidden, packed.labels, packed.scored,
             temperature=roles.temperature, entropy=True, entropy_gradient=roles.entropy_gradient,
         )  # fmt: skip
         values = roles.critic.values(replace(packed, policy_hidden=hidden))
@@ -183,6 +189,7 @@ def _scoring(roles: Roles, sequences: Sequences) -> int:
         found = policy_reference_logprobs(
             pad(hidden, (0, 0)), pad(ref_hidden, (0, 0)), weight, packed.labels, bias=bias, ref_weight=ref_weight,
             temperature=roles.temperature, softcap=roles.policy.model.softcap, exact_kl=roles.exact_kl,
+            scored=packed.scored,
         )  # fmt: skip
         del hidden, ref_hidden, values, found
         if roles.scorer is not None:

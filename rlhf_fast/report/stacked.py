@@ -1,7 +1,7 @@
 """Stacked charts as inline SVG strings: areas over time, bars beside each other, and the legend of their colours.
 
-A part has a colour by its number: the classes p0, p1, ... of the page's style, which has one set for light and one for
-dark. Each area and bar says what it is where a pointer rests on it, and without one in its label.
+A part has a colour by its number: the classes p0, p1, ... of `STYLE`, which has one set for light and one for dark.
+Each area and bar says what it is where a pointer rests on it, and without one in its label.
 """
 
 from __future__ import annotations
@@ -148,3 +148,44 @@ def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
     inner = "".join(body)
     view = f'viewBox="0 0 {width:.0f} {height:.0f}"'
     return f'<svg class="chart wide" {view} role="img" aria-label="{escape(label)}">{inner}</svg>'
+
+
+STYLE = """
+:root {
+  --s0: #e9e5dc; --s1: #dcebe9; --s2: #f3e3d3; --s3: #e5e0ee;
+  --p0: #1f6f78; --p1: #5a9a8f; --p2: #2c5aa0; --p3: #6b84cf; --p4: #a7b6e6; --p5: #c4652b; --p6: #e0a53c;
+  --p7: #b0413e; --p8: #7a4d9e; --p9: #b48fd0; --p10: #d77fa3; --p11: #8a9aa3; --p12: #d3cfc6; --p13: #e4e1da; }
+@media (prefers-color-scheme: dark) { :root {
+  --s0: #2b2f35; --s1: #21383a; --s2: #3b2f22; --s3: #332d40;
+  --p0: #4aa3ab; --p1: #79c2b4; --p2: #5f92dd; --p3: #8fa6ea; --p4: #bfcaf2; --p5: #e08a52; --p6: #edbd62;
+  --p7: #e0716b; --p8: #a57fd0; --p9: #cbb0e2; --p10: #e9a0bf; --p11: #94a3ad; --p12: #4b5058; --p13: #353a41; } }
+.p0 { fill: var(--p0); background: var(--p0); } .p1 { fill: var(--p1); background: var(--p1); }
+.p2 { fill: var(--p2); background: var(--p2); } .p3 { fill: var(--p3); background: var(--p3); }
+.p4 { fill: var(--p4); background: var(--p4); } .p5 { fill: var(--p5); background: var(--p5); }
+.p6 { fill: var(--p6); background: var(--p6); } .p7 { fill: var(--p7); background: var(--p7); }
+.p8 { fill: var(--p8); background: var(--p8); } .p9 { fill: var(--p9); background: var(--p9); }
+.p10 { fill: var(--p10); background: var(--p10); } .p11 { fill: var(--p11); background: var(--p11); }
+.p12 { fill: var(--p12); background: var(--p12); } .p13 { fill: var(--p13); background: var(--p13); }
+.s0 { fill: var(--s0); } .s1 { fill: var(--s1); } .s2 { fill: var(--s2); } .s3 { fill: var(--s3); }
+svg.wide { min-width: 40rem; }
+svg .name { fill: var(--ink); font-size: 12.5px; }
+svg .sum { fill: var(--ink); font-size: 12.5px; font-weight: 600; }
+svg .mark line { stroke: var(--ink); stroke-width: 1.5; }
+svg polygon, svg rect { stroke: var(--paper); stroke-width: .4; }
+.unit { color: var(--soft); font-size: .75rem; margin: 0 0 .2rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; list-style: none; margin: 0 0 1.1rem; padding: 0;
+  color: var(--soft); font-size: .8125rem; }
+.legend i, .key { display: inline-block; width: .7rem; height: .7rem; border-radius: .2rem; margin-right: .45rem; }
+.share { min-width: 6rem; width: 7rem; }
+.dense .where { white-space: normal; }
+.share i { display: block; height: .55rem; border-radius: .2rem; }
+.dense { font-size: .875rem; }
+.dense th, .dense td { padding: .42rem 1rem .42rem 0; }
+.total td, .total th { border-top: 1px solid var(--soft); }
+code { font: .8125rem ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); gap: 1rem; }
+.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: .75rem; padding: .9rem 1.1rem; }
+.tiles span, .tiles small { display: block; color: var(--soft); font-size: .8125rem; }
+.tiles b { display: block; font-size: 1.5rem; letter-spacing: -.01em; line-height: 1.35;
+  font-variant-numeric: tabular-nums; }
+"""

@@ -32,7 +32,7 @@ from rlhf_fast.runtime.distributed import gather
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.interrupt import stop_if_asked
 from rlhf_fast.runtime.memory import free_bytes
-from rlhf_fast.runtime.phases import at
+from rlhf_fast.runtime.phases import at, holds
 from rlhf_kernels import Sampler
 
 
@@ -103,6 +103,8 @@ class Engine:
             weight, bias, softcap=model.softcap,
             temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
         )  # fmt: skip
+        if self.sampler.weight is not weight:
+            holds("packed weights", [self.sampler.weight])
         on_gpu = model.device.type == "cuda"
         self.unread = unread or (UNREAD if on_gpu else 1)
         self.rows = Rows(self.capacity, self.unread, sampling.stop_ids, model.device)

@@ -16,6 +16,7 @@ from rlhf_fast.runtime.checkpoint import State, Stateful
 from rlhf_fast.runtime.config import StageConfig
 from rlhf_fast.runtime.distributed import sum_gradients
 from rlhf_fast.runtime.errors import StepFailed, UsageError
+from rlhf_fast.runtime.memory import bytes_of
 from rlhf_fast.runtime.phases import at
 
 MAX_SKIPPED = 3
@@ -94,6 +95,12 @@ class Optimiser:
     def clear(self) -> None:
         """Forget the gradients."""
         self.adamw.zero_grad(set_to_none=True)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of the gradients that are there now, and of AdamW's moments."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        moments = [value for moment in self.adamw.state.values() for value in moment.values()]
+        return {"gradients": bytes_of(gradients), "optimiser": bytes_of(x for x in moments if isinstance(x, Tensor))}
 
     def refuse_stuck(self) -> None:
         """Raise `StepFailed` with a diagnosis if the last `MAX_SKIPPED` steps were skipped. For between two steps of a

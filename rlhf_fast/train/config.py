@@ -199,15 +199,17 @@ class PPORunConfig(PPOOptions, StageConfig):
         0, "Sequences decoded together. Memory and speed only. 0: 32 on a CPU, 256 on a GPU.",
         check=zero_or_more("by the device"), resume="rounding",
     )  # fmt: skip
-    save_steps: float = option(10, "Iterations from one checkpoint to the next; below 1, their share of all.")
     auto: bool = option(
         False,
         "Plan first, and take the max_tokens_per_micro_batch, activation_checkpointing and max_rollout_batch that fit "
         "the memory and are fast: the result does not depend on them.",
         resume="free",
     )
+    save_steps: float = option(10, "Iterations from one checkpoint to the next; below 1, their share of all.")
     profile: bool = option(
-        False, "Print where the time goes by phase, beside its floor, and write profile.json and a trace.",
+        False,
+        "Print where the time goes by phase, beside its floor, and write profile.json and, without memory_profile, a "
+        "trace.",
         resume="free",
     )  # fmt: skip
     memory_profile: bool = option(

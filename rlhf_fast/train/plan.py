@@ -243,11 +243,11 @@ def _rollout(facts: Facts, load: Loads, *, of_prompts: bool) -> int:
 
 
 def _add_load(table: MemoryTable, facts: Facts, machine: Machine) -> None:
-    """A file in another dtype is held beside what is made of it, on a CPU. The check of the architecture multiplies
-    a few states with the output embedding."""
+    """A file in another dtype is mapped beside what is made of it, on a CPU: resident, though nobody asks for it. The
+    check of the architecture takes as much as the output embedding."""
     w = facts.weights
     if machine.device == "cpu" and w.stored != w.base:
-        table.add(LOAD, BUFFERS, w.stored)
+        table.add(LOAD, SLACK, w.stored)
     table.add(LOAD, ACTIVATIONS, w.head)
 
 

@@ -28,8 +28,8 @@ from rlhf_fast.model.adapter_files import ADAPTER_CONFIG
 from rlhf_fast.model.load import Source, not_here, refuse_missing, resolve_source
 from rlhf_fast.model.lora import LoRALinear
 from rlhf_fast.model.packed_decoder import unserved
-from rlhf_fast.model.roles import Critic, Policy, adapter_critic
-from rlhf_fast.model.shared import ScoreHead, SharedModel, generation_length
+from rlhf_fast.model.roles import Critic, Policy, ScoreHead, adapter_critic
+from rlhf_fast.model.shared import SharedModel, generation_length
 from rlhf_fast.profiling.trace import Roles, Sequences, Traced, cache_bytes, fake_tensors, trace
 from rlhf_fast.runtime.device import choose_dtype
 from rlhf_fast.runtime.errors import UsageError
@@ -173,7 +173,10 @@ def make_roles(config: PPORunConfig, source: Source, model_config: PreTrainedCon
     if path is not None and run_roles.is_adapter(path):
         shared.add_adapter("reward", LoraConfig.from_pretrained(path), head=True)
         reward = adapter_critic(shared, "reward")
-    found = run_roles.roles_on(shared, sft, config, base=source.base, reward=reward)
+    found = run_roles.roles_on(
+        shared, sft, config, base=source.base, reward=reward,
+        copy_base=lambda _: AutoModelForCausalLM.from_config(model_config, dtype=dtype),  # fakes cannot all be copied
+    )  # fmt: skip
     scorer = reward if path is None or reward is not None else _classifier(path, dtype)
     return Roles(
         found.policy, found.reference, found.critic, scorer, config.logit_temperature, config.entropy_coef != 0,
@@ -211,7 +214,7 @@ def _weights(roles: Roles, model_config: PreTrainedConfig) -> Weights:
     critic = [p for _, p in roles.critic.named_parameters()]
     weight, bias = policy.model.lm_head
     packs = unserved(policy.model) is None
-    kept = Sampler(weight, bias, softcap=policy.model.softcap, temperature=1.0).weight is weight
+    sampled = Sampler(weight, bias, softcap=policy.model.softcap, temperature=1.0).weight
     stored = getattr(model_config, "dtype", None) or torch.float32
     entries = sum(x.numel() for x in _unique(base))
     return Weights(
@@ -220,7 +223,7 @@ def _weights(roles: Roles, model_config: PreTrainedConfig) -> Weights:
         reward=_bytes(adapters.get("reward", [])), trained=sum(p.numel() for p in trained), gradients=_bytes(trained),
         largest=max((p.nbytes for p in trained), default=0), linear=sum(p.numel() for p in _linear(policy.model)),
         head=weight.nbytes, packed=_packed_bytes(policy.model, policy.adapter) if packs else 0,
-        float_head=0 if kept or weight.dtype == torch.float32 else 4 * weight.numel(),
+        float_head=0 if sampled is weight else sampled.nbytes,
         stored=entries * torch.empty(0, dtype=stored).element_size(),
     )  # fmt: skip
 

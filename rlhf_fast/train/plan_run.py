@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from rlhf_fast.model.load import load_tokenizer
 from rlhf_fast.profiling.memory_table import GIB, MemoryTable, gib
-from rlhf_fast.runtime.config import default_of, field_names, option
+from rlhf_fast.runtime.config import BY_DEVICE, default_of, field_names, option
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import disk_errors, write_text
@@ -60,6 +61,10 @@ class PlanConfig(PPORunConfig):
     apply: str | None = option(None, "Write the config, with memory settings that fit and are fast, to this YAML file.")
 
     def __post_init__(self) -> None:
+        planned = "cuda" if self.gpu else "cpu" if self.ram else None
+        for name, of in (("max_tokens_per_micro_batch", "training tokens"), ("max_rollout_batch", "responses")):
+            if planned is not None and getattr(self, name) == 0:
+                setattr(self, name, BY_DEVICE[of][planned])
         super().__post_init__()
         self.sft_model_path = self.model or self.sft_model_path
         self.require(not (self.gpu and self.ram), "ram", "nothing beside gpu")
@@ -146,10 +151,11 @@ def verdict(found: MemoryTable, machine: Machine, fit: bool) -> str:
 def plan_first(config: PPORunConfig, prompts: Prompts) -> PPORunConfig:
     """`config` with memory settings that fit and are fast, which is said. No result depends on them. Raises
     `UsageError` where none fit."""
-    machine = this_machine(config)
-    values = choose(config, machine, prompts, 0)
-    changed = with_values(config, **values)
-    found = predict(changed, machine, read_workload(changed, prompts, 0))
+    with torch.random.fork_rng():  # adapters begin as they would without a plan
+        machine = this_machine(config)
+        values = choose(config, machine, prompts, 0)
+        changed = with_values(config, **values)
+        found = predict(changed, machine, read_workload(changed, prompts, 0))
     said = ", ".join(f"{name}={value}" for name, value in values.items())
     notices.info("planned: %s. %s", said, verdict(found, machine, True).capitalize())
     return changed

@@ -16,6 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from rlhf_fast.profiling.memory_table import MemoryTable
+from rlhf_fast.runtime.config import BY_DEVICE
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.plan import CARDS, Machine, card, predict, read_workload
@@ -24,8 +25,6 @@ from rlhf_fast.train.prompts import Prompts
 SOLVED = ("per_device_train_batch_size", "response_length", "max_tokens_per_micro_batch")
 MOST = 1 << 20
 """Of any setting that is solved for."""
-FAST_ENOUGH = {"cpu": 1024, "cuda": 16384}
-"""Tokens of a micro-batch with more of which a pass is no faster for a token."""
 CONTEXTS = (1024, 4096, 16384)
 HALF = 2
 
@@ -103,7 +102,11 @@ def choose(config: PPORunConfig, machine: Machine, prompts: Prompts | None, prom
     as make it faster, before activations are computed again, before fewer sequences are decoded together. Raises
     `UsageError` where nothing of it is enough."""
     longest = read_workload(config, prompts, prompt_length).longest + config.response_length
-    most = max(FAST_ENOUGH[machine.device], longest, config.max_tokens_per_micro_batch * (machine.device == "cpu"))
+    most = max(
+        BY_DEVICE["training tokens"][machine.device],
+        longest,
+        config.max_tokens_per_micro_batch * (machine.device == "cpu"),
+    )
     rows = config.max_rollout_batch
     while True:
         for recompute in sorted({bool(config.activation_checkpointing), True}):

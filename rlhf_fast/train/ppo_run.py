@@ -19,7 +19,6 @@ from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.load import context_of, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import describe_trained
-from rlhf_fast.model.memory import training_bytes
 from rlhf_fast.profiling.memory_page import MEMORY_PAGE, write_memory_page
 from rlhf_fast.profiling.memory_profile import MEMORY_FILE, MemoryProfile, owners_of
 from rlhf_fast.profiling.profile import PROFILE_FILE, profiled
@@ -86,7 +85,8 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
         if memory is not None:
             memory.attach(ppo)
             run.held = memory.now
-        with profiled(model.dtype, model.device) if config.profile and is_main() else nullcontext() as profile:
+        timed = config.profile and is_main()
+        with profiled(model.dtype, model.device, trace=memory is None) if timed else nullcontext() as profile:
             checkpoints = train(run, start)
     pages: dict[str, Callable[[], object]] = {
         REPORT_FILE: lambda: write_ppo_page(output, facts | {"Memory": describe_memory(model.device)})
@@ -127,12 +127,11 @@ def run_of(
         return metrics
 
     def held() -> dict[str, int]:
-        return {owner: bytes_of(own) for owner, own in owners_of(ppo).items()} | training_bytes(ppo.optimiser)
+        return {owner: bytes_of(own) for owner, own in owners_of(ppo).items()} | ppo.optimiser.held_bytes()
 
     return Run(
         name="PPO", config=ppo.config, steps=ppo.iterations, step=step, save=save, optimiser=ppo.optimiser,
-        device=ppo.policy.model.device, facts=facts, longer_by=longer_by,
-        held=held,
+        device=ppo.policy.model.device, facts=facts, longer_by=longer_by, held=held,
         progress={"objective/scores": "reward", "objective/kl": "KL", "rollout/response_length": "length"},
         saved={"ppo": ppo, "collapse": watch, "rollouts": ppo.rollouts}, can_undo=ppo.can_undo,
         contexts=[ppo.rollouts], hooks=hooks or Hooks(),

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter, refuse_headless
 from rlhf_fast.model.load import Source, load_shared, refuse_missing, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_shape, train_only
@@ -85,19 +87,27 @@ def build_roles(config: PPORunConfig) -> Roles:
 
 
 def roles_on(
-    shared: SharedModel, sft: str | None, config: PPORunConfig, *, base: str, reward: Critic | None
+    shared: SharedModel, sft: str | None, config: PPORunConfig, *, base: str, reward: Critic | None,
+    copy_base: Callable[[PreTrainedModel], PreTrainedModel] = copy.deepcopy,
 ) -> Roles:  # fmt: skip
-    """The roles on an opened base, with the SFT adapter `sft` where there is one: what trains is added here."""
+    """The roles on an opened base, with the SFT adapter `sft` where there is one: what trains is added here.
+
+    copy_base: what makes the policy's own base where all weights are trained.
+    """
+    policy = _adapted(shared, sft, config) if config.use_peft else _whole(copy_base(shared.base))
     return assign_roles(
-        base, _policy(shared, sft, config), Policy(shared, sft), config.critic,
+        base, policy, Policy(shared, sft), config.critic,
         add_critic=partial(_add_critic, config=config, copy_reward=reward is not None),
         recompute=bool(config.activation_checkpointing), reward=reward,
     )  # fmt: skip
 
 
-def _policy(shared: SharedModel, sft: str | None, config: PPORunConfig) -> Policy:
-    if not config.use_peft:
-        return Policy(SharedModel(copy.deepcopy(shared.base), train_base=True), None)
+def _whole(base: PreTrainedModel) -> Policy:
+    """A policy all of whose weights are trained."""
+    return Policy(SharedModel(base, train_base=True), None)
+
+
+def _adapted(shared: SharedModel, sft: str | None, config: PPORunConfig) -> Policy:
     add_trained(shared, config, "policy", copy_of=sft)
     return Policy(shared, "policy")
 

@@ -18,9 +18,8 @@ from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.load import context_of, load_shared, load_tokenizer, resolve_source
 from rlhf_fast.model.lora_choice import add_trained, check_layers, check_shape, describe_trained, train_only
-from rlhf_fast.model.memory import held_bytes
 from rlhf_fast.model.packed import Packed
-from rlhf_fast.model.roles import Policy
+from rlhf_fast.model.roles import Policy, held_bytes
 from rlhf_fast.report.page import REPORT_FILE
 from rlhf_fast.rollout.sampling import end_with, stop_ids
 from rlhf_fast.runtime.device import choose_device, choose_dtype, describe_device, describe_sizes, seed_everything

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
 import pytest
 import torch
+from peft import LoraConfig
 
 import rlhf_fast.profiling
+from rlhf_fast.model.roles import Policy
 from rlhf_fast.profiling.memory_page import MEMORY_PAGE, write_memory_page
 from rlhf_fast.profiling.memory_profile import STRETCHES, MemoryProfile, Timeline, owners_of
 from rlhf_fast.profiling.memory_table import PHASES, MemoryTable
@@ -142,7 +145,15 @@ def test_a_run_has_the_same_numbers_with_a_profile_and_without(tmp_path, archite
 
 
 def test_every_parameter_of_the_roles_has_one_owner(tmp_path):
-    ppo = run(tmp_path)
+    ppo, lora = run(tmp_path), LoraConfig(r=2, target_modules="all-linear")
+    shared = ppo.policy.model
+    shared.add_adapter("reward", lora, head=True)
+    shared.add_adapter("sft", lora)
+    ppo.reference = Policy(shared, "sft")
+    sizes = {owner: sum(t.numel() for t in tensors) for owner, tensors in owners_of(ppo).items()}
+    count = {name: sum(p.numel() for p in shared.parameters(name)) for name in ("policy", "critic", "reward", "sft")}
+    assert sizes["policy adapter"] == count["policy"] + count["sft"]
+    assert (sizes["critic adapter and head"], sizes["reward adapter and head"]) == (count["critic"], count["reward"])
     owned = [id(tensor) for tensors in owners_of(ppo).values() for tensor in tensors]
     everything = {id(p) for p in ppo.policy.model.base.parameters()}
     everything |= {id(p) for _, p in ppo.critic.named_parameters()}
@@ -158,6 +169,42 @@ def test_an_iteration_is_drawn_at_its_most_however_long_it_is():
     assert facts["bytes"]["activations"][1234 // 8] == max(facts["bytes"]["activations"]) == timeline.most == 7
 
 
+def test_an_iteration_begins_where_an_update_was_the_last_phase(monkeypatch):
+    """Three of scoring and update alone, as for rollouts from elsewhere: the second holds most, and is the one kept."""
+    ticks = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: 0.01 * next(ticks))
+    with MemoryProfile(CPU) as profile:
+        for size in (1, 3, 2):
+            with phases.phase("scoring"):
+                made = floats(size * 8192)
+            with phases.phase("update"):
+                del made
+    rows = [row for row, _ in itertools.groupby(profile.iteration.as_json()["phase"])]
+    assert profile.iteration.most == 3 * ONE and rows == ["scoring", "update forward"]
+
+
+def test_a_part_is_the_current_one_until_its_phase_ends():
+    phases.forget()
+    phases.at("optimiser step")
+    assert phases.current() is None  # outside of all phases
+    with phases.phase("update"):
+        assert phases.current() == "update"
+        phases.at("update forward")
+        phases.at("update backward")
+        assert phases.current() == "update backward"
+    assert phases.current() is None
+
+
+def test_a_prediction_is_shown_beside_what_was_measured(capsys):
+    with MemoryProfile(CPU) as profile, phases.phase("scoring"):
+        profile.predicted = MemoryTable({"scoring": {"activations": 1 << 30}})
+        made = floats()
+    profile.print()
+    shown = capsys.readouterr().out
+    assert "Predicted and measured" in shown and "1.00" in shown and made.numel()
+    assert profile.as_json()["predicted"]["bytes"] == {"scoring": {"activations": 1 << 30}}
+
+
 def test_a_trainer_is_profiled_around_its_training_and_leaves_a_page_without_requests(tmp_path, capsys):
     given = trainer(tmp_path)
     with rlhf_fast.profiling.memory(given) as profile:
@@ -170,6 +217,13 @@ def test_a_trainer_is_profiled_around_its_training_and_leaves_a_page_without_req
     assert not re.search(r"https?:|src=|<script|@import|url\(", page)
     for owner in profile.table().owners:
         assert owner in page
+
+
+def test_where_nothing_ran_a_line_says_so_and_nothing_is_written(tmp_path, caplog):
+    with rlhf_fast.profiling.memory(trainer(tmp_path)):
+        pass
+    assert "no phase of PPO ran" in caplog.text
+    assert not list(tmp_path.glob("memory.*"))
 
 
 def test_the_page_has_the_prediction_and_its_error(tmp_path):

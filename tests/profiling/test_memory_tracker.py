@@ -89,6 +89,8 @@ def test_scratch_of_a_kernel_counts_at_its_most_beside_its_results(tracker):
     plain = linear_logprobs(hidden, weight, labels, backend="native").logprobs
     scratch = native.scratch_peak() - held
     assert scratch > 128 * 4 * 16  # it copies rows of the hidden states at least
+    linear_logprobs(torch.randn(512, 128), weight, torch.zeros(512, dtype=torch.int64), backend="native")  # more
+    assert native.scratch_peak() - held > scratch
     peaks: list[dict] = []
     tracker.on_top = lambda: peaks.append(dict(tracker.live))
     with tracker:
@@ -121,3 +123,11 @@ def test_what_was_made_before_counts_when_it_is_first_seen(tracker):
     with tracker:
         turned = weight.t()
     assert dict(tracker.live) == {("shared base", "made before"): 40000} and turned.shape == (100, 100)
+
+
+def test_counts_stay_once_nothing_is_watched_any_more(tracker):
+    with tracker:
+        kept = torch.zeros(8192)
+    tracker.forget()
+    del kept
+    assert tracker.total == ONE

@@ -11,8 +11,8 @@ from tests.tiny_tokenizer import tiny_tokenizer
 
 CASES = [
     Case("llama", True, False, 60, 20, 2048),
-    Case("qwen2", True, True, 60, 20, 2048),
-    Case("gpt2", False, False, 60, 20, 2048),
+    Case("llama", True, True, 60, 20, 2048),
+    Case("llama", False, False, 60, 20, 2048),
 ]
 NEGLIGIBLE = 4e6
 """Bytes: of a phase that asks for little more than weights."""

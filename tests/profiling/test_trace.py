@@ -56,7 +56,7 @@ def deeper(architecture: str, layers: int, folder: Path) -> str:
 
 @pytest.mark.parametrize(
     ("architecture", "change"),
-    [("llama", {}), ("gpt2", {"activation_checkpointing": True}), ("gemma2", {"use_peft": False, "dtype": "float32"})],
+    [("llama", {}), ("gpt2", {"activation_checkpointing": True}), ("qwen3", {"use_peft": False, "dtype": "float32"})],
 )
 def test_a_trace_of_few_layers_and_small_loads_gives_the_whole_model(architecture, change, tmp_path):
     model = deeper(architecture, 8, tmp_path)

@@ -173,6 +173,16 @@ def test_a_profile_that_cannot_be_written_costs_no_model(folder, tmp_path, monke
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("name", ["memory.json", "memory.html"])
+def test_a_memory_profile_that_cannot_be_written_costs_no_model(folder, tmp_path, monkeypatch, name):
+    with monkeypatch.context() as patch:
+        refuse(patch, name, errno.ENOSPC, "fsync")
+        with pytest.raises(UsageError, match=rf"cannot write '.*{name}': .*The model in .* is saved\."):
+            run("ppo", folder, tmp_path, save_strategy="no", memory_profile=True, total_episodes=16)
+    assert (tmp_path / "adapter_model.safetensors").exists() and not (tmp_path / name).exists()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_trace_that_was_not_written_is_an_error(tmp_path):
     class Tracer:
         def export_chrome_trace(self, path) -> None:

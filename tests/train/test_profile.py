@@ -47,6 +47,15 @@ def test_the_floor_of_a_forward_is_its_products_counted_by_hand(tmp_path, gradie
     assert seen.totals["it"].floor == pytest.approx(flops * (2 if gradients else 1))
 
 
+def test_without_a_trace_there_are_the_phases_alone(tmp_path):
+    ppo = run(tmp_path)
+    with profiled(torch.float32, torch.device("cpu"), trace=False) as profile:
+        for _ in range(2):
+            ppo.step()
+    profile.write(tmp_path)
+    assert (tmp_path / "profile.json").exists() and not (tmp_path / "trace.json.gz").exists()
+
+
 class Card:
     """A device that works through what is asked of it while the host goes on, on a clock of its own."""
 
