@@ -1,27 +1,37 @@
 """`rlhf-fast plan`: what a PPO run would take of memory and time, whether it fits, and what would help.
 
-run_plan(config)     the verb: prints the plan; its result's `status` is the exit status
-plan_first(config)   of `ppo --auto`: the same run with memory settings that fit
+run_plan(config)                the verb: prints the plan; its result's `status` is the exit status
+plan_first(config, prompts)     of `ppo --auto`: the same run with memory settings that fit
+predict_beside(config, prompts) of `ppo --memory_profile`: what was predicted
+
+Within a run the last two plan in a process of their own: torch's fake tensors were seen to corrupt the heap of one
+that goes on, and a plan draws random numbers.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from dataclasses import dataclass
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from rlhf_fast.model.load import load_tokenizer
 from rlhf_fast.profiling.memory_table import GIB, MemoryTable, gib
+from rlhf_fast.profiling.rates import Rates
 from rlhf_fast.runtime.config import BY_DEVICE, default_of, field_names, option
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import disk_errors, write_text
+from rlhf_fast.runtime.launch import LAUNCHED
 from rlhf_fast.runtime.shown import notices, show_notices
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.plan import (
@@ -151,14 +161,61 @@ def verdict(found: MemoryTable, machine: Machine, fit: bool) -> str:
 def plan_first(config: PPORunConfig, prompts: Prompts) -> PPORunConfig:
     """`config` with memory settings that fit and are fast, which is said. No result depends on them. Raises
     `UsageError` where none fit."""
-    with torch.random.fork_rng():  # adapters begin as they would without a plan
-        machine = this_machine(config)
-        values = choose(config, machine, prompts, 0)
+    machine = this_machine(config)
+    values, found = _beside(config, machine, prompts, choosing=True)
+    said = ", ".join(f"{name}={value}" for name, value in values.items())
+    what = verdict(found, machine, True)
+    notices.info("planned: %s. %s", said, what[:1].upper() + what[1:])
+    return with_values(config, **values)
+
+
+def predict_beside(config: PPORunConfig, prompts: Prompts) -> MemoryTable:
+    """What is predicted of the run as it is on this machine."""
+    return _beside(config, this_machine(config), prompts, choosing=False)[1]
+
+
+def _beside(
+    config: PPORunConfig, machine: Machine, prompts: Prompts, *, choosing: bool
+) -> tuple[dict[str, Any], MemoryTable]:
+    """The values chosen (choosing; else none) and the table with them, from a process of its own (`_answer`). Raises
+    `UsageError` for what it refuses, and if it dies."""
+    asked = {
+        "config": {name: getattr(config, name) for name in field_names(PPORunConfig)},
+        "machine": asdict(machine), "ids": prompts.ids, "choosing": choosing,
+    }  # fmt: skip
+    alone = {name: value for name, value in os.environ.items() if name not in (*LAUNCHED, "WORLD_SIZE")}
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "asked.json"), Path(folder, "answer.json")
+        files[0].write_text(json.dumps(asked), encoding="utf-8")
+        command = [sys.executable, "-c", "from rlhf_fast.train.plan_run import _answer; _answer()", *map(str, files)]
+        done = subprocess.run(command, env=alone | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True)
+        if done.returncode:
+            end = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise UsageError(
+                f"the process that plans ended with status {done.returncode}: {' '.join(end)}. Start without auto and "
+                "memory_profile, and see what `rlhf-fast plan` says."
+            )
+        answer = json.loads(files[1].read_text(encoding="utf-8"))
+    if "refused" in answer:
+        raise UsageError(answer["refused"])
+    return answer["values"], MemoryTable.from_json(answer["table"])
+
+
+def _answer() -> None:
+    """In the process that plans: read what is asked for from the first file, and write the answer into the second."""
+    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    config = PPORunConfig(**asked["config"])
+    machine = Machine(**asked["machine"] | {"rates": Rates(**asked["machine"]["rates"])})
+    prompts = Prompts(asked["ids"], [""] * len(asked["ids"]))
+    answer: dict[str, Any]
+    try:
+        values = choose(config, machine, prompts, 0) if asked["choosing"] else {}
         changed = with_values(config, **values)
         found = predict(changed, machine, read_workload(changed, prompts, 0))
-    said = ", ".join(f"{name}={value}" for name, value in values.items())
-    notices.info("planned: %s. %s", said, verdict(found, machine, True).capitalize())
-    return changed
+        answer = {"values": values, "table": found.as_json()}
+    except UsageError as error:
+        answer = {"refused": str(error)}
+    Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
 
 
 def prompts_of(run: PPORunConfig) -> Prompts:

@@ -41,7 +41,7 @@ from rlhf_fast.runtime.shown import notices
 from rlhf_fast.runtime.tracking import describe_memory
 from rlhf_fast.train.config import PPORunConfig, difference_from_trl
 from rlhf_fast.train.pages import write_ppo_page
-from rlhf_fast.train.plan_run import plan_first
+from rlhf_fast.train.plan_run import plan_first, predict_beside
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_metrics import CollapseWatch
 from rlhf_fast.train.prompts import Prompts
@@ -75,6 +75,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
     if start.finished:
         return output
     measured = config.memory_profile and is_main()
+    predicted = predict_beside(config, prompts) if measured else None
     with MemoryProfile(choose_device(config.use_cpu)) if measured else nullcontext() as memory:
         with phase("load"):
             roles = build_roles(config)
@@ -84,6 +85,7 @@ def run_ppo(config: PPORunConfig, rewards: Sequence[GivenReward] = ()) -> Path:
         run = run_of(ppo, facts, partial(save_policy, ppo, roles, tokenizer), longer_by=MORE_ITERATIONS)
         if memory is not None:
             memory.attach(ppo)
+            memory.predicted = predicted
             run.held = memory.now
         timed = config.profile and is_main()
         with profiled(model.dtype, model.device, trace=memory is None) if timed else nullcontext() as profile:
