@@ -60,3 +60,10 @@ def test_a_run_that_does_not_fit_is_refused_before_its_first_step(folder, tmp_pa
     with pytest.raises(UsageError, match="does not fit a small machine, whatever max_tokens_per_micro_batch"):
         ppo(folder, tmp_path / "out", auto=True)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_a_plan_that_dies_is_told_and_no_run_begins(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_run.sys, "executable", "/bin/false")
+    with pytest.raises(UsageError, match="the process that plans ended with status 1.*Start without auto"):
+        ppo(folder, tmp_path / "out", auto=True)
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
