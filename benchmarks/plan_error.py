@@ -39,11 +39,12 @@ for file in sys.argv[2:]:
 json.dump(found, open(sys.argv[1], "w"))
 """
 MEASURE = """
-import json, resource, sys
+import json, sys
 from rlhf_fast import PPORunConfig, run_ppo
+from rlhf_fast.runtime.memory import peak_bytes
 given = json.load(open(sys.argv[2]))
 run_ppo(PPORunConfig(**given))
-peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = peak_bytes(None)  # ru_maxrss would be that of the process that started this one, too
 output = given["output_dir"] + "-again"
 run_ppo(PPORunConfig(**given | {"output_dir": output, "memory_profile": True}))
 json.dump(json.load(open(output + "/memory.json")) | {"peak": peak}, open(sys.argv[1], "w"))

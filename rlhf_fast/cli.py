@@ -38,7 +38,7 @@ VERBS = {
         "PPO against a reward, with a KL penalty",
     ),
     "plan": Verb(
-        "rlhf_fast.train.plan_run:PlanConfig", "rlhf_fast.train.plan_run:run_plan",
+        "rlhf_fast.train.config:PlanConfig", "rlhf_fast.train.plan_run:run_plan",
         "memory and time of a PPO run, before it: whether it fits, and what would help",
     ),
     "generate": Verb(

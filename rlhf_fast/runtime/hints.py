@@ -61,7 +61,9 @@ _NO_SERVER = "there is no server or chat: generate answers prompts, export write
 _EXPORT = "use export: it merges an adapter into its base, and writes GGUF for llama.cpp with --gguf"
 _BEFORE_START = "sft, reward and ppo say rows, steps, what is trained and where before their first step"
 _RESUME = "use --resume auto with the verb that was stopped"
-_LABELS = "judgements are rows of a file: prompt, chosen, rejected, or prompt, responses, ranks (rlhf-fast reward)"
+_LABELS = (
+    "use annotate; judgements from elsewhere are rows of a file: prompt, responses and ranks, or chosen and rejected"
+)
 
 VERBS: dict[str, str] = table([
     ("dpo kto orpo ipo simpo cpo rrhf slic", _PREFERENCES),
@@ -69,11 +71,13 @@ VERBS: dict[str, str] = table([
     ("train finetune fit run rlhf pipeline pretrain lora qlora", _STAGES),
     ("chat serve server api deploy vllm web ui cli", _NO_SERVER),
     ("merge convert save gguf quantize quantise push upload publish", _EXPORT),
-    ("eval evaluation compare judge benchmark test winrate", "use evaluate"),
+    ("eval evaluation compare judge test winrate", "use evaluate"),
+    ("benchmark", "use bench"),
     ("rm reward_model rewards preference preferences bradley_terry", "use reward"),
     ("infer inference predict sample complete answer rollout prompt", "use generate"),
-    ("plan dry_run estimate check validate info env data", _BEFORE_START),
-    ("annotate label rank collect", _LABELS),
+    ("dry_run check validate info env data", _BEFORE_START),
+    ("estimate memory", "use plan"),
+    ("label rank collect feedback", _LABELS),
     ("resume continue restart", _RESUME),
     ("instruct supervised supervised_finetuning instruction_tuning", "use sft"),
     ("example examples quickstart tutorial init start", "use demo, which makes all it needs"),

@@ -261,6 +261,34 @@ class PPORunConfig(PPOOptions, StageConfig):
         )
 
 
+@dataclass
+class PlanConfig(PPORunConfig):
+    """What a PPO run would take of memory and time; exit status 0 if it fits, 3 if not."""
+
+    stage: ClassVar[str] = "plan"
+
+    model: str | None = option(
+        None, "A model folder, a hub name, or a folder with its config.json only; instead of sft_model_path."
+    )
+    gpu: str | None = option(None, "Plan for a card: 16GB, 24GB, 48GB, 80GB, or another size such as 40GB.")
+    ram: str | None = option(None, "Plan for the CPU with so much memory, such as 16GB. Default: what is free here.")
+    from_config_only: bool = option(False, "Read neither data nor tokenizer: prompts have prompt_length tokens.")
+    prompt_length: int | None = option(
+        None, "Tokens of a prompt, where no data is read. Default: what max_length leaves beside the response."
+    )
+    table: bool = option(False, "Print the largest batch for each card, full and LoRA, at 1k, 4k and 16k tokens.")
+    apply: str | None = option(None, "Write the config, with memory settings that fit and are fast, to this YAML file.")
+
+    def __post_init__(self) -> None:
+        planned = "cuda" if self.gpu else "cpu" if self.ram else None
+        for name, of in (("max_tokens_per_micro_batch", "training tokens"), ("max_rollout_batch", "responses")):
+            if planned is not None and getattr(self, name) == 0:
+                setattr(self, name, BY_DEVICE[of][planned])
+        super().__post_init__()
+        self.sft_model_path = self.model or self.sft_model_path
+        self.require(not (self.gpu and self.ram), "ram", "nothing beside gpu")
+
+
 def difference_from_trl(config: PPORunConfig) -> str | None:
     """One line for a reader who knows TRL, where our defaults compute something else; None where nothing differs."""
     if config.preset not in ("rlhf_fast", "trl"):

@@ -18,8 +18,9 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -27,13 +28,13 @@ from rich.table import Table
 from rlhf_fast.model.load import load_tokenizer
 from rlhf_fast.profiling.memory_table import GIB, MemoryTable, gib
 from rlhf_fast.profiling.rates import Rates
-from rlhf_fast.runtime.config import BY_DEVICE, default_of, field_names, option
+from rlhf_fast.runtime.config import default_of, field_names
 from rlhf_fast.runtime.distributed import refuse_many
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.files import disk_errors, write_text
 from rlhf_fast.runtime.launch import LAUNCHED
 from rlhf_fast.runtime.shown import notices, show_notices
-from rlhf_fast.train.config import PPORunConfig
+from rlhf_fast.train.config import PlanConfig, PPORunConfig
 from rlhf_fast.train.plan import (
     CARDS,
     Machine,
@@ -50,34 +51,6 @@ from rlhf_fast.train.prompts import Prompts
 WIDE = 150  # characters, where the output is a file
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB)", re.IGNORECASE)
 _UNITS = {"gb": 10**9, "gib": GIB, "mb": 10**6, "mib": 2**20}
-
-
-@dataclass
-class PlanConfig(PPORunConfig):
-    """What a PPO run would take of memory and time; exit status 0 if it fits, 3 if not."""
-
-    stage: ClassVar[str] = "plan"
-
-    model: str | None = option(
-        None, "A model folder, a hub name, or a folder with its config.json only; instead of sft_model_path."
-    )
-    gpu: str | None = option(None, f"Plan for a card: {', '.join(CARDS)}, or another size such as 40GB.")
-    ram: str | None = option(None, "Plan for the CPU with so much memory, such as 16GB. Default: what is free here.")
-    from_config_only: bool = option(False, "Read neither data nor tokenizer: prompts have prompt_length tokens.")
-    prompt_length: int | None = option(
-        None, "Tokens of a prompt, where no data is read. Default: what max_length leaves beside the response."
-    )
-    table: bool = option(False, "Print the largest batch for each card, full and LoRA, at 1k, 4k and 16k tokens.")
-    apply: str | None = option(None, "Write the config, with memory settings that fit and are fast, to this YAML file.")
-
-    def __post_init__(self) -> None:
-        planned = "cuda" if self.gpu else "cpu" if self.ram else None
-        for name, of in (("max_tokens_per_micro_batch", "training tokens"), ("max_rollout_batch", "responses")):
-            if planned is not None and getattr(self, name) == 0:
-                setattr(self, name, BY_DEVICE[of][planned])
-        super().__post_init__()
-        self.sft_model_path = self.model or self.sft_model_path
-        self.require(not (self.gpu and self.ram), "ram", "nothing beside gpu")
 
 
 @dataclass(frozen=True)
@@ -161,8 +134,7 @@ def verdict(found: MemoryTable, machine: Machine, fit: bool) -> str:
 def plan_first(config: PPORunConfig, prompts: Prompts) -> PPORunConfig:
     """`config` with memory settings that fit and are fast, which is said. No result depends on them. Raises
     `UsageError` where none fit."""
-    machine = this_machine(config)
-    values, found = _beside(config, machine, prompts, choosing=True)
+    machine, values, found = _beside(config, prompts, choosing=True)
     said = ", ".join(f"{name}={value}" for name, value in values.items())
     what = verdict(found, machine, True)
     notices.info("planned: %s. %s", said, what[:1].upper() + what[1:])
@@ -171,14 +143,14 @@ def plan_first(config: PPORunConfig, prompts: Prompts) -> PPORunConfig:
 
 def predict_beside(config: PPORunConfig, prompts: Prompts) -> MemoryTable:
     """What is predicted of the run as it is on this machine."""
-    return _beside(config, this_machine(config), prompts, choosing=False)[1]
+    return _beside(config, prompts, choosing=False)[2]
 
 
-def _beside(
-    config: PPORunConfig, machine: Machine, prompts: Prompts, *, choosing: bool
-) -> tuple[dict[str, Any], MemoryTable]:
-    """The values chosen (choosing; else none) and the table with them, from a process of its own (`_answer`). Raises
-    `UsageError` for what it refuses, and if it dies."""
+def _beside(config: PPORunConfig, prompts: Prompts, *, choosing: bool) -> tuple[Machine, dict[str, Any], MemoryTable]:
+    """This machine, the values chosen (choosing; else none) and the table with them, from a process of its own
+    (`_answer`). Raises `UsageError` for what it refuses, and if it dies."""
+    with torch.random.fork_rng():  # adapters begin as they would without a plan
+        machine = this_machine(config)
     asked = {
         "config": {name: getattr(config, name) for name in field_names(PPORunConfig)},
         "machine": asdict(machine), "ids": prompts.ids, "choosing": choosing,
@@ -198,7 +170,7 @@ def _beside(
         answer = json.loads(files[1].read_text(encoding="utf-8"))
     if "refused" in answer:
         raise UsageError(answer["refused"])
-    return answer["values"], MemoryTable.from_json(answer["table"])
+    return machine, answer["values"], MemoryTable.from_json(answer["table"])
 
 
 def _answer() -> None:

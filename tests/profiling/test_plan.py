@@ -16,10 +16,10 @@ from rlhf_fast.profiling.trace import Sequences
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.parse import parse_config
 from rlhf_fast.train import plan_run
-from rlhf_fast.train.config import PPORunConfig
+from rlhf_fast.train.config import PlanConfig, PPORunConfig
 from rlhf_fast.train.plan import Loads, Machine, Workload, least_seconds, loads, predict, read_workload, rows_of_cache
 from rlhf_fast.train.plan_model import read_facts
-from rlhf_fast.train.plan_run import PlanConfig, read_size, run_plan
+from rlhf_fast.train.plan_run import read_size, run_plan
 from rlhf_fast.train.plan_solve import choose, fits, helps, largest, with_values
 from tests.model_cases import CONFIGS
 
@@ -207,12 +207,14 @@ def test_a_card_and_ram_together_are_refused(model):
 
 
 SEVEN_BILLION = """
-import resource, sys, time
+import sys, time
+from rlhf_fast.runtime.memory import peak_bytes
 from rlhf_fast.runtime.parse import parse_config
-from rlhf_fast.train.plan_run import PlanConfig, run_plan
+from rlhf_fast.train.config import PlanConfig
+from rlhf_fast.train.plan_run import run_plan
 given = "--gpu 24GB --from_config_only --prompt_length 512 --response_length 512 --activation_checkpointing true"
 print(run_plan(parse_config(PlanConfig, ["--model", sys.argv[1], *given.split()], prog="rlhf-fast plan")))
-print(time.process_time(), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(time.process_time(), peak_bytes(None))
 """
 
 

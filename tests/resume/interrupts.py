@@ -18,8 +18,8 @@ from tests.resume.cases import run
 
 PLACES: dict[str, tuple[type, str, int]] = {
     "rollout": (Engine, "_decode", 8),
-    "update": (Optimiser, "step", 15),
-    "first update": (Optimiser, "step", 7),
+    "update": (Optimiser, "advance", 15),
+    "first update": (Optimiser, "advance", 7),
     "sft micro-batch": (SFT, "loss", 3),
     "reward micro-batch": (RewardTraining, "loss", 4),
 }

@@ -42,15 +42,15 @@ def test_a_run_whose_gradients_are_not_finite_is_saved_and_stopped_and_may_try_a
     folder, tmp_path, monkeypatch, stage
 ):
     """From the third optimiser step on, each is skipped; PPO takes four in an iteration, and ends the second."""
-    original, calls = Optimiser.step, []
+    original, calls = Optimiser.advance, []
 
-    def step(self, loss):
+    def advance(self, loss, norm):
         calls.append(loss)
-        return original(self, loss if len(calls) < 3 else math.nan)
+        return original(self, loss if len(calls) < 3 else math.nan, norm)
 
     after = 2 if stage == "ppo" else 5
     with monkeypatch.context() as patch:
-        patch.setattr(Optimiser, "step", step)
+        patch.setattr(Optimiser, "advance", advance)
         with pytest.raises(UsageError, match=rf"optimiser steps in a row.*loss nan.*checkpoint-{after} is whole"):
             run(stage, folder, tmp_path)
     verify(tmp_path / f"checkpoint-{after}")

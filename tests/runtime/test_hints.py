@@ -38,8 +38,8 @@ FIELDS = {verb: field_names(load(VERBS[verb].config)) for verb in VERBS}
         ("train", "sft, then reward, then ppo"),
         ("chat", "generate answers prompts"), ("serve", "export writes a model"), ("merge", "use export"),
         ("eval", "use evaluate"), ("rm", "use reward"), ("reward-model", "use reward"),
-        ("plan", "before their first step"),
-        ("annotate", "rows of a file"), ("stf", "did you mean sft?"), ("evalute", "did you mean evaluate?"),
+        ("check", "before their first step"), ("estimate", "use plan"), ("benchmark", "use bench"),
+        ("label", "rows of a file"), ("stf", "did you mean sft?"), ("evalute", "did you mean evaluate?"),
         ("resume", "--resume auto"),
     ],
 )  # fmt: skip

@@ -124,4 +124,4 @@ def test_what_a_run_said_of_cut_responses_is_not_said_again_after_a_resume(caplo
     ("options", "budget"), [({}, 6), ({"stop_token": "none"}, None), ({"stop_token": "none", "stop": ["7"]}, 6)]
 )
 def test_responses_that_nothing_ends_are_not_said_to_be_cut(tmp_path, options, budget):
-    assert run_of(run(tmp_path, **options), {}, lambda folder: None).parts["collapse"].budget == budget
+    assert run_of(run(tmp_path, **options), {}, lambda folder: None).saved["collapse"].budget == budget

@@ -64,6 +64,6 @@ def test_a_run_that_does_not_fit_is_refused_before_its_first_step(folder, tmp_pa
 
 def test_a_plan_that_dies_is_told_and_no_run_begins(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(plan_run.sys, "executable", "/bin/false")
-    with pytest.raises(UsageError, match="the process that plans ended with status 1.*Start without auto"):
+    with pytest.raises(UsageError, match=r"the process that plans ended with status 1.*Start without auto"):
         ppo(folder, tmp_path / "out", auto=True)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
