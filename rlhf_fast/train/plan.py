@@ -65,7 +65,7 @@ CARD_WORKSPACE = 256 * 2**20
 """Of the kernels of log-probs on a card, which fill a buffer with logits."""
 SLACK_SHARE, SLACK_MOST = 0.05, 0.10
 """What the allocator holds beyond what was asked for, as a share of it: expected, and the most that is allowed for."""
-FIRST_USE = 65 * 2**20
+FIRST_USE, FIRST_USE_MOST = 25 * 2**20, 65 * 2**20
 """Of the CPU's libraries: pages that the first steps touch, compiled products, objects of Python."""
 INPUTS = 40 * 2**20
 """Of a tokenizer and prompts with the libraries that read them, where none are read for the plan."""
@@ -201,11 +201,11 @@ def predict(config: PPORunConfig, machine: Machine, workload: Workload) -> Memor
     facts = read_facts(config, machine.device)
     low = _table(config, machine, facts, loads(config, workload, max(1, config.response_length // 2)))
     table = _table(config, machine, facts, loads(config, workload, config.response_length))
-    first_use = FIRST_USE if machine.device == "cpu" else 0
+    first_use, most = (FIRST_USE, FIRST_USE_MOST) if machine.device == "cpu" else (0, 0)
     for phase in table.phases:
         dynamic = table.total(phase).expected - machine.baseline
         table.low[phase] = low.total(phase).expected
-        table.high[phase] = machine.baseline + first_use + (1 + SLACK_MOST) * dynamic
+        table.high[phase] = machine.baseline + most + (1 + SLACK_MOST) * dynamic
         table.add(phase, SLACK, SLACK_SHARE * dynamic + first_use)
     return table
 
