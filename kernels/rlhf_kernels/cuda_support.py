@@ -15,14 +15,13 @@ import subprocess
 import sysconfig
 import tempfile
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_kernels.op import Backend
+from rlhf_kernels.op import Backend, imported_late
 
 SOURCES = ("logprobs.cu", "advantages.cu")
 FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # a product and a sum are rounded apart, as in the tests on a CPU
@@ -43,13 +42,7 @@ SIGNATURES = {
 def in_cuda(module: str, function: str) -> Backend[Any]:
     """The backend whose `function` is in `module`, beside a `supports`."""
 
-    def run(a: Any) -> Any:
-        return getattr(import_module(module), function)(a)
-
-    def supports(a: Any) -> str | None:
-        return cannot_run(a) or import_module(module).supports(a)
-
-    return Backend(run, supports, module)
+    return imported_late(module, function, cannot_run)
 
 
 def cannot_run(a: Any) -> str | None:

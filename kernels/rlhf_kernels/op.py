@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any, Generic, TypeVar, get_type_hints
 
 import torch
@@ -70,12 +71,24 @@ def anything(a: Any) -> None:
 class Backend(Generic[A]):
     """One implementation of an op. `supports` gives None, or the reason why it cannot run or why another is faster.
 
-    `module` is where it lives, for a backend that is imported on first use: `triton_support.in_triton` makes those.
+    `module` is where it lives, for a backend that is imported on first use: `imported_late` makes those.
     """
 
     run: Callable[[A], Any]
     supports: Callable[[A], str | None] = anything
     module: str | None = None
+
+
+def imported_late(module: str, function: str, cannot_run: Callable[[Any], str | None]) -> Backend[Any]:
+    """The backend whose `function` is in `module`, beside a `supports`; imported where `cannot_run` gives None."""
+
+    def run(a: Any) -> Any:
+        return getattr(import_module(module), function)(a)
+
+    def supports(a: Any) -> str | None:
+        return cannot_run(a) or import_module(module).supports(a)
+
+    return Backend(run, supports, module)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlhf_kernels.op import Backend
+from rlhf_kernels.op import Backend, imported_late
 
 # A product and a sum are rounded apart, as in the interpreter and in torch: what the tests show there holds on a card.
 # The kernels wait for memory, so the fused instruction would gain nothing.
@@ -70,13 +69,7 @@ def contiguous_(x: Tensor) -> Iterator[Tensor]:
 def in_triton(module: str, function: str) -> Backend[Any]:
     """The backend whose `function` is in `module`, beside a `supports`; it is imported where Triton can run."""
 
-    def run(a: Any) -> Any:
-        return getattr(import_module(module), function)(a)
-
-    def supports(a: Any) -> str | None:
-        return cannot_run(a) or import_module(module).supports(a)
-
-    return Backend(run, supports, module)
+    return imported_late(module, function, cannot_run)
 
 
 def cannot_run(a: Any) -> str | None:

@@ -220,7 +220,8 @@ class Guard:
         except Exception:
             LOG.exception("%s %r failed", scope["method"], scope["path"].partition("/in/")[0])  # no token in a log
             if not began:
-                await _answer(guarded, Refused(500, "The server failed at this; its log says how. Nothing was saved."))
+                says = "The server failed at this; its log says how. What was sent may not be saved: send it again."
+                await _answer(guarded, Refused(500, says))
         return None
 
     async def checked(self, scope: Any, receive: Any) -> Any:

@@ -144,7 +144,7 @@ def _refuse_tokens_without_rows(tokenizer: PreTrainedTokenizerBase, base: str) -
 
     Such a token was added to the tokenizer without resizing the model. A pad token may be: it is never fed here.
     """
-    rows = getattr(_config_of(base).get_text_config(decoder=True), "vocab_size", None)
+    rows = getattr(config_of(base).get_text_config(decoder=True), "vocab_size", None)
     template = str(tokenizer.chat_template or "")
     for index, token in tokenizer.added_tokens_decoder.items():
         fed = index == tokenizer.eos_token_id or token.content in template
@@ -161,20 +161,23 @@ def context_of(path: str, *, generated: bool = False) -> int | None:
 
     generated: the part of it within which responses are sampled (see `generation_length`).
     """
-    config = _config_of(resolve_source(path).base)
+    config = config_of(resolve_source(path).base)
     if not generated:
         return context_length(config)
     tell_of_rope(config)
     return generation_length(config)
 
 
-def _config_of(base: str) -> PreTrainedConfig:
+def config_of(base: str, remedy: str = "") -> PreTrainedConfig:
+    """The config of a model folder or hub name. Raises `UsageError`, which ends with `remedy`, where it is neither here
+    nor reachable."""
     refuse_missing(base)
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except Exception as error:
         raise UsageError(
-            f"cannot read the config of {base!r}{not_here(base)}: {type(error).__name__}: {error}."
+            f"cannot read the config of {base!r}{not_here(base)}: {type(error).__name__}: {str(error).rstrip('.')}. "
+            f"{remedy}".rstrip()
         ) from error
 
 

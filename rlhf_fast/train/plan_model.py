@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG
-from rlhf_fast.model.load import Source, not_here, refuse_missing, resolve_source
+from rlhf_fast.model.load import Source, config_of, resolve_source
 from rlhf_fast.model.lora import LoRALinear
 from rlhf_fast.model.packed_decoder import unserved
 from rlhf_fast.model.roles import Critic, Policy, ScoreHead, adapter_critic
@@ -73,7 +73,7 @@ class Facts:
     def __init__(self, config: PPORunConfig, dtype: torch.dtype) -> None:
         self.run, self.dtype = config, dtype
         self.source = resolve_source(str(config.sft_model_path))
-        self.config = read_config(self.source.base)
+        self.config = config_of(self.source.base, ENOUGH)
         with fake_tensors():
             self._whole = roles = self._roles(self.config)
             self.weights = _weights(roles, self.config)
@@ -143,23 +143,14 @@ def read_facts(config: PPORunConfig, device: str = "cpu") -> Facts:
     return _known[key]
 
 
+ENOUGH = "A folder with the model's config.json is enough for a plan."
+
+
 def planned_dtype(config: PPORunConfig, device: str) -> torch.dtype:
     """As a run would choose; on a card that is not here, bfloat16 with adapters."""
     if device == "cuda" and not torch.cuda.is_available() and config.dtype == "auto":
         return torch.bfloat16 if config.use_peft else torch.float32
     return choose_dtype(config.dtype, torch.device(device), train_base=not config.use_peft)
-
-
-def read_config(path: str) -> PreTrainedConfig:
-    """The config of a model folder or hub name. Raises `UsageError` where it is neither here nor reachable."""
-    refuse_missing(path)
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:
-        raise UsageError(
-            f"cannot read the config of {path!r}{not_here(path)}: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]} A folder with the model's config.json is enough for a plan."
-        ) from error
 
 
 def make_roles(config: PPORunConfig, source: Source, model_config: PreTrainedConfig, dtype: torch.dtype) -> Roles:
@@ -187,7 +178,7 @@ def make_roles(config: PPORunConfig, source: Source, model_config: PreTrainedCon
 def _classifier(path: str, dtype: torch.dtype) -> Critic:
     """A reward model outside of the base, that reads texts side by side."""
     try:
-        model = AutoModelForSequenceClassification.from_config(read_config(path), dtype=dtype)
+        model = AutoModelForSequenceClassification.from_config(config_of(path, ENOUGH), dtype=dtype)
         return Critic(SharedModel(model), None, ScoreHead(model.score))
     except UsageError:
         raise
