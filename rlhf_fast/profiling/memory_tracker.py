@@ -56,10 +56,11 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self._see_given(args)
         if func.namespace == "rlhf":
             return self._kernel(func, args)
         result = func(*args, **(kwargs or {}))
-        self._see(result, func, args)
+        self._see(result, func._schema.name)
         return result
 
     def claim(self, owner: str, tensors: Iterable[Tensor], line: str | None = None) -> None:
@@ -97,21 +98,25 @@ class Tracker(TorchDispatchMode):
         with self:
             result = OPS[name].run(*args)
         self._inside = outer
-        self._see(result, func, args)
+        self._see(result, func._schema.name)
         if native is not None and (scratch := native.scratch_peak() - held) > 0:
             key = (WORKSPACE if "logprobs" in name or name == "sample" else ACTIVATIONS, self._line(name))
             self._grow(scratch, key)
             self._fall(scratch, key)
         return result
 
-    def _see(self, result: Any, func: Any, args: tuple[Any, ...]) -> None:
+    def _see_given(self, args: tuple[Any, ...]) -> None:
+        """Of what an operation reads: weights that a file gave, say, which no operation made."""
+        for value in plain(args):
+            if value.untyped_storage()._cdata not in self._storages:
+                self._add(value, (self.owner, MADE_BEFORE))
+
+    def _see(self, result: Any, operation: str) -> None:
         for value in plain(result if isinstance(result, (tuple, list)) else (result,)):
             storage = value.untyped_storage()
             found, count = self._storages.get(storage._cdata), storage.nbytes()
             if found is None:
-                line = self._line(func._schema.name) if count >= SMALL else SMALL_ONES
-                before = any(given.untyped_storage()._cdata == storage._cdata for given in plain(args))
-                self._add(value, (self.owner, MADE_BEFORE if before else line))
+                self._add(value, (self.owner, self._line(operation) if count >= SMALL else SMALL_ONES))
             elif found[0] != count:  # it was resized
                 (self._grow if count > found[0] else self._fall)(abs(count - found[0]), found[1])
                 found[0] = count

@@ -47,8 +47,18 @@ class Sequences(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """What the memory of attention that stores its scores grows with."""
+        """Scores of attention that are kept for a backward, for each head."""
         return sum((prompt + response) ** 2 for prompt, response in self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(map(sum, self.lengths), default=0)
+
+    @property
+    def prompts(self) -> Sequences:
+        """The same without responses."""
+        return Sequences(tuple((prompt, 0) for prompt, _ in self.lengths))
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,9 @@ class Roles:
 class Traced(NamedTuple):
     """Bytes beyond weights, packed weights, keys and values, and the gradients of micro-batches before.
 
-    backward: of the first micro-batch of a step, whose gradients are new; later: of one that adds to them.
+    backward: of the first micro-batch of a step, whose gradients are new; later: of one that adds to them. logprobs,
+    logprobs_backward: what an update holds as its log-probs begin, forward and backward, which have scratch of their
+    own.
     """
 
     prefill: int
@@ -76,21 +88,30 @@ class Traced(NamedTuple):
     forward: int
     backward: int
     later: int
+    logprobs: int
+    logprobs_backward: int
+
+
+LOGPROBS = ("linear_logprobs", "linear_logprobs_backward")
 
 
 class Allocated(TorchDispatchMode):
-    """live: bytes of the storages that were made within it and are not freed; peak: the most of them."""
+    """live: bytes of the storages that were made within it and are not freed; peak: the most of them; at: how many
+    they were when each of `LOGPROBS` began."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
         self.known: set[int] = set()
+        self.at = dict.fromkeys(LOGPROBS, 0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         for value in args:  # made before: a view of it is nothing new
             self._see(value, counts=False)
+        if func.namespace == "rlhf" and (name := func._schema.name.partition("::")[2]) in self.at:
+            self.at[name] = max(self.at[name], self.live)
         result = func(*args, **(kwargs or {}))
         self._see(result)
         return result
@@ -130,17 +151,19 @@ def fake_tensors() -> Iterator[None]:
 
 
 def trace(roles: Roles, sequences: Sequences) -> Traced:
-    """The peaks of the phases for a micro-batch of `sequences`; decode: for a new token of as many as it has tokens.
+    """The peaks of the phases for a micro-batch of `sequences`; decode: for a new token of each, beside those it has.
 
     To be called within the `fake_tensors` that `roles` were made in.
     """
-    forward, backward = _update(roles, sequences)
+    forward, backward, at = _update(roles, sequences)
     later = _update(roles, sequences)[1] if roles.policy.model.train_base else backward  # gradients of adapters are few
     for _, parameter in (*roles.policy.named_parameters(), *roles.critic.named_parameters()):
         parameter.grad = None
     packs = unserved(roles.policy.model) is None  # a packed copy decodes, in little memory beside its own
-    decode, scoring = 0 if packs else _decode(roles, sequences.tokens), _scoring(roles, sequences)
-    return Traced(_prefill(roles, sequences), decode, scoring, forward, backward, later)
+    decode, scoring = 0 if packs else _decode(roles, sequences), _scoring(roles, sequences)
+    return Traced(
+        _prefill(roles, sequences), decode, scoring, forward, backward, later, *(at[name] for name in LOGPROBS)
+    )
 
 
 def _packed(roles: Roles, sequences: Sequences) -> Packed:
@@ -154,9 +177,9 @@ def _packed(roles: Roles, sequences: Sequences) -> Packed:
     return packed
 
 
-def _update(roles: Roles, sequences: Sequences) -> tuple[int, int]:
-    """The most before the backward of a micro-batch's loss begins, and the most of it; the gradients of the backward
-    are in it as they come."""
+def _update(roles: Roles, sequences: Sequences) -> tuple[int, int, dict[str, int]]:
+    """The most before the backward of a micro-batch's loss begins, the most of it, with the gradients as they come, and
+    what there is as log-probs begin."""
     with Allocated() as allocated:
         packed = _packed(roles, sequences)
         hidden = roles.policy.hidden(packed)
@@ -175,7 +198,7 @@ def _update(roles: Roles, sequences: Sequences) -> tuple[int, int]:
         del packed, hidden, scored, values, columns, mask
         forward, allocated.peak = allocated.peak, allocated.live
         loss.backward()
-    return forward, allocated.peak
+    return forward, allocated.peak, allocated.at
 
 
 @torch.no_grad()
@@ -213,11 +236,12 @@ def _prefill(roles: Roles, sequences: Sequences) -> int:
 
 
 @torch.no_grad()
-def _decode(roles: Roles, rows: int) -> int:
-    """Of a step through the modules; its cache has room for one token a row."""
-    cache = KVCache(rows, 1)
+def _decode(roles: Roles, sequences: Sequences) -> int:
+    """Of the last step through the modules, in which each row attends to all positions of the longest."""
+    rows, longest = len(sequences.lengths), max(prompt + response for prompt, response in sequences.lengths)
+    cache = KVCache(rows, longest)
     with Allocated() as allocated:
-        step = DecodeStep(cache, torch.zeros(rows, dtype=torch.int64), 0)
+        step = DecodeStep(cache, torch.zeros(rows, dtype=torch.int64), longest - 1)
         roles.policy.model.decode(torch.zeros(rows, dtype=torch.int64), step, roles.policy.adapter)
     return allocated.peak - cache.nbytes()
 

@@ -57,8 +57,9 @@ COLUMN_BYTES = 8 + 8 + 8 * 4
 """Of a slot of a rollout: its row, its label, and the columns."""
 CHUNK_ROWS = 256
 """Rows of logits at a time where torch computes log-probs (`rlhf_kernels.logprobs.reference`)."""
-FORWARD_CHUNKS, BACKWARD_CHUNKS = 5, 6
-"""How many tensors of so many logits in float32 it has at once."""
+FORWARD_CHUNKS, BACKWARD_CHUNKS, PRODUCT_CHUNKS = 4, 5, 3
+"""How many tensors of so many logits in float32 it has at once; in the backward, beside the product that is added to
+the gradient of the output embedding."""
 THREAD_SCRATCH = 2**20
 """Bytes of scratch that a C++ kernel takes for a thread while the most is held, about."""
 CARD_WORKSPACE = 256 * 2**20
@@ -213,12 +214,11 @@ def predict(config: PPORunConfig, machine: Machine, workload: Workload) -> Memor
 def _table(config: PPORunConfig, machine: Machine, facts: Facts, load: Loads) -> MemoryTable:
     table, w = MemoryTable(), facts.weights
     for phase in PHASES:
-        for owner, count in (
-            (BASELINE, machine.baseline), (BASE, w.base), (OTHER_MODELS, w.other_models), (POLICY, w.policy),
-            (CRITIC, w.critic), (REWARD, w.reward),
-        ):  # fmt: skip
-            table.add(phase, owner, count)
+        table.add(phase, BASELINE, machine.baseline)
+        table.add(phase, BASE, w.base)
         if phase != LOAD:
+            for owner, count in _beside_base(facts).items():
+                table.add(phase, owner, count)
             table.add(phase, OPTIMISER, 2 * w.gradients)
             table.add(phase, BUFFERS, _undo(facts) + _rollout(facts, load, of_prompts=phase in (PREFILL, DECODE)))
     _add_load(table, facts, machine)
@@ -242,13 +242,20 @@ def _rollout(facts: Facts, load: Loads, *, of_prompts: bool) -> int:
     return 8 * load.tokens + load.slots * (COLUMN_BYTES + state * facts.reads_reference) + trunk
 
 
-def _add_load(table: MemoryTable, facts: Facts, machine: Machine) -> None:
-    """A file in another dtype is mapped beside what is made of it, on a CPU: resident, though nobody asks for it. The
-    check of the architecture takes as much as the output embedding."""
+def _beside_base(facts: Facts) -> dict[str, int]:
+    """Other models, adapters and heads."""
     w = facts.weights
+    return {OTHER_MODELS: w.other_models, POLICY: w.policy, CRITIC: w.critic, REWARD: w.reward}
+
+
+def _add_load(table: MemoryTable, facts: Facts, machine: Machine) -> None:
+    """The base is read and checked, which takes its output embedding in float32, and then the others are added. A file
+    in another dtype is mapped beside what is made of it, on a CPU: resident, though nobody asks for it."""
+    w, others = facts.weights, _beside_base(facts)
     if machine.device == "cpu" and w.stored != w.base:
         table.add(LOAD, SLACK, w.stored)
-    table.add(LOAD, ACTIVATIONS, w.head)
+    for owner, count in ({BASE: w.checked} if w.checked > sum(others.values()) else others).items():
+        table.add(LOAD, owner, count)
 
 
 def _add_rollout(table: MemoryTable, config: PPORunConfig, machine: Machine, facts: Facts, load: Loads) -> None:
@@ -260,7 +267,7 @@ def _add_rollout(table: MemoryTable, config: PPORunConfig, machine: Machine, fac
         table.add(phase, PACKED, packed)
         table.add(phase, KV_CACHE, rows * load.length * facts.cache_bytes)
     table.add(PREFILL, ACTIVATIONS, facts.bytes_of("prefill", load.prefill))
-    step = facts.bytes_of("decode", Sequences(((1, 0),) * rows)) if not packed or not w.packed else 0
+    step = facts.bytes_of("decode", Sequences(((load.length, 0),) * rows)) if not packed or not w.packed else 0
     logits = 0 if on_cpu and not w.float_head else 4 * rows * facts.vocabulary * (3 if w.float_head else 1)
     table.add(DECODE, ACTIVATIONS, step)
     table.add(DECODE, WORKSPACE, logits)
@@ -283,20 +290,44 @@ def _scratch(machine: Machine) -> int:
 
 def _add_update(table: MemoryTable, facts: Facts, machine: Machine, load: Loads) -> None:
     w = facts.weights
-    for phase, name, chunks in ((FORWARD, "forward", FORWARD_CHUNKS), (BACKWARD, "backward", BACKWARD_CHUNKS)):
-        again = name if phase == FORWARD else "later"
-        first, later = facts.bytes_of(name, load.first), facts.bytes_of(again, load.later)
-        binding = load.later if later + w.gradients > first and load.later.lengths else load.first
-        directions = 0 if facts.materialises else 4 * binding.slots * facts.hidden_size
-        workspace = directions + _scratch(machine)
-        if facts.materialises:  # and the gradient of the output embedding, in float32
-            rows = min(CHUNK_ROWS, binding.slots)
-            workspace += 4 * facts.vocabulary * (chunks * rows + (facts.hidden_size if phase == BACKWARD else 0))
-        table.add(phase, GRADIENTS, w.gradients if binding is load.later else 0)
-        table.add(phase, ACTIVATIONS, (later if binding is load.later else first) - directions)
-        table.add(phase, WORKSPACE, workspace)
+    for phase, name in ((FORWARD, "forward"), (BACKWARD, "backward")):
+        first, later = (
+            _of_update(facts, machine, name, load.first),
+            _of_update(facts, machine, name, load.later, "later"),
+        )
+        binds = later if load.later.lengths and sum(later) + w.gradients > sum(first) else first
+        table.add(phase, GRADIENTS, w.gradients if binds is later else 0)
+        table.add(phase, ACTIVATIONS, binds[0])
+        table.add(phase, WORKSPACE, binds[1])
     table.add(STEP, GRADIENTS, w.gradients)
     table.add(STEP, WORKSPACE, 2 * w.largest if machine.device == "cpu" else w.gradients)
+
+
+def _of_update(
+    facts: Facts, machine: Machine, name: str, load: Sequences, backward: str = "backward"
+) -> tuple[float, float]:
+    """Activations and workspace at the peak of a micro-batch's forward or backward: it is in the layers, or in the
+    log-probs where these make the gradient of the output embedding."""
+    layers = facts.bytes_of("forward" if name == "forward" else backward, load)
+    directions = 0 if facts.materialises else 4 * load.slots * facts.hidden_size
+    found: tuple[float, float] = (layers - directions, directions + _scratch(machine))
+    if facts.materialises:
+        held = facts.bytes_of("logprobs" if name == "forward" else "logprobs_backward", load)
+        found = max(found, (held, _logits(facts, machine, name, load.slots)), key=sum)
+    return found
+
+
+def _logits(facts: Facts, machine: Machine, name: str, slots: int) -> float:
+    """What the log-probs of `rlhf_kernels` take beside inputs and results where the output embedding is trained: logits
+    of a chunk of rows, and in the backward its gradient in float32."""
+    gradient = 4 * facts.vocabulary * facts.hidden_size
+    converted = 0 if facts.dtype == torch.float32 else gradient
+    if machine.device != "cpu":
+        return CARD_WORKSPACE + gradient * (name == "backward")
+    chunk = 4 * facts.vocabulary * min(CHUNK_ROWS, slots)
+    if name == "forward":
+        return converted + FORWARD_CHUNKS * chunk
+    return converted + gradient + max(BACKWARD_CHUNKS * chunk, PRODUCT_CHUNKS * chunk + gradient)
 
 
 # -- time

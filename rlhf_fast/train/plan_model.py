@@ -5,13 +5,14 @@
 
 The roles are made by the same functions as a run's (`rlhf_fast.train.roles`), of fake tensors. Forwards and backwards
 are traced (`rlhf_fast.profiling.trace`) for a few small micro-batches in a model of a few layers, and the rest follows:
-memory grows in proportion to tokens, slots, pairs of tokens (where attention stores its scores), and layers.
+memory grows in proportion to tokens, slots and layers and, where attention stores its scores, pairs of tokens. The most
+is in one place of a pass for small micro-batches and in another for large ones: it is the larger of two such sums.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,9 +40,23 @@ from rlhf_kernels import Sampler
 
 BLOCK = 16
 """Rows of a block of packed weights: a product is rounded up to whole blocks."""
-LENGTH = 128
-TRACED = 8
-"""Tokens of a sequence of the micro-batches that are traced, half of them response; sequences of the smallest."""
+
+
+def _micro_batches(unit: int, few: int = 1, *, pairs: bool) -> list[Sequences]:
+    """Of `few` sequences of `unit` prompt tokens and as many of a response, and more: with other numbers of tokens and
+    slots and, with `pairs`, of pairs of tokens as well."""
+    shapes = [(1, 1, 1), (2, 1, 1), (1, 1, 2)] + [
+        (1, 2, 1),
+        (1, 3, 1),
+        (2, 3, 1),
+    ] * pairs  # sequences, prompt, response
+    return [Sequences(((unit * prompt, unit * response),) * few * count) for count, prompt, response in shapes]
+
+
+SHORT, LONG = 8, 8192
+"""Units of the micro-batches that are traced: where what grows with tokens is little of what is held, and most."""
+FEW = 4
+"""Sequences of the smallest, where scores are of one sequence at a time and are to be little beside the rest."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ class Weights:
     largest: int  # bytes of the largest parameter that is trained
     linear: int  # entries of the linear layers of the decoder, of one forward
     head: int  # bytes of the output embedding
+    checked: int  # bytes of it in float32, which the check of the architecture makes where it has another dtype
     packed: int  # bytes of the packed copy for decoding; 0 where the modules decode
     float_head: int  # bytes of the output embedding in float32, where sampling converts it
     stored: int  # bytes of the base in its file, by the dtype that its config states
@@ -75,7 +91,7 @@ class Facts:
         self.source = resolve_source(str(config.sft_model_path))
         self.config = config_of(self.source.base, ENOUGH)
         with fake_tensors():
-            self._whole = roles = self._roles(self.config)
+            roles = self.make_roles()
             self.weights = _weights(roles, self.config)
             home = roles.reference.model
             self.hidden_size, self.vocabulary, self.layers = (
@@ -91,33 +107,36 @@ class Facts:
         self.cache_bytes = self._cache_bytes()
 
     def bytes_of(self, phase: str, load: Sequences) -> float:
-        """The most that a phase of `Traced` allocates for a micro-batch."""
+        """The most that a phase of `Traced` allocates for a micro-batch; of a decode's step, for rows so long."""
         if not load.lengths:
             return 0.0
-        known = (1, load.tokens, load.slots, load.pairs)
-        return max(0.0, sum(a * b for a, b in zip(self.growth[phase], known, strict=True)))
+        known = _counts(phase, load)
+        return max(0.0, *(sum(a * b for a, b in zip(rates, known, strict=True)) for rates in self.growth[phase]))
 
     @cached_property
-    def growth(self) -> dict[str, tuple[float, ...]]:
-        """By phase of `Traced`, bytes for (1, tokens, slots, pairs)."""
+    def growth(self) -> dict[str, list[list[float]]]:
+        """By phase of `Traced`, bytes for each of `_counts`, of small and of large micro-batches."""
         with fake_tensors():
             if self._period is None:
-                found = _coefficients(self._whole)
+                found = _coefficients(self.make_roles())
             else:
                 n = self._period
-                short, long = (_coefficients(self._roles(with_layers(self.config, k))) for k in (2 * n, 3 * n))
-                found = short + (self.layers / n - 2) * (long - short)
-        return {name: tuple(found[:, i].tolist()) for i, name in enumerate(Traced._fields)}
+                few = n if n > 1 else 2
+                short, long = (_coefficients(self.make_roles(k)) for k in (few, few + n))
+                found = short + (self.layers - few) / n * (long - short)
+        return dict(zip(Traced._fields, found.tolist(), strict=True))
 
     def _cache_bytes(self) -> int:
         """Keys and values of a token in all layers."""
         with fake_tensors():
             if self._period is None:
-                return cache_bytes(self._whole.policy)
+                return cache_bytes(self.make_roles().policy)
             model = AutoModelForCausalLM.from_config(with_layers(self.config, self._period), dtype=self.dtype)
             return self.layers // self._period * cache_bytes(Policy(SharedModel(model), None))
 
-    def _roles(self, model_config: PreTrainedConfig) -> Roles:
+    def make_roles(self, layers: int | None = None) -> Roles:
+        """With so many layers, or all; afresh, as tensors of another `fake_tensors` would count as new ones."""
+        model_config = self.config if layers is None else with_layers(self.config, layers)
         return make_roles(self.run, self.source, model_config, self.dtype)
 
 
@@ -213,7 +232,8 @@ def _weights(roles: Roles, model_config: PreTrainedConfig) -> Weights:
         policy=_bytes(adapters.get("policy", [])) + _bytes(adapters.get("sft", [])), critic=_bytes(critic),
         reward=_bytes(adapters.get("reward", [])), trained=sum(p.numel() for p in trained), gradients=_bytes(trained),
         largest=max((p.nbytes for p in trained), default=0), linear=sum(p.numel() for p in _linear(policy.model)),
-        head=weight.nbytes, packed=_packed_bytes(policy.model, policy.adapter) if packs else 0,
+        head=weight.nbytes, checked=0 if weight.dtype == torch.float32 else 4 * weight.numel(),
+        packed=_packed_bytes(policy.model, policy.adapter) if packs else 0,
         float_head=0 if sampled is weight else sampled.nbytes,
         stored=entries * torch.empty(0, dtype=stored).element_size(),
     )  # fmt: skip
@@ -266,21 +286,37 @@ def _rows(module: nn.Module, adapter: str | None) -> int:
 
 
 def _coefficients(roles: Roles) -> np.ndarray:
-    """(4, phases) float64: solved from micro-batches that differ in tokens, slots and, where they count, pairs."""
-    half = LENGTH // 2
-    shapes = [(TRACED, half, half), (2 * TRACED, half, half), (TRACED, half + half // 2, half // 2)]
-    if stores_scores(roles):
-        shapes.append((TRACED // 2, LENGTH, LENGTH))
-    points = [Sequences(((prompt, response),) * count) for count, prompt, response in shapes]
-    known = [(1, point.tokens, point.slots, point.pairs)[: len(points)] for point in points]
-    found = np.linalg.solve(np.array(known, dtype=np.float64), np.array([trace(roles, p) for p in points], np.float64))
-    return np.pad(found, ((0, 4 - len(points)), (0, 0)))
+    """(phases, 2, 6) float64: bytes for each of `_counts`, solved from micro-batches that differ in them."""
+    none = np.zeros((len(Traced._fields), 6))
+    if roles.policy.model.attention is not None:
+        return np.stack([_solved(roles, _micro_batches(n, pairs=False), none, range(3)) for n in (SHORT, LONG)], axis=1)
+    short = _solved(roles, _micro_batches(SHORT, FEW, pairs=True), none, range(6))
+    beside = np.where(np.arange(6) == SLOTS, short, 0)  # among so many scores a slot's bytes could not be seen
+    points = [point for point in _micro_batches(LONG, pairs=True) if point.slots == LONG * len(point.lengths)]
+    return np.stack([short, _solved(roles, points, beside, [TOKENS, *range(SLOTS + 1, 6)])], axis=1)
 
 
-def stores_scores(roles: Roles) -> bool:
-    """Whether attention keeps a score for each pair of tokens, as it does with a soft-cap or a window's mask."""
-    text = roles.policy.model.base.config.get_text_config(decoder=True)
-    return any(getattr(text, name, None) for name in ("attn_logit_softcapping", "sliding_window"))
+def _solved(roles: Roles, points: Sequence[Sequences], known: np.ndarray, unknown: Sequence[int]) -> np.ndarray:
+    """`known` (phases, 6) with what is `unknown` in it. Counts that make no difference get 0."""
+    found = known.copy()
+    for row, phase, peaks in zip(found, Traced._fields, np.transpose([trace(roles, p) for p in points]), strict=True):
+        counts = np.array([_counts(phase, point) for point in points], np.float64)
+        scale = np.maximum(counts.max(0), 1)[unknown]
+        row[unknown] = np.linalg.lstsq(counts[:, unknown] / scale, peaks - counts @ row, rcond=1e-9)[0] / scale
+    return found
+
+
+TOKENS, SLOTS = 1, 2
+
+
+def _counts(phase: str, load: Sequences) -> tuple[int, ...]:
+    """What the memory of a phase grows with: 1, tokens, slots, pairs of tokens; of the longest sequence alone its pairs
+    and its tokens, as scores are of one sequence at a time."""
+    if phase == "decode":
+        rows = len(load.lengths)  # each attends to as many positions as the longest has
+        return 1, rows * load.longest, rows, 0, 0, 0
+    read = load.prompts if phase == "prefill" else load
+    return 1, read.tokens, read.slots, read.pairs, read.longest**2, read.longest
 
 
 def _period(config: PPORunConfig, source: Source, model_config: PreTrainedConfig, layers: int) -> int | None:

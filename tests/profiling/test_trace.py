@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Gemma2Config
 
 from rlhf_fast.profiling.trace import Allocated, Sequences, Traced, fake_tensors, trace
 from rlhf_fast.train.config import PPORunConfig
@@ -63,9 +64,40 @@ def test_a_trace_of_few_layers_and_small_loads_gives_the_whole_model(architectur
     facts = Facts(PPORunConfig(sft_model_path=model, **change), torch.float32)
     assert facts.layers == 8
     with fake_tensors():
-        exact = trace(facts._whole, LOAD)
+        exact = trace(facts.make_roles(), LOAD)
     for name in Traced._fields:
         assert facts.bytes_of(name, LOAD) == pytest.approx(getattr(exact, name), rel=0.05), name
+
+
+@pytest.mark.parametrize(
+    "load", [Sequences(((4, 3),) * 12), Sequences(((180, 64),) * 2 + ((300, 10),))], ids=["short", "long"]
+)
+def test_scores_that_attention_stores_are_of_one_sequence_at_a_time(load, gemma2):
+    """Of short sequences the layers beside attention hold the most, of long ones attention itself."""
+    with fake_tensors():
+        exact = trace(gemma2.make_roles(), load)
+    for name in Traced._fields:
+        assert gemma2.bytes_of(name, load) == pytest.approx(getattr(exact, name), rel=0.05, abs=5e4), name
+
+
+def test_a_prefill_of_two_prompts_holds_the_scores_of_one(gemma2):
+    """4 heads in float32: the scores, the mask and what becomes of them. Twice the length is four times as much."""
+    one, two, longer = (
+        gemma2.bytes_of("prefill", Sequences(((n, 0),) * k)) for n, k in ((4000, 1), (4000, 2), (8000, 1))
+    )
+    scores = 4 * 4000**2 * 4
+    assert 2 * scores < one < 5 * scores
+    assert two < 1.05 * one and longer == pytest.approx(4 * one, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def gemma2(tmp_path_factory) -> Facts:
+    folder = tmp_path_factory.mktemp("gemma2")
+    Gemma2Config(
+        vocab_size=97, hidden_size=64, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, sliding_window=4,
+    ).save_pretrained(folder)  # fmt: skip
+    return Facts(PPORunConfig(sft_model_path=str(folder)), torch.float32)
 
 
 def test_adapters_on_the_last_layers_keep_the_activations_of_these_alone(tmp_path):
