@@ -64,9 +64,10 @@ THREAD_SCRATCH = 2**20
 """Bytes of scratch that a C++ kernel takes for a thread while the most is held, about."""
 CARD_WORKSPACE = 256 * 2**20
 """Of the kernels of log-probs on a card, which fill a buffer with logits."""
-SLACK_SHARE, SLACK_MOST = 0.05, 0.10
-"""What the allocator holds beyond what was asked for, as a share of it: expected, and the most that is allowed for."""
-FIRST_USE, FIRST_USE_MOST = 25 * 2**20, 65 * 2**20
+SLACK_SHARE, SLACK_MOST = {"cpu": 0.02, "cuda": 0.05}, {"cpu": 0.15, "cuda": 0.10}
+"""What the allocator holds beyond what was asked for and kept, as a share of it: expected, and the most that is allowed
+for."""
+FIRST_USE, FIRST_USE_MOST = 20 * 2**20, 65 * 2**20
 """Of the CPU's libraries: pages that the first steps touch, compiled products, objects of Python."""
 INPUTS = 40 * 2**20
 """Of a tokenizer and prompts with the libraries that read them, where none are read for the plan."""
@@ -206,8 +207,8 @@ def predict(config: PPORunConfig, machine: Machine, workload: Workload) -> Memor
     for phase in table.phases:
         dynamic = table.total(phase).expected - machine.baseline
         table.low[phase] = low.total(phase).expected
-        table.high[phase] = machine.baseline + most + (1 + SLACK_MOST) * dynamic
-        table.add(phase, SLACK, SLACK_SHARE * dynamic + first_use)
+        table.high[phase] = machine.baseline + most + (1 + SLACK_MOST[machine.device]) * dynamic
+        table.add(phase, SLACK, SLACK_SHARE[machine.device] * dynamic + first_use)
     return table
 
 
@@ -299,6 +300,8 @@ def _add_update(table: MemoryTable, facts: Facts, machine: Machine, load: Loads)
         table.add(phase, GRADIENTS, w.gradients if binds is later else 0)
         table.add(phase, ACTIVATIONS, binds[0])
         table.add(phase, WORKSPACE, binds[1])
+    if machine.device == "cpu":
+        _add_kept(table, facts, machine, load)
     table.add(STEP, GRADIENTS, w.gradients)
     table.add(STEP, WORKSPACE, 2 * w.largest if machine.device == "cpu" else w.gradients)
 
@@ -315,6 +318,21 @@ def _of_update(
         held = facts.bytes_of("logprobs" if name == "forward" else "logprobs_backward", load)
         found = max(found, (held, _logits(facts, machine, name, load.slots)), key=sum)
     return found
+
+
+def _add_kept(table: MemoryTable, facts: Facts, machine: Machine, load: Loads) -> None:
+    """What the C library keeps of memory that was freed, until it is asked to give it back after an update: the blocks
+    of scoring and, where activations are computed again, of the forward are not those that the backward asks for.
+    Logits are too large for it to keep, and come on top of all that the layers ever had."""
+    scoring = facts.bytes_of("scoring", load.scoring)
+    forward = facts.bytes_of("forward", load.first) if facts.run.activation_checkpointing else 0.0
+    backward = facts.bytes_of("backward", load.first)
+    logits = _logits(facts, machine, "backward", load.first.slots) if facts.materialises else 0.0
+    held = table.bytes[BACKWARD][ACTIVATIONS] + table.bytes[BACKWARD][WORKSPACE]
+    layers = backward - facts.weights.gradients * facts.materialises
+    table.add(FORWARD, SLACK, scoring)
+    table.add(BACKWARD, SLACK, scoring + forward + max(0.0, min(layers + logits - held, logits)))
+    table.add(STEP, SLACK, scoring + forward + layers)
 
 
 def _logits(facts: Facts, machine: Machine, name: str, slots: int) -> float:
