@@ -276,7 +276,7 @@ class PlanConfig(PPORunConfig):
     prompt_length: int | None = option(
         None, "Tokens of a prompt, where no data is read. Default: what max_length leaves beside the response."
     )
-    table: bool = option(False, "Print the largest batch for each card, full and LoRA, at 1k, 4k and 16k tokens.")
+    table: bool = option(False, "Print how many sequences fit at a time for each card, full and LoRA, at 1k, 4k, 16k.")
     apply: str | None = option(None, "Write the config, with memory settings that fit and are fast, to this YAML file.")
 
     def __post_init__(self) -> None:

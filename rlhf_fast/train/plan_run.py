@@ -76,7 +76,11 @@ def run_plan(config: PlanConfig) -> PlanResult:
     if config.table:
         console.print(table_of_cards(run))
         return PlanResult(
-            None, None, "each cell is planned with activation_checkpointing, half of the context a response", 0
+            None,
+            None,
+            "sequences at a time, in a micro-batch and decoded together, with activation_checkpointing and half of the "
+            "context a response: a larger batch is cut into as many micro-batches as it takes",
+            0,
         )
     prompts = None if config.from_config_only or not run.dataset_name else prompts_of(run)
     machine = choose_machine(config, run, inputs_read=prompts is not None)

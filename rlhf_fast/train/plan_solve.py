@@ -4,13 +4,14 @@ fits(config, machine, workload)      whether the high prediction of every phase 
 largest(name, ...)                   the largest value of a field that fits, or None
 helps(...)                           changes of the config, with what each saves of the peak
 choose(...)                          the same run with memory settings that fit and are fast: no result depends on them
-table_of_cards(...)                  the largest batch for each card, full or LoRA, and context
+table_of_cards(...)                  sequences at a time for each card, full or LoRA, and context
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -46,6 +47,11 @@ def largest(
         return fits(predict(changed, machine, read_workload(changed, prompts, prompt_length)), machine)
 
     low = max(1, config.num_mini_batches) if name == "per_device_train_batch_size" else 1
+    return _largest(fit, low, most)
+
+
+def _largest(fit: Callable[[int], bool], low: int, most: int) -> int | None:
+    """The largest value from `low` to `most` that fits, to 1 in 64 of it; None if not even `low` does."""
     if not fit(low):
         return None
     high = low
@@ -130,9 +136,10 @@ def choose(config: PPORunConfig, machine: Machine, prompts: Prompts | None, prom
 
 
 def table_of_cards(config: PPORunConfig) -> Table:
-    """The largest per_device_train_batch_size for each card, with all weights trained or LoRA, and contexts half of
-    which is response; '-' where not even one sequence fits. Everything else is the config's."""
-    shown = Table("card", title=f"Largest batch of PPO on {config.sft_model_path}")
+    """The most sequences that are computed at a time for each card, with all weights trained or LoRA, and contexts half
+    of which is response; '-' where not even one fits. Everything else is the config's."""
+    name = Path(str(config.sft_model_path)).name
+    shown = Table("card", title=f"PPO on {name}: the most sequences at a time")
     columns = [(use_peft, context) for use_peft in (False, True) for context in CONTEXTS]
     for use_peft, context in columns:
         shown.add_column(f"{'LoRA' if use_peft else 'full'} {context // 1024}k", justify="right")
@@ -142,10 +149,14 @@ def table_of_cards(config: PPORunConfig) -> Table:
 
 
 def _cell(config: PPORunConfig, size: str, use_peft: bool, context: int) -> str:
-    given = with_values(
-        config, use_peft=use_peft, dtype="auto", response_length=context // 2, max_length=context,
-        max_tokens_per_micro_batch=max(context, config.max_tokens_per_micro_batch), activation_checkpointing=True,
-        num_mini_batches=1,
-    )  # fmt: skip
-    found = largest("per_device_train_batch_size", given, card(size), None, context // 2, most=1024)
+    def fit(sequences: int) -> bool:
+        given = with_values(
+            config, use_peft=use_peft, dtype="auto", response_length=context // 2, max_length=context,
+            per_device_train_batch_size=sequences, max_tokens_per_micro_batch=sequences * context,
+            max_rollout_batch=sequences, max_kv_cache_gb=1e6, activation_checkpointing=True, num_mini_batches=1,
+        )  # fmt: skip
+        machine = card(size)
+        return fits(predict(given, machine, read_workload(given, None, context // 2)), machine)
+
+    found = _largest(fit, 1, 1024)
     return "-" if found is None else f"{found:,}" if found < 1024 else "1,024 or more"

@@ -17,10 +17,20 @@ from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.parse import parse_config
 from rlhf_fast.train import plan_run
 from rlhf_fast.train.config import PlanConfig, PPORunConfig
-from rlhf_fast.train.plan import Loads, Machine, Workload, least_seconds, loads, predict, read_workload, rows_of_cache
+from rlhf_fast.train.plan import (
+    Loads,
+    Machine,
+    Workload,
+    card,
+    least_seconds,
+    loads,
+    predict,
+    read_workload,
+    rows_of_cache,
+)
 from rlhf_fast.train.plan_model import read_facts
 from rlhf_fast.train.plan_run import read_size, run_plan
-from rlhf_fast.train.plan_solve import choose, fits, helps, largest, with_values
+from rlhf_fast.train.plan_solve import _cell, choose, fits, helps, largest, with_values
 from tests.model_cases import CONFIGS
 
 ADAPTER = 16 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48)) * 2  # of rank 16: A and B of 7 products in 2 layers
@@ -138,6 +148,23 @@ def test_nothing_fits_a_machine_that_is_smaller_than_the_process(model):
     assert largest("per_device_train_batch_size", run(model), machine, None, 20) is None
     with pytest.raises(UsageError, match="does not fit a test, whatever max_tokens_per_micro_batch"):
         choose(run(model), machine, None, 20)
+
+
+def test_a_cell_of_the_table_of_cards_is_the_most_sequences_that_fit(model):
+    """All else equal, and all of them in one micro-batch and one cache."""
+    config = run(model, num_ppo_epochs=1)
+    shown = int(_cell(config, "16GB", True, 16384).replace(",", ""))
+
+    def fit(sequences: int) -> bool:
+        one = with_values(
+            config, dtype="auto", response_length=8192, per_device_train_batch_size=sequences,
+            max_tokens_per_micro_batch=1 << 30, max_rollout_batch=sequences, max_kv_cache_gb=1e6,
+            activation_checkpointing=True, max_length=16384,
+        )  # fmt: skip
+        return fits(predict(one, card("16GB"), read_workload(one, None, 8192)), card("16GB"))
+
+    assert 1 < shown < 1024
+    assert fit(shown) and not fit(shown + shown // 64 + 1)
 
 
 def test_what_helps_is_sorted_and_holds(model):
