@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from rlhf_kernels.decode_attention import decode_attention
 from rlhf_kernels.decoder import Decoder, DecoderLayer, DecoderLinear
-from rlhf_kernels.gae import gae_, gae_whiten_
+from rlhf_kernels.gae import gae_
 from rlhf_kernels.logprobs import LogProbs, PolicyReferenceLogProbs, linear_logprobs, policy_reference_logprobs
 from rlhf_kernels.lora_linear import lora_linear
 from rlhf_kernels.packed_attention import packed_attention
@@ -36,7 +36,6 @@ __all__ = [
     "Sampler",
     "decode_attention",
     "gae_",
-    "gae_whiten_",
     "linear_logprobs",
     "linear_ppo_loss",
     "lora_linear",

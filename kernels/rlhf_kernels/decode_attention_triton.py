@@ -181,7 +181,7 @@ VARIANTS = [
 ]
 
 
-def supports(a: Arguments) -> str | None:
+def refusal(a: Arguments) -> str | None:
     """Why Triton cannot take these tensors, or None."""
     if a.q.dtype not in LARGEST_HEAD:
         return f"q is {a.q.dtype}, and it takes bfloat16, float16 and float32"

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rlhf_kernels.rms_norm import Arguments, BackwardArguments
-from rlhf_kernels.triton_support import LAYER_DTYPES, POINTER, Variant, as_rows, layer_dtypes_refused
+from rlhf_kernels.triton_support import LAYER_DTYPES, POINTER, Variant, as_rows, layer_refusal
 
 MAX_WIDTH = 16384  # a program holds a whole row
 MAX_TRAINED_WIDTH = 8192  # and, where the weight trains, as many sums
@@ -121,14 +121,14 @@ VARIANTS = [
 ]
 
 
-def supports(a: Arguments | BackwardArguments) -> str | None:
+def refusal(a: Arguments | BackwardArguments) -> str | None:
     """Why Triton cannot take these rows, or None."""
     width = a.weight.shape[0]
     if width > MAX_WIDTH:
         return f"rows have {width} entries, and it takes at most {MAX_WIDTH}"
     if width > MAX_TRAINED_WIDTH and isinstance(a, BackwardArguments) and a.weight_gradient:
         return f"rows have {width} entries, and where the weight trains it takes at most {MAX_TRAINED_WIDTH}"
-    return layer_dtypes_refused(a)
+    return layer_refusal(a)
 
 
 def rms_norm(a: Arguments) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo_metrics import check_entropy, check_first_ratio, check_scored, read_back, summarise
 from rlhf_fast.train.prompts import Prompts, respond, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
-from rlhf_kernels import PPOLoss, gae_whiten_, ppo_loss, shape_rewards_, whiten_
+from rlhf_kernels import PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
 from rlhf_kernels.checks import to_device
 
 
@@ -183,9 +183,9 @@ class PPO:
         """Fill `advantages` (whitened over the action slots) and `returns` from `rewards` and `values`."""
         c = self.config
         rollout.advantages.copy_(rollout.rewards)  # which become advantages in place
-        rollout.returns = gae_whiten_(
+        rollout.returns = gae_(
             rollout.advantages, rollout.values, rollout.cu_responses, gamma=c.gamma, lam=c.lam,
-            bootstrap=rollout.bootstrap, mask=rollout.action_mask, ddof=c.whiten_ddof,
+            bootstrap=rollout.bootstrap, whiten=True, mask=rollout.action_mask, ddof=c.whiten_ddof,
         )  # fmt: skip
 
     def update(self, rollout: Rollout) -> list[dict[str, float]]:
