@@ -193,13 +193,13 @@ class Choice(NamedTuple):
 def choose(op: str, backends: Mapping[str, Backend[A]], a: A, backend: str | None) -> Choice:
     """The one of `backends` of `op` that runs for `a`. What happens to a backend by its refusal and by who names it:
 
-    | refusal               | the call        | RLHF_FAST_BACKEND          | nobody, in order of speed |
-    | --------------------- | --------------- | -------------------------- | ------------------------- |
-    | None                  | runs            | runs                       | runs                      |
-    | a sentence            | ValueError      | ValueError                 | passed over, logged       |
-    | NoLoss                | ValueError      | as if unset, logged        | passed over               |
-    | NoLoss, runs          | runs            | runs                       | passed over               |
-    | there is none so named | ValueError     | as if unset, logged        |                           |
+    | refusal             | the call   | RLHF_FAST_BACKEND   | nobody, in order of speed |
+    | ------------------- | ---------- | ------------------- | ------------------------- |
+    | None                | runs       | runs                | runs                      |
+    | a sentence          | ValueError | ValueError          | passed over, logged       |
+    | NoLoss              | ValueError | as if unset, logged | passed over               |
+    | NoLoss that `runs`  | runs       | runs                | passed over               |
+    | no backend so named | ValueError | as if unset, logged |                           |
     """
     if backend is not None:
         return Choice(_named(op, backends, backend, "backend", a), [])

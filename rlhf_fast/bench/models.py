@@ -10,6 +10,7 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.fused_blocks import join_weights
 from rlhf_fast.model.roles import Policy, adapter_critic
@@ -18,7 +19,6 @@ from rlhf_fast.rewards.classifier import AdapterReward
 from rlhf_fast.rewards.source import WeightedRewards
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.prompts import Prompts
 
 CONTEXT = 1 << 17
 
