@@ -70,7 +70,7 @@ def test_the_parameters_are_the_same_objects_and_views_of_one_tensor_for_each_gr
 
 
 def test_what_lies_side_by_side_is_one_view_and_anything_else_is_none():
-    whole = torch.arange(24.0).view(6, 4)
+    whole, wide = torch.arange(24.0).view(6, 4), torch.zeros(4, 8)
     a, b, c = whole.split([1, 3, 2])
     assert side_by_side([a, b, c]).data_ptr() == whole.data_ptr() and torch.equal(side_by_side([a, b, c]), whole)
     assert torch.equal(side_by_side([b, c]), whole[1:])
@@ -78,7 +78,8 @@ def test_what_lies_side_by_side_is_one_view_and_anything_else_is_none():
     apart = {
         "another order": [b, a, c], "a hole": [a, c], "a copy": [a, b.clone()], "no bias": [a, None], "twice": [a, a],
         "another width": [a, whole[1:].view(10, 2)], "columns": [whole[:, :2], whole[:, 2:]],
-        "another type": [a, whole.view(torch.int32)[1:]],
+        "another type": [a, whole.view(torch.int32)[1:]], "another tensor": [a, whole.clone()[1:4]],
+        "rows apart": [wide[:2, :4], wide[1:3, :4]],
     }  # fmt: skip
     assert [name for name, tensors in apart.items() if side_by_side(tensors) is not None] == []
 

@@ -101,7 +101,8 @@ def test_adapters_that_are_cast_once_give_the_same_tokens(architecture, targets,
 @pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
 def test_a_base_without_adapters_takes_as_few_products(joined, monkeypatch):
     monkeypatch.setenv("RLHF_FAST_BACKEND", "reference")
-    policy, prompts = Policy(SharedModel(tiny_model("qwen2")), None), tokens(4, 7, 2)
+    policy = Policy(SharedModel(tiny_model("qwen2"), train_base=not joined), None)
+    prompts = tokens(4, 7, 2)
     expected = generate(policy, prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
     if joined:
         join_weights(policy.model.base, on="cpu")
