@@ -1,4 +1,4 @@
-"""How many operations a training layer and a decode step ask of the device, counted on a CPU.
+"""How many operations a training layer, a decode layer and a decode step ask of the device, counted on a CPU.
 
     python -m benchmarks.launches
 
@@ -21,13 +21,16 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_fast.bench.models import SHAPES, shared_model
+from rlhf_fast.model.attention import DecodeStep, KVCache
+from rlhf_fast.model.fused_blocks import join_weights
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.rollout.engine import Engine
 from rlhf_fast.rollout.sampling import Sampling
 
 CPU = torch.device("cpu")
-MEMORY = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::detach")
+MEMORY = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::detach",
+          "aten::_unsafe_view")  # fmt: skip
 
 
 class Launches(TorchDispatchMode):
@@ -80,6 +83,24 @@ def training_layer(lengths: Sequence[int]) -> tuple[Counter[str], Counter[str]]:
     return +two[0], +two[1]
 
 
+def decode_layer(rows: int, *, joined: bool) -> Counter[str]:
+    """The operations that one layer adds to a decode step as it is on CUDA: through the model's modules, with adapters
+    cast once; but attention is 6 of torch's here, and one kernel there. joined: weights side by side, as there."""
+    found = []
+    for layers in (1, 2):
+        shared, cache = model(layers).model, KVCache(rows, 8)
+        if joined:
+            join_weights(shared.base, on="cpu")
+        tokens, lengths = torch.full((rows,), 3), torch.ones(rows, dtype=torch.int64)
+        with torch.no_grad(), shared.routing.keep_factors():
+            shared.decode(tokens, DecodeStep(cache, lengths, 1), "policy")  # allocates the cache, casts the adapters
+            with Launches() as launches:
+                shared.decode(tokens, DecodeStep(cache, lengths, 1), "policy")
+        found.append(launches.counts)
+    found[1].subtract(found[0])
+    return +found[1]
+
+
 class Replay:
     """Stands in for a captured step: the step runs, and none of its operations counts."""
 
@@ -123,6 +144,9 @@ def main() -> int:
         what = f"training layer, {len(lengths)} sequences of {lengths[0]}"
         table.add_row(f"{what}, forward", f"{forward.total()}: {shown(forward)}")
         table.add_row(f"{what}, backward", f"{backward.total()}: {shown(backward)}")
+    for joined in (False, True):
+        layer, how = decode_layer(16, joined=joined), "side by side" if joined else "apart"
+        table.add_row(f"layer of a decode step, weights {how}", f"{layer.total()}: {shown(layer)}")
     for rows, steps in ((4, 32), (16, 32), (16, 64)):
         replays, readings, others = decoding(rows, steps, 8)
         table.add_row(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-LONG = ("test_triton_interpreted.py", "test_sanitizers.py", "test_wheel.py", "test_aot.py")
+LONG = (
+    "test_plan_measured.py",
+    "test_sanitizers.py",
+    "test_triton_interpreted.py",
+    "test_vs_trl.py",
+    "test_wheel.py",
+    "test_aot.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,7 +1,8 @@
 """The oldest, a middle and the newest version of the libraries that are allowed, each by a run of every stage.
 
-    python -m tests.versions                 # all of them
+    python -m tests.versions                 # all that take a minute
     python -m tests.versions oldest triton   # some
+    python -m tests.versions spills          # minutes: Triton's kernels compiled ahead of time by its oldest version
 
 Each gets a virtual environment in .venv-versions that holds the other versions and takes everything else from the one
 that runs this. Needs the package index. Ends with status 1 where one fails.
@@ -21,17 +22,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SMOKE = ["tests.smoke", "--cpu"]
 INTERPRETER = ["pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/triton"]
+TRITON = ["triton==3.6.0", "numpy==2.3.5"]  # 3.6's interpreter needs numpy < 2.4
+AHEAD_OF_TIME = ["pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_aot.py"]
 VERSIONS: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
-    "triton": (["triton==3.6.0", "numpy==2.3.5"], INTERPRETER, {"TRITON_INTERPRET": "1"}),  # 3.6's needs numpy < 2.4
+    "triton": (TRITON, INTERPRETER, {"TRITON_INTERPRET": "1"}),
     "oldest": (["transformers==5.0.0", "peft==0.18.0"], SMOKE, {}),
     "middle": (["transformers==5.17.0"], SMOKE, {}),
     "newest": (["--upgrade", "transformers<6"], SMOKE, {}),
+    "spills": (TRITON, AHEAD_OF_TIME, {}),
 }
-"""What is installed, the module that is run with its arguments, and its environment; the longest first."""
+"""What is installed, the module that is run with its arguments, and its environment; the longest usual one first."""
 
 
 def main() -> int:
-    names = sys.argv[1:] or list(VERSIONS)
+    names = sys.argv[1:] or [name for name in VERSIONS if name != "spills"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of one thread
         failed = [name for name, works in zip(names, pool.map(works_with, names), strict=True) if not works]
     print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "all versions work")

@@ -273,7 +273,7 @@ def columns(bench: Bench) -> None:
 
     def estimate(backend: str | None = None) -> None:
         advantages = columns[0].clone()
-        kernels.gae_whiten_(advantages, columns[1], offsets, gamma=0.99, lam=0.95, backend=backend)
+        kernels.gae_(advantages, columns[1], offsets, gamma=0.99, lam=0.95, whiten=True, backend=backend)
 
     def loss() -> None:
         logprobs, values = columns[0].detach().requires_grad_(), columns[3].detach().requires_grad_()
@@ -281,7 +281,7 @@ def columns(bench: Bench) -> None:
 
     for name, backend in (("", None), *([(", CUDA C++", "cuda")] if has_cuda(bench) else [])):
         seconds = bench.seconds(partial(estimate, backend), rounds=20)
-        bench.tell(f"gae_whiten_, {rows} x {length}{name}", microseconds=1e6 * seconds)
+        bench.tell(f"gae_ and whitening, {rows} x {length}{name}", microseconds=1e6 * seconds)
     bench.tell(f"ppo_loss and gradient, {rows} x {length}", microseconds=1e6 * bench.seconds(loss, rounds=20))
 
 

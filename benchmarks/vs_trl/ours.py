@@ -13,11 +13,11 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.vs_trl.jobs import LORA_ALPHA, LORA_R, Iteration, Job, report
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.source import WeightedRewards
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import build_roles
 
 CRITICS: dict[str, dict[str, Any]] = {name: {"critic": name} for name in ("adapter", "policy_head", "reference_mlp")}

@@ -23,6 +23,14 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
+// One function for columns of float32 and one for columns of float64: NAME_float32 and NAME_float64.
+template <typename Float, typename Double, typename... Arguments>
+void define_both(py::module_& m, const std::string& name, Float* of_float, Double* of_double,
+                 const Arguments&... arguments) {
+    m.def((name + "_float32").c_str(), of_float, unlocked, arguments...);
+    m.def((name + "_float64").c_str(), of_double, unlocked, arguments...);
+}
+
 inline rlhf::Element element(bool bf16) { return bf16 ? rlhf::Element::kBFloat16 : rlhf::Element::kFloat32; }
 
 rlhf::Compute compute(const std::string& level, bool bf16, int threads);  // throws std::invalid_argument for the level

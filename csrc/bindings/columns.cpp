@@ -14,24 +14,11 @@ void shape_rewards(Address rewards, Address kl, std::int64_t slots, Address scor
 }
 
 template <typename T>
-void define_shape_rewards(py::module_& m, const char* name) {
-    m.def(name, &shape_rewards<T>, unlocked, py::arg("rewards"), py::arg("kl"),
-          py::arg("slots"), py::arg("scores"), py::arg("score_index"), py::arg("sequences"), py::arg("kl_coef"),
-          py::arg("threads"));
-}
-
-template <typename T>
-void gae(Address rewards, Address values, Address returns, Address cu, Address bootstrap, std::int64_t sequences,
-         double gamma, double gamma_lam, int threads) {
-    columns::gae<T>(pointer<T>(rewards), pointer<const T>(values), pointer<T>(returns), pointer<const std::int32_t>(cu),
-                    pointer<const T>(bootstrap), sequences, static_cast<T>(gamma), static_cast<T>(gamma_lam), threads);
-}
-
-template <typename T>
-void define_gae(py::module_& m, const char* name) {
-    m.def(name, &gae<T>, unlocked, py::arg("rewards"), py::arg("values"),
-          py::arg("returns"), py::arg("cu"), py::arg("bootstrap"), py::arg("sequences"), py::arg("gamma"),
-          py::arg("gamma_lam"), py::arg("threads"));
+void gae(Address rewards, Address values, Address returns, Address cu_responses, Address bootstrap,
+         std::int64_t sequences, double gamma, double gamma_lam, int threads) {
+    columns::gae<T>(pointer<T>(rewards), pointer<const T>(values), pointer<T>(returns),
+                    pointer<const std::int32_t>(cu_responses), pointer<const T>(bootstrap), sequences,
+                    static_cast<T>(gamma), static_cast<T>(gamma_lam), threads);
 }
 
 template <typename T>
@@ -45,12 +32,6 @@ void moments(Address x, Address mask, std::int64_t entries, Address out, int thr
 }
 
 template <typename T>
-void define_moments(py::module_& m, const char* name) {
-    m.def(name, &moments<T>, unlocked, py::arg("x"), py::arg("mask"),
-          py::arg("entries"), py::arg("out"), py::arg("threads"));
-}
-
-template <typename T>
 void whiten(Address x, Address mask, std::int64_t entries, Address moments, bool shift_mean, std::int64_t ddof,
             double eps, int threads) {
     const auto* const selected = pointer<const std::uint8_t>(mask);
@@ -61,21 +42,16 @@ void whiten(Address x, Address mask, std::int64_t entries, Address moments, bool
     columns::whiten<T>(pointer<T>(x), selected, entries, used, {shift_mean, ddof, eps}, threads);
 }
 
-template <typename T>
-void define_whiten(py::module_& m, const char* name) {
-    m.def(name, &whiten<T>, unlocked, py::arg("x"), py::arg("mask"), py::arg("entries"),
-          py::arg("moments"), py::arg("shift_mean"), py::arg("ddof"), py::arg("eps"), py::arg("threads"));
-}
-
 }  // namespace
 
 void define_columns(py::module_& m) {
-    define_shape_rewards<float>(m, "shape_rewards_float32");
-    define_shape_rewards<double>(m, "shape_rewards_float64");
-    define_gae<float>(m, "gae_float32");
-    define_gae<double>(m, "gae_float64");
-    define_moments<float>(m, "moments_float32");
-    define_moments<double>(m, "moments_float64");
-    define_whiten<float>(m, "whiten_float32");
-    define_whiten<double>(m, "whiten_float64");
+    using py::arg;
+    define_both(m, "shape_rewards", shape_rewards<float>, shape_rewards<double>, arg("rewards"), arg("kl"),
+                arg("slots"), arg("scores"), arg("score_index"), arg("sequences"), arg("kl_coef"), arg("threads"));
+    define_both(m, "gae", gae<float>, gae<double>, arg("rewards"), arg("values"), arg("returns"), arg("cu_responses"),
+                arg("bootstrap"), arg("sequences"), arg("gamma"), arg("gamma_lam"), arg("threads"));
+    define_both(m, "moments", moments<float>, moments<double>, arg("x"), arg("mask"), arg("entries"), arg("out"),
+                arg("threads"));
+    define_both(m, "whiten", whiten<float>, whiten<double>, arg("x"), arg("mask"), arg("entries"), arg("moments"),
+                arg("shift_mean"), arg("ddof"), arg("eps"), arg("threads"));
 }

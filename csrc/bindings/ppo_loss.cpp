@@ -42,19 +42,14 @@ void ppo_loss(Address logprobs, Address old_logprobs, Address advantages, Addres
                      rlhf::kernels_of(level), threads);
 }
 
-template <typename T>
-void define_ppo_loss(py::module_& m, const char* name) {
-    using py::arg;
-    m.def(name, &ppo_loss<T>, unlocked, py::kw_only(), arg("logprobs"), arg("old_logprobs"), arg("advantages"),
-          arg("values"), arg("old_values"), arg("returns"), arg("entropy"), arg("weight"), arg("mask"),
-          arg("value_mask"), arg("slots"), arg("cliprange"), arg("cliprange_value"), arg("vf_coef"),
-          arg("entropy_coef"), arg("dual_clip"), arg("log_ratio_clamp"), arg("denominator"), arg("value_denominator"),
-          arg("metrics"), arg("d_logprobs"), arg("d_values"), arg("d_entropy"), arg("level"), arg("threads"));
-}
-
 }  // namespace
 
 void define_ppo_loss(py::module_& m) {
-    define_ppo_loss<float>(m, "ppo_loss_float32");
-    define_ppo_loss<double>(m, "ppo_loss_float64");
+    using py::arg;
+    define_both(m, "ppo_loss", ppo_loss<float>, ppo_loss<double>, py::kw_only(), arg("logprobs"), arg("old_logprobs"),
+                arg("advantages"), arg("values"), arg("old_values"), arg("returns"), arg("entropy"), arg("weight"),
+                arg("mask"), arg("value_mask"), arg("slots"), arg("cliprange"), arg("cliprange_value"), arg("vf_coef"),
+                arg("entropy_coef"), arg("dual_clip"), arg("log_ratio_clamp"), arg("denominator"),
+                arg("value_denominator"), arg("metrics"), arg("d_logprobs"), arg("d_values"), arg("d_entropy"),
+                arg("level"), arg("threads"));
 }

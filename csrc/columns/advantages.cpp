@@ -57,13 +57,14 @@ void advance(const Columns<T>& columns, Walk<T>* walks, std::int64_t steps) {
 
 // Sequences [first, last), the next one starting as soon as one of those side by side is done.
 template <typename T>
-void walk(const Columns<T>& columns, const std::int32_t* cu, const T* bootstrap, std::int64_t first,
+void walk(const Columns<T>& columns, const std::int32_t* offsets, const T* bootstrap, std::int64_t first,
           std::int64_t last) {
     Walk<T> walks[kSideBySide];
     int active = 0;
     while (true) {
         for (; active < kSideBySide && first < last; ++first) {
-            walks[active++] = {cu[first], cu[first + 1], bootstrap == nullptr ? T(0) : bootstrap[first], T(0)};
+            const T beyond = bootstrap == nullptr ? T(0) : bootstrap[first];
+            walks[active++] = {offsets[first], offsets[first + 1], beyond, T(0)};
         }
         if (active < kSideBySide) break;
         std::int64_t steps = walks[0].end - walks[0].start;
@@ -95,17 +96,18 @@ template void shape_rewards<double>(double*, const double*, std::int64_t, const 
                                     std::int64_t, double, int);
 
 template <typename T>
-void gae(T* rewards, const T* values, T* returns, const std::int32_t* cu, const T* bootstrap,
+void gae(T* rewards, const T* values, T* returns, const std::int32_t* offsets, const T* bootstrap,
          std::int64_t sequences, T gamma, T gamma_lam, int threads) {
     const Columns<T> columns{rewards, values, returns, gamma, gamma_lam};
-    const std::int64_t slots = cu[sequences];
+    const std::int64_t slots = offsets[sequences];
     const int team = useful_team(slots, kWalkedPerThread, threads);
     // Sequences that start in the same share of the slots are one thread's.
-    const auto first = [&](int share) {
-        return share == team ? sequences : std::lower_bound(cu, cu + sequences, slots * share / team) - cu;
+    const auto first = [&](int share) -> std::int64_t {
+        if (share == team) return sequences;
+        return std::lower_bound(offsets, offsets + sequences, slots * share / team) - offsets;
     };
 #pragma omp parallel for if (team > 1) num_threads(team)
-    for (int share = 0; share < team; ++share) walk(columns, cu, bootstrap, first(share), first(share + 1));
+    for (int share = 0; share < team; ++share) walk(columns, offsets, bootstrap, first(share), first(share + 1));
 }
 
 template void gae<float>(float*, const float*, float*, const std::int32_t*, const float*, std::int64_t, float, float,

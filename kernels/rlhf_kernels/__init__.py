@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from rlhf_kernels.decode_attention import decode_attention
 from rlhf_kernels.decoder import Decoder, DecoderLayer, DecoderLinear
-from rlhf_kernels.gae import gae_, gae_whiten_
-from rlhf_kernels.logprobs import LogProbs, PolicyReferenceLogProbs, linear_logprobs, policy_reference_logprobs
+from rlhf_kernels.gae import gae_
+from rlhf_kernels.logprobs import IGNORED, LogProbs, PolicyReferenceLogProbs, linear_logprobs, policy_reference_logprobs
 from rlhf_kernels.lora_linear import lora_linear
 from rlhf_kernels.packed_attention import packed_attention
 from rlhf_kernels.packing import pack, unpack
@@ -25,6 +25,7 @@ from rlhf_kernels.swiglu import swiglu
 from rlhf_kernels.whiten import Moments, merge_moments, moments, whiten_
 
 __all__ = [
+    "IGNORED",
     "Decoder",
     "DecoderLayer",
     "DecoderLinear",
@@ -36,7 +37,6 @@ __all__ = [
     "Sampler",
     "decode_attention",
     "gae_",
-    "gae_whiten_",
     "linear_logprobs",
     "linear_ppo_loss",
     "lora_linear",

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 
-def check_column(name: str, x: Tensor, length: int) -> None:
-    """Raise unless `x` is a flat column (length,) of float32 or float64; half precision is too coarse."""
-    check_shape(name, x, (length,))
+def check_column(name: str, x: Tensor, length: int | None = None) -> None:
+    """Raise unless `x` is a flat column of float32 or float64, of `length` where one is given; half precision is too
+    coarse."""
+    check_shape(name, x, (x.numel() if length is None else length,))
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} has dtype {x.dtype}, expected float32 or float64: convert it with .float()")
 

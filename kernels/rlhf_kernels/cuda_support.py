@@ -40,12 +40,12 @@ SIGNATURES = {
 
 
 def in_cuda(module: str, function: str) -> Backend[Any]:
-    """The backend whose `function` is in `module`, beside a `supports`."""
+    """The backend whose `function` is in `module`, beside a `refusal`."""
 
-    return imported_late(module, function, cannot_run)
+    return imported_late(module, function, cuda_refusal)
 
 
-def cannot_run(a: Any) -> str | None:
+def cuda_refusal(a: Any) -> str | None:
     """Why CUDA C++ cannot take these arguments, or None: a tensor is not on CUDA, or there is no compiler."""
     devices = {name: value.device for name, value in zip(a._fields, a, strict=True) if isinstance(value, Tensor)}
     for name, device in devices.items():

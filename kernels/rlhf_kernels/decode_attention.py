@@ -67,7 +67,7 @@ def decode_attention(
     check_same_dtype(q=q, keys=keys, values=values)
     a = Arguments(q.detach(), keys, values, lengths, scale, window, softcap)
     of_backends = values.shape == keys.shape
-    if backend is None and not (of_backends and DECODE_ATTENTION.is_fused(a)):
+    if backend is None and not (of_backends and DECODE_ATTENTION.fused_backend(a)):
         return _to_the_longest(a, keys.shape[2] if longest is None else longest)
     if not of_backends:
         raise ValueError(

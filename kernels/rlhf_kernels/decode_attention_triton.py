@@ -160,7 +160,7 @@ def attend_form(dtype: torch.dtype, size: int, *, softcap: bool, interpreted: bo
     padded, wide = block_size(size), dtype == torch.float32
     constants = {
         "BLOCK_HEADS": BLOCK_HEADS, "BLOCK_SIZE": padded, "UPCAST": interpreted,
-        "BLOCK_TOKENS": 64 if padded == 64 and not wide else 32, **({} if softcap else {"softcap": None}),
+        "BLOCK_TOKENS": 64 if padded == 64 and not (wide or softcap) else 32, **({} if softcap else {"softcap": None}),
     }  # fmt: skip
     large = padded == 256  # more warps and one block of tokens at a time, or the sums of a head spill
     stages = 1 if wide or large else 2
@@ -181,7 +181,7 @@ VARIANTS = [
 ]
 
 
-def supports(a: Arguments) -> str | None:
+def refusal(a: Arguments) -> str | None:
     """Why Triton cannot take these tensors, or None."""
     if a.q.dtype not in LARGEST_HEAD:
         return f"q is {a.q.dtype}, and it takes bfloat16, float16 and float32"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlhf_kernels import extension
 from rlhf_kernels.extension import address, native
-from rlhf_kernels.op import can_run, environment_refuses_native, processor_refuses_native
+from rlhf_kernels.op import environment_refusal, processor_refusal, runs_named
 
 __all__ = ["Decoder", "DecoderLayer", "DecoderLinear"]
 
@@ -68,7 +68,7 @@ class Decoder:
     ) -> None:
         """Raises ValueError where the dtype, the device or the processor is not served: `refusal` gives the reason."""
         reason = self.refusal(embedding.dtype, embedding.device)
-        if not can_run(reason):
+        if not runs_named(reason):
             raise ValueError(f"no decoder can be made: {reason}")
         layers = list(layers)
         self.embedding = embedding.detach().contiguous()
@@ -98,16 +98,16 @@ class Decoder:
 
     @staticmethod
     def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
-        """Why there is no decoder for weights of this dtype and device, or why it would be no faster (a `NotFaster`,
+        """Why there is no decoder for weights of this dtype and device, or why it would be no faster (a `NoLoss`,
         with which one can be made all the same); None: there is.
 
         RLHF_FAST_BACKEND turns it off by naming another backend than "native".
         """
-        if (reason := extension.MISSING or environment_refuses_native()) is not None:
+        if (reason := extension.MISSING or environment_refusal()) is not None:
             return reason
         if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
             return f"it is in {dtype} on {device}, and the packed decoder takes bfloat16 or float32 on the CPU"
-        return processor_refuses_native()
+        return processor_refusal()
 
     def __call__(
         self, tokens: Tensor, lengths: Tensor, longest: int, keys: Sequence[Tensor], values: Sequence[Tensor]

@@ -29,7 +29,7 @@ else:
     LEVEL = native.levels()[-1]
 
 
-def cannot_run(a: Any) -> str | None:
+def column_refusal(a: Any) -> str | None:
     """Why the extension cannot take the arguments of a column op: it is missing, or a tensor is not one of a CPU, or
     not contiguous."""
     if MISSING:
@@ -42,7 +42,7 @@ def cannot_run(a: Any) -> str | None:
     return None
 
 
-def cannot_run_layer(a: Any) -> str | None:
+def layer_refusal(a: Any) -> str | None:
     """Why the extension cannot take the arguments of a layer's op: it is missing, or the tensors are not all bf16 or
     all float32 on a CPU. `rstd` and `log_sum`, which the forward pass left, are its own affair."""
     if MISSING:

@@ -1,6 +1,6 @@
-"""Generalised advantage estimation over padding-free sequences, alone or with the whitening of its advantages.
+"""Generalised advantage estimation over padding-free sequences, and the whitening of its advantages.
 
-Here: the recurrence that turns rewards into advantages and gives returns, and its union with `whiten_`, which a GPU
+Here: the recurrence that turns rewards into advantages and gives returns, alone or with `whiten_` after it, which a GPU
 does in one launch. Not here: reward shaping, and whitening itself.
 """
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from rlhf_kernels.checks import check_column, check_mask, check_offsets, check_offsets_type, check_same_dtype
 from rlhf_kernels.cuda_support import in_cuda
-from rlhf_kernels.extension import address, cannot_run, native
+from rlhf_kernels.extension import address, column_refusal, native
 from rlhf_kernels.op import Backend, Op
 from rlhf_kernels.triton_support import in_triton
-from rlhf_kernels.whiten import WHITEN, WhitenArguments
+from rlhf_kernels.whiten import WHITEN, WhitenArguments, check_ddof
 
-__all__ = ["gae_", "gae_whiten_"]
+__all__ = ["gae_"]
 
 
 class Arguments(NamedTuple):
@@ -28,18 +28,15 @@ class Arguments(NamedTuple):
     gamma: float
     lam: float
     bootstrap: Tensor | None  # (B,)
-
-
-class GAEWhitenArguments(NamedTuple):
-    rewards: Tensor  # (T,), become whitened advantages
-    values: Tensor  # (T,)
-    cu_responses: Tensor  # (B+1,)
-    gamma: float
-    lam: float
-    bootstrap: Tensor | None  # (B,)
+    whiten: bool
     mask: Tensor | None  # (T,)
     ddof: int
     eps: float
+
+    @property
+    def whitening(self) -> WhitenArguments:
+        """Of the advantages."""
+        return WhitenArguments(self.rewards, self.mask, None, True, self.ddof, self.eps)
 
 
 def gae_(
@@ -50,6 +47,10 @@ def gae_(
     gamma: float,
     lam: float,
     bootstrap: Tensor | None = None,  # (B,)
+    whiten: bool = False,
+    mask: Tensor | None = None,  # (T,)
+    ddof: int = 1,
+    eps: float = 1e-8,
     backend: str | None = None,
 ) -> Tensor:
     """Turn `rewards` into advantages in place and return the returns (T,), a new column (Schulman et al. 2016).
@@ -58,45 +59,15 @@ def gae_(
     Beyond a sequence's end A is 0 and V is `bootstrap` of that sequence (default 0). `cu_responses` int32 are the
     offsets of the B sequences; a sequence may be empty. The columns share float32 or float64. No gradient flows.
 
-    `backend` is "native" (C++, contiguous CPU columns), "triton" or "cuda" (CUDA; "cuda" only where it is named) or
-    "reference" (torch); None takes RLHF_FAST_BACKEND from the environment, else the first that can run. Raises
-    ValueError or TypeError for shapes, dtypes or offsets that do not fit, for gamma or lam outside [0, 1], and for a
-    chosen backend that cannot run.
+    With `whiten` the advantages are then whitened as by `whiten_`, by their own moments under `mask` (bool; `ddof` and
+    `eps` are those of that function); the returns are of the advantages before. Without, the three are not read.
+
+    `backend` is "native" (C++, contiguous CPU columns), "triton" or "cuda" (CUDA; "cuda" only where it is named, in one
+    launch) or "reference" (torch); None takes RLHF_FAST_BACKEND from the environment, else the first that can run.
+    Raises ValueError or TypeError for shapes, dtypes or offsets that do not fit, for gamma or lam outside [0, 1], and
+    for a chosen backend that cannot run.
     """
-    _check(rewards, values, cu_responses, gamma, lam, bootstrap)
-    return GAE(Arguments(rewards.detach(), values.detach(), cu_responses, gamma, lam, bootstrap), backend)
-
-
-def gae_whiten_(
-    rewards: Tensor,  # (T,)
-    values: Tensor,  # (T,)
-    cu_responses: Tensor,  # (B+1,)
-    *,
-    gamma: float,
-    lam: float,
-    bootstrap: Tensor | None = None,  # (B,)
-    mask: Tensor | None = None,  # (T,)
-    ddof: int = 1,
-    eps: float = 1e-8,
-    backend: str | None = None,
-) -> Tensor:
-    """`gae_`, then `whiten_` of the advantages by their own moments under `mask`; returns what `gae_` returns.
-
-    With backend="cuda" both are one launch; the others run one after the other. Arguments, conventions and errors are
-    those of the two functions.
-    """
-    _check(rewards, values, cu_responses, gamma, lam, bootstrap)
-    check_mask("mask", mask, tuple(rewards.shape))
-    if ddof < 0:
-        raise ValueError(f"ddof is {ddof}, expected 0 (population variance) or 1 (sample variance)")
-    columns = (rewards.detach(), values.detach(), cu_responses, gamma, lam, bootstrap)
-    return GAE_WHITEN(GAEWhitenArguments(*columns, mask, ddof, eps), backend)
-
-
-def _check(
-    rewards: Tensor, values: Tensor, cu_responses: Tensor, gamma: float, lam: float, bootstrap: Tensor | None
-) -> None:
-    check_column("rewards", rewards, rewards.numel())
+    check_column("rewards", rewards)
     check_column("values", values, rewards.numel())
     check_same_dtype(rewards=rewards, values=values)
     check_offsets_type("cu_responses", cu_responses)
@@ -106,6 +77,10 @@ def _check(
     for name, factor in (("gamma", gamma), ("lam", lam)):
         if not 0 <= factor <= 1:
             raise ValueError(f"{name} is {factor}, expected a number in [0, 1]")
+    check_mask("mask", mask, tuple(rewards.shape))
+    check_ddof(ddof)
+    columns = (rewards.detach(), values.detach(), cu_responses)
+    return GAE(Arguments(*columns, gamma, lam, bootstrap, whiten, mask, ddof, eps), backend)
 
 
 @torch.no_grad()
@@ -146,6 +121,22 @@ def _native(a: Arguments) -> Tensor:
     return returns
 
 
+def _then_whiten(name: str, estimate: Backend[Arguments]) -> Backend[Arguments]:
+    """A backend of the estimate alone, then, where that is asked for, the one of `whiten_` of the same name."""
+    whitener = WHITEN.backends[name]
+
+    def run(a: Arguments) -> Tensor:
+        returns = estimate.run(a)
+        if a.whiten:
+            whitener.run(a.whitening)
+        return returns
+
+    def refusal(a: Arguments) -> str | None:
+        return estimate.refusal(a) or (whitener.refusal(a.whitening) if a.whiten else None)
+
+    return Backend(run, refusal, estimate.module)
+
+
 GAE = Op(
     "gae_",
     Arguments,
@@ -154,44 +145,9 @@ GAE = Op(
     fake=lambda a: torch.empty_like(a.values),
     check=lambda a: check_offsets("cu_responses", a.cu_responses, a.rewards.shape[0]),
     backends={
-        "native": Backend(_native, cannot_run),
-        "triton": in_triton("rlhf_kernels.gae_triton", "gae_"),
+        "native": _then_whiten("native", Backend(_native, column_refusal)),
+        "triton": _then_whiten("triton", in_triton("rlhf_kernels.gae_triton", "gae_")),
         "cuda": in_cuda("rlhf_kernels.gae_cuda", "gae_"),
-        "reference": Backend(_reference),
-    },
-)
-
-
-def _one_after_the_other(name: str) -> Backend[GAEWhitenArguments]:
-    """The backends of that name of `gae_` and of `whiten_`."""
-
-    def parts(a: GAEWhitenArguments) -> tuple[Arguments, WhitenArguments]:
-        return Arguments(*a[:6]), WhitenArguments(a.rewards, a.mask, None, True, a.ddof, a.eps)
-
-    def run(a: GAEWhitenArguments) -> Tensor:
-        estimate, whiten = parts(a)
-        returns = GAE.backends[name].run(estimate)
-        WHITEN.backends[name].run(whiten)
-        return returns
-
-    def supports(a: GAEWhitenArguments) -> str | None:
-        estimate, whiten = parts(a)
-        return GAE.backends[name].supports(estimate) or WHITEN.backends[name].supports(whiten)
-
-    return Backend(run, supports, GAE.backends[name].module)
-
-
-GAE_WHITEN = Op(
-    "gae_whiten_",
-    GAEWhitenArguments,
-    "Tensor",
-    mutates=("rewards",),
-    fake=lambda a: torch.empty_like(a.values),
-    check=lambda a: check_offsets("cu_responses", a.cu_responses, a.rewards.shape[0]),
-    backends={
-        "native": _one_after_the_other("native"),
-        "triton": _one_after_the_other("triton"),
-        "cuda": in_cuda("rlhf_kernels.gae_cuda", "gae_whiten_"),
-        "reference": _one_after_the_other("reference"),
+        "reference": _then_whiten("reference", Backend(_reference)),
     },
 )

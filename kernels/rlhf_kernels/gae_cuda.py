@@ -1,43 +1,35 @@
-"""Generalised advantage estimation and whitening by `csrc/cuda/advantages.cu`: one launch, alone or together."""
+"""Generalised advantage estimation by `csrc/cuda/advantages.cu`: one launch, with whitening or without."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_kernels.cuda_support import call
-from rlhf_kernels.gae import Arguments, GAEWhitenArguments
-from rlhf_kernels.triton_support import columns_not_float32, contiguous_
+from rlhf_kernels.gae import Arguments
+from rlhf_kernels.triton_support import contiguous_, float32_refusal
 
-__all__ = ["gae_", "gae_whiten_", "supports"]
+__all__ = ["gae_", "refusal"]
 
 BLOCKS = 512  # at most, whose moments are merged
 
 
-def supports(a: Arguments | GAEWhitenArguments) -> str | None:
+def refusal(a: Arguments) -> str | None:
     """Why these columns cannot be taken, or None."""
-    return columns_not_float32(a, "rewards", "values", "bootstrap")
+    return float32_refusal(a, "rewards", "values", "bootstrap")
 
 
 def gae_(a: Arguments) -> Tensor:
     """As the reference; arguments are taken as checked and supported."""
-    return _run(a, "rlhf_gae")
-
-
-def gae_whiten_(a: GAEWhitenArguments) -> Tensor:
-    """As the reference; arguments are taken as checked and supported."""
-    mask = None if a.mask is None else a.mask.contiguous()
-    moments = a.rewards.new_empty(BLOCKS, 3, dtype=torch.float64)
-    return _run(a, "rlhf_gae_whiten", mask, moments, a.rewards.numel(), a.ddof, a.eps)
-
-
-def _run(a: Arguments | GAEWhitenArguments, function: str, *whitening: Any) -> Tensor:
     returns = torch.empty_like(a.values, memory_format=torch.contiguous_format)
     values, offsets = a.values.contiguous(), a.cu_responses.contiguous()
     bootstrap = None if a.bootstrap is None else a.bootstrap.contiguous()
+    mask = None if a.mask is None else a.mask.contiguous()
     with contiguous_(a.rewards) as work:
         columns = (work, values, returns, offsets, bootstrap, offsets.numel() - 1, a.gamma, a.gamma * a.lam)
-        call(function, work.device, *columns, *whitening)
+        if a.whiten:
+            moments = work.new_empty(BLOCKS, 3, dtype=torch.float64)
+            call("rlhf_gae_whiten", work.device, *columns, mask, moments, work.numel(), a.ddof, a.eps)
+        else:
+            call("rlhf_gae", work.device, *columns)
     return returns

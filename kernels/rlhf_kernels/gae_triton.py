@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rlhf_kernels.gae import Arguments
-from rlhf_kernels.triton_support import Variant, columns_not_float32, contiguous_
+from rlhf_kernels.triton_support import Variant, contiguous_, float32_refusal
 
 
 @triton.jit
@@ -69,9 +69,9 @@ def form(*, bootstrap: bool) -> Variant:
 VARIANTS = [form(bootstrap=given) for given in (False, True)]
 
 
-def supports(a: Arguments) -> str | None:
+def refusal(a: Arguments) -> str | None:
     """Why Triton cannot take these columns, or None."""
-    return columns_not_float32(a, "rewards", "values", "bootstrap")
+    return float32_refusal(a, "rewards", "values", "bootstrap")
 
 
 def gae_(a: Arguments) -> Tensor:

@@ -2,8 +2,8 @@
 
 A call passes three stations: the public function (shapes and dtypes), the `torch.library` op `rlhf::name` (which
 torch.compile and autograd take as one node) and, inside it, one of the op's backends. Which one: an explicit argument,
-else RLHF_FAST_BACKEND, else the first that can run. An explicit choice that cannot run raises; passing over a faster
-backend is logged, once for each reason, unless it follows from what the caller wants (`Meant`).
+else RLHF_FAST_BACKEND, else the first that can run; `choose` has the table. What a backend says against running is its
+refusal: a sentence, or None.
 
 The arguments of an op are a NamedTuple, written once: its fields and their types are the op's schema, and every
 backend, check and gradient takes one of it.
@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -39,56 +39,50 @@ SCHEMA_TYPES: dict[Any, str] = {
 }  # fmt: skip
 
 
-class Meant(str):
-    """A reason of `supports` that follows from what is asked for, such as to train a weight: nothing is amiss, and
-    passing the backend over is not logged."""
+class NoLoss(str):
+    """A refusal that costs nothing: it follows from what is asked for, such as to train a weight, or the next backend
+    is as fast. `runs` says whether the backend runs all the same where it is named."""
 
+    runs: bool
 
-class NotFaster(Meant):
-    """That the next backend is the faster one, so that passing this one over is no loss.
-
-    `can_run` says whether it runs all the same where it is asked for by name.
-    """
-
-    can_run: bool
-
-    def __new__(cls, reason: str, *, can_run: bool) -> NotFaster:
+    def __new__(cls, reason: str, *, runs: bool = False) -> NoLoss:
         made = super().__new__(cls, reason)
-        made.can_run = can_run
+        made.runs = runs
         return made
 
 
-def can_run(reason: str | None) -> bool:
-    """Whether a backend runs where it is named, by what its `supports` gives."""
-    return reason is None or (isinstance(reason, NotFaster) and reason.can_run)
+def runs_named(refusal: str | None) -> bool:
+    """Whether a backend with this refusal runs where it is named."""
+    return refusal is None or (isinstance(refusal, NoLoss) and refusal.runs)
 
 
-def anything(a: Any) -> None:
-    """The `supports` of a backend that can always run."""
+def no_refusal(a: Any) -> None:
+    """The `refusal` of a backend that always runs."""
 
 
 @dataclass(frozen=True)
 class Backend(Generic[A]):
-    """One implementation of an op. `supports` gives None, or the reason why it cannot run or why another is faster.
+    """One implementation of an op. `refusal` gives None, or why it should not run for these arguments.
 
     `module` is where it lives, for a backend that is imported on first use: `imported_late` makes those.
     """
 
     run: Callable[[A], Any]
-    supports: Callable[[A], str | None] = anything
+    refusal: Callable[[A], str | None] = no_refusal
     module: str | None = None
 
 
-def imported_late(module: str, function: str, cannot_run: Callable[[Any], str | None]) -> Backend[Any]:
-    """The backend whose `function` is in `module`, beside a `supports`; imported where `cannot_run` gives None."""
+def imported_late(module: str, function: str, missing: Callable[[Any], str | None]) -> Backend[Any]:
+    """The backend whose `function` is in `module`, beside a `refusal`; imported where `missing`, which says what it
+    lacks to run at all, gives None."""
 
     def run(a: Any) -> Any:
         return getattr(import_module(module), function)(a)
 
-    def supports(a: Any) -> str | None:
-        return cannot_run(a) or import_module(module).supports(a)
+    def refusal(a: Any) -> str | None:
+        return missing(a) or import_module(module).refusal(a)
 
-    return Backend(run, supports, module)
+    return Backend(run, refusal, module)
 
 
 @dataclass(frozen=True)
@@ -134,19 +128,13 @@ class Op(Generic[A]):
     def __call__(self, a: A, backend: str | None = None) -> Any:
         return self.node(*a, backend)
 
-    def is_fused(self, a: A) -> bool:
-        """Whether these arguments run in another backend than the reference, where no call names one."""
-        return self.fused_backend(a) is not None
-
     def fused_backend(self, a: A) -> str | None:
-        """The name of that backend, or None.
+        """The backend that these arguments run in where no call names one, or None if that is the reference.
 
-        Only what the backends' `supports` look at has to be true of `a`; nothing is logged.
+        Only what the backends' `refusal` looks at has to be true of `a`; nothing is logged.
         """
-        asked = _asked(self.backends)
-        names = (asked,) if asked in self.backends else ORDER.get(_device(a), ())
-        found = (name for name in names if name in self.backends and name != "reference")
-        return next((name for name in found if self.backends[name].supports(a) is None), None)
+        name = choose(self.name, self.backends, a, None).name
+        return None if name == "reference" else name
 
     def _take(self, values: tuple[Any, ...]) -> tuple[A, str | None]:
         return self.arguments(*values[:-1]), values[-1]
@@ -156,7 +144,10 @@ class Op(Generic[A]):
         with without_autocast(a):
             if self.check is not None:
                 self.check(a)
-            return choose(self.name, self.backends, a, backend).run(a)
+            choice = choose(self.name, self.backends, a, backend)
+            for message in choice.messages:
+                _log_once(message)
+            return self.backends[choice.name].run(a)
 
     def _register(self, gradient: Gradient[A]) -> None:
         names = (*get_type_hints(self.arguments), "backend")
@@ -192,38 +183,57 @@ def without_autocast(values: Iterable[Any]) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def choose(op: str, backends: Mapping[str, Backend[A]], a: A, backend: str | None) -> Backend[A]:
-    """The one of `backends` of `op` that runs for `a`, by the rule at the top of this module.
+class Choice(NamedTuple):
+    """The name of a backend, and what is to be logged, once for each message."""
 
-    Raises ValueError where the explicit choice (argument or environment variable) is unknown or cannot run. An op that
-    has no backend of the variable's name, or none that is worth having here, chooses as if it were not set: logged
-    once.
+    name: str
+    messages: list[str]
+
+
+def choose(op: str, backends: Mapping[str, Backend[A]], a: A, backend: str | None) -> Choice:
+    """The one of `backends` of `op` that runs for `a`. What happens to a backend by its refusal and by who names it:
+
+    | refusal             | the call   | RLHF_FAST_BACKEND   | nobody, in order of speed |
+    | ------------------- | ---------- | ------------------- | ------------------------- |
+    | None                | runs       | runs                | runs                      |
+    | a sentence          | ValueError | ValueError          | passed over, logged       |
+    | NoLoss              | ValueError | as if unset, logged | passed over               |
+    | NoLoss that `runs`  | runs       | runs                | passed over               |
+    | no backend so named | ValueError | as if unset, logged |                           |
     """
     if backend is not None:
-        return _named(op, backends, backend, "backend", a)
+        return Choice(_named(op, backends, backend, "backend", a), [])
+    messages = []
     asked = _asked(backends)
     if asked is not None:
-        reason = backends[asked].supports(a) if asked in backends else "it has none of that name"
-        if asked in backends and (can_run(reason) or not isinstance(reason, NotFaster)):
-            return _named(op, backends, asked, VARIABLE, a)
-        _log_once(f"{VARIABLE} is {asked!r}, but {op} chooses its backend itself: {reason}")
-    fastest = _fastest(op, backends, a)
-    if fastest is None:
-        raise ValueError(f"no backend of {op} can run on {_device(a)}: move the tensors to a CPU or CUDA device")
-    return backends[fastest]
+        refusal = backends[asked].refusal(a) if asked in backends else NoLoss("it has none of that name")
+        if runs_named(refusal) or not isinstance(refusal, NoLoss):
+            return Choice(_named(op, backends, asked, VARIABLE, a), [])
+        messages.append(f"{VARIABLE} is {asked!r}, but {op} chooses its backend itself: {refusal}")
+    device = _device(a)
+    for name in ORDER.get(device, ("reference",)):
+        if name in backends:
+            refusal = backends[name].refusal(a)
+            if refusal is None:
+                return Choice(name, messages)
+            if refusal == extension.MISSING:  # one line for all operations
+                messages.append(f"what runs on a CPU runs in torch, several times slower: {extension.MISSING}")
+            elif not isinstance(refusal, NoLoss):
+                messages.append(f"{op} runs without its backend {name!r}: {refusal}")
+    raise ValueError(f"no backend of {op} can run on {device}: move the tensors to a CPU or CUDA device")
 
 
-def environment_refuses_native() -> str | None:
+def environment_refusal() -> str | None:
     """That the environment variable names a backend other than C++, or None."""
     asked = _asked({})
     return None if asked in (None, "native") else f"{VARIABLE} is {asked!r}"
 
 
-def processor_refuses_native() -> NotFaster | None:
+def processor_refusal() -> NoLoss | None:
     """That C++ products are slower than torch's on this processor, or None."""
     if extension.LEVEL != "portable":
         return None
-    return NotFaster("this processor has neither AVX2 nor AVX-512 with bf16", can_run=True)
+    return NoLoss("this processor has neither AVX2 nor AVX-512 with bf16", runs=True)
 
 
 def _asked(backends: Mapping[str, Backend[Any]]) -> str | None:
@@ -236,30 +246,16 @@ def _asked(backends: Mapping[str, Backend[Any]]) -> str | None:
     return asked
 
 
-def _named(op: str, backends: Mapping[str, Backend[A]], name: str, origin: str, a: A) -> Backend[A]:
+def _named(op: str, backends: Mapping[str, Backend[A]], name: str, origin: str, a: A) -> str:
+    """`name`, which `origin` gave; raises where there is none or where it cannot run."""
     if name not in backends:
         raise ValueError(
             f"{origin} is {name!r}, expected one of {sorted(backends)} for {op}, or None to choose for you"
         )
-    reason = backends[name].supports(a)
-    if not can_run(reason):
-        raise ValueError(f"{origin} is {name!r}, but it cannot run {op}: {reason}")
-    return backends[name]
-
-
-def _fastest(op: str, backends: Mapping[str, Backend[A]], a: A) -> str | None:
-    """The first that can run; a faster one that cannot is logged."""
-    for name in ORDER.get(_device(a), ("reference",)):
-        if name not in backends:
-            continue
-        reason = backends[name].supports(a)
-        if reason is None:
-            return name
-        elif reason == extension.MISSING:  # one line for all operations
-            _log_once(f"what runs on a CPU runs in torch, several times slower: {extension.MISSING}")
-        elif not isinstance(reason, Meant):
-            _log_once(f"{op} runs without its backend {name!r}: {reason}")
-    return None
+    refusal = backends[name].refusal(a)
+    if not runs_named(refusal):
+        raise ValueError(f"{origin} is {name!r}, but it cannot run {op}: {refusal}")
+    return name
 
 
 def _device(a: Iterable[Any]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape, to_device, wide
-from rlhf_kernels.extension import cannot_run_layer, compute, native, strided, with_contiguous_heads
+from rlhf_kernels.extension import compute, layer_refusal, native, strided, with_contiguous_heads
 from rlhf_kernels.op import Backend, Gradient, Op
 
 __all__ = ["packed_attention"]
@@ -91,7 +91,7 @@ def packed_attention(
     if window is not None and window < 1:
         raise ValueError(f"window is {window}, expected at least 1, or None for all tokens before")
     a, of_backends = Arguments(q, k, v, offsets, scale, window), softcap is None and v.shape == k.shape
-    if backend is None and not (of_backends and PACKED_ATTENTION.is_fused(a)):
+    if backend is None and not (of_backends and PACKED_ATTENTION.fused_backend(a)):
         return _by_sequence(a, softcap)
     if not of_backends:
         raise ValueError(
@@ -244,7 +244,7 @@ def _native_backward(a: BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
 # more. `torch.nn.attention.varlen` (2.11 and later) calls the same two operations.
 
 
-def _flash_cannot_take(a: Arguments | BackwardArguments) -> str | None:
+def _flash_refusal(a: Arguments | BackwardArguments) -> str | None:
     q = a.q
     if not q.is_cuda:
         return f"q is on {q.device}, and it runs on CUDA tensors only"
@@ -324,8 +324,8 @@ PACKED_ATTENTION = Op(
     fake=_fake,
     gradient=Gradient(_keep, _gradients),
     backends={
-        "native": Backend(_native, cannot_run_layer),
-        "flash": Backend(_flash, _flash_cannot_take),
+        "native": Backend(_native, layer_refusal),
+        "flash": Backend(_flash, _flash_refusal),
         "reference": Backend(_reference),
     },
 )
@@ -335,8 +335,8 @@ PACKED_ATTENTION_BACKWARD = Op(
     "(Tensor, Tensor, Tensor)",
     fake=_fake_backward,
     backends={
-        "native": Backend(_native_backward, cannot_run_layer),
-        "flash": Backend(_flash_backward, _flash_cannot_take),
+        "native": Backend(_native_backward, layer_refusal),
+        "flash": Backend(_flash_backward, _flash_refusal),
         "reference": Backend(_reference_backward),
     },
 )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape, wide
-from rlhf_kernels.extension import cannot_run_layer, compute, native
-from rlhf_kernels.op import Backend, Gradient, Meant, Op
+from rlhf_kernels.extension import compute, layer_refusal, native
+from rlhf_kernels.op import Backend, Gradient, NoLoss, Op
 from rlhf_kernels.triton_support import in_triton
 
 __all__ = ["rms_norm"]
@@ -65,10 +65,10 @@ def _reference_backward(a: BackwardArguments) -> tuple[Tensor, Tensor]:
     return dx.to(a.x.dtype), (wide(a.dy) * normed).flatten(0, -2).sum(0).to(a.weight.dtype)
 
 
-def _native_cannot_take(a: BackwardArguments) -> str | None:
+def _native_refusal(a: BackwardArguments) -> str | None:
     if a.weight_gradient:
-        return Meant("weight needs a gradient, and it gives that of x only; freeze weight or leave it")
-    return cannot_run_layer(a)
+        return NoLoss("weight needs a gradient, and it gives that of x only; freeze weight or leave it")
+    return layer_refusal(a)
 
 
 def _native(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ RMS_NORM = Op(
     fake=_fake,
     gradient=Gradient(_keep, _gradients),
     backends={
-        "native": Backend(_native, cannot_run_layer),
+        "native": Backend(_native, layer_refusal),
         "triton": in_triton(TRITON, "rms_norm"),
         "reference": Backend(_reference),
     },
@@ -128,7 +128,7 @@ RMS_NORM_BACKWARD = Op(
     "(Tensor, Tensor)",
     fake=_fake_backward,
     backends={
-        "native": Backend(_native_backward, _native_cannot_take),
+        "native": Backend(_native_backward, _native_refusal),
         "triton": in_triton(TRITON, "rms_norm_backward"),
         "reference": Backend(_reference_backward),
     },

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rlhf_kernels.rms_norm import Arguments, BackwardArguments
-from rlhf_kernels.triton_support import LAYER_DTYPES, POINTER, Variant, as_rows, layer_dtypes_refused
+from rlhf_kernels.triton_support import LAYER_DTYPES, POINTER, Variant, as_rows, layer_refusal
 
-MAX_WIDTH = 16384  # a program holds a whole row
+MAX_WIDTH = {torch.float32: 8192, torch.bfloat16: 16384, torch.float16: 16384}  # a program holds a whole row
 MAX_TRAINED_WIDTH = 8192  # and, where the weight trains, as many sums
 # Width of a block -> rows of a program, warps: 8 or 16 entries a thread. Between two widths, lanes idle.
 BLOCKS = {128: (16, 4), 2048: (1, 4), 4096: (1, 8), 8192: (1, 32), 16384: (1, 32)}
@@ -102,6 +102,7 @@ def form(dtype: torch.dtype, block: int) -> Variant:
 def backward_form(dtype: torch.dtype, block: int, *, weight_gradient: bool) -> Variant:
     """The form for entries of a dtype and rows of at most `block`, with or without the gradient of the weight."""
     pointer, (rows, warps) = POINTER[dtype], BLOCKS[block]
+    warps = max(warps, 8) if weight_gradient else warps  # fewer entries a thread, beside as many sums
     signature = {"x": pointer, "weight": pointer, "rstd": "*fp32", "dy": pointer, "dx": pointer}
     signature |= {"parts": "*fp32"} if weight_gradient else {}
     signature |= {"rows": "i32", "width": "i32", "x_stride": "i32", "dy_stride": "i32"}
@@ -109,26 +110,28 @@ def backward_form(dtype: torch.dtype, block: int, *, weight_gradient: bool) -> V
     return Variant("rms_norm_backward", rms_norm_backward_kernel, signature, constants, num_warps=warps)
 
 
+_FORMS = [(dtype, block) for dtype in LAYER_DTYPES for block in BLOCKS if block <= MAX_WIDTH[dtype]]
 VARIANTS = [
-    *(form(dtype, block) for dtype in LAYER_DTYPES for block in BLOCKS),
+    *(form(dtype, block) for dtype, block in _FORMS),
     *(
         backward_form(dtype, block, weight_gradient=gradient)
-        for dtype in LAYER_DTYPES
-        for block in BLOCKS
+        for dtype, block in _FORMS
         for gradient in (False, True)
         if block <= MAX_TRAINED_WIDTH or not gradient
     ),
 ]
 
 
-def supports(a: Arguments | BackwardArguments) -> str | None:
+def refusal(a: Arguments | BackwardArguments) -> str | None:
     """Why Triton cannot take these rows, or None."""
     width = a.weight.shape[0]
-    if width > MAX_WIDTH:
-        return f"rows have {width} entries, and it takes at most {MAX_WIDTH}"
+    if (refused := layer_refusal(a)) is not None:
+        return refused
+    if width > MAX_WIDTH[a.x.dtype]:
+        return f"rows have {width} entries, and it takes at most {MAX_WIDTH[a.x.dtype]} in {a.x.dtype}"
     if width > MAX_TRAINED_WIDTH and isinstance(a, BackwardArguments) and a.weight_gradient:
         return f"rows have {width} entries, and where the weight trains it takes at most {MAX_TRAINED_WIDTH}"
-    return layer_dtypes_refused(a)
+    return None
 
 
 def rms_norm(a: Arguments) -> tuple[Tensor, Tensor]:

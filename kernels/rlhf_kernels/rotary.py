@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kernels.checks import accumulation_dtype, check_same_dtype, check_shape
-from rlhf_kernels.extension import cannot_run_layer, compute, native, strided, with_contiguous_heads
+from rlhf_kernels.extension import compute, layer_refusal, native, strided, with_contiguous_heads
 from rlhf_kernels.op import Backend, Gradient, Op
 from rlhf_kernels.triton_support import in_triton
 
@@ -111,7 +111,7 @@ ROTARY = Op(
     fake=_fake,
     gradient=Gradient(_keep, _gradients),
     backends={
-        "native": Backend(_native, cannot_run_layer),
+        "native": Backend(_native, layer_refusal),
         "triton": in_triton("rlhf_kernels.rotary_triton", "rotary"),
         "reference": Backend(_reference),
     },

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rlhf_kernels.rotary import Arguments
-from rlhf_kernels.triton_support import LAYER_DTYPES, POINTER, Variant, layer_dtypes_refused
+from rlhf_kernels.triton_support import LAYER_DTYPES, POINTER, Variant, layer_refusal
 
 MAX_HEAD_DIM = 256
 HALVES = (32, 64, 128)  # pairs of a head that a block holds: heads of up to 256 entries
@@ -80,12 +80,12 @@ def form(dtype: torch.dtype, head_dim: int) -> Variant:
 VARIANTS = [form(dtype, 2 * half) for dtype in LAYER_DTYPES for half in HALVES]
 
 
-def supports(a: Arguments) -> str | None:
+def refusal(a: Arguments) -> str | None:
     """Why Triton cannot take these heads, or None."""
     head_dim = a.q.shape[2]
     if head_dim > MAX_HEAD_DIM:
         return f"heads have {head_dim} entries, and it takes at most {MAX_HEAD_DIM}"
-    return layer_dtypes_refused(a)
+    return layer_refusal(a)
 
 
 def rotary(a: Arguments) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from rlhf_kernels import extension
 from rlhf_kernels.checks import accumulation_dtype, check_shape
 from rlhf_kernels.extension import address, native
-from rlhf_kernels.logprobs.native import supports as logprobs_supports
+from rlhf_kernels.logprobs.native import refusal as logprobs_refusal
 from rlhf_kernels.logprobs.reference import Projection
-from rlhf_kernels.op import Backend, Meant, Op
+from rlhf_kernels.op import Backend, NoLoss, Op
 from rlhf_kernels.triton_support import in_triton
 
 __all__ = ["Sampled", "Sampler", "sample"]
@@ -128,7 +128,7 @@ class Sampler:
         none = torch.empty(0, dtype=torch.int64, device=weight.device)
         filters = _filters(top_k, top_p, temperature, weight.shape[0])
         a = Arguments(weight[:0], weight, self.bias, softcap, temperature, none, none, *filters)
-        self.weight = weight if SAMPLE.is_fused(a) else weight.to(accumulation_dtype(weight))
+        self.weight = weight if SAMPLE.fused_backend(a) else weight.to(accumulation_dtype(weight))
 
     def __call__(self, hidden: Tensor, seeds: Tensor, steps: Tensor) -> Sampled:
         """A draw for each of the hidden states (N, H), by seeds and steps (N,) int64."""
@@ -160,9 +160,9 @@ def filtered(z: Tensor, top_k: int, top_p: float) -> Tensor:
     return z
 
 
-def needs_all_logits(a: Arguments) -> Meant | None:
+def needs_all_logits(a: Arguments) -> NoLoss | None:
     """Why a backend that meets the logits of a row one after another cannot take these arguments, or None."""
-    return Meant("top-k and top-p need all logits of a row at once") if a.top_k or a.top_p < 1 else None
+    return NoLoss("top-k and top-p need all logits of a row at once") if a.top_k or a.top_p < 1 else None
 
 
 def exponential(seeds: Tensor, steps: Tensor, vocabulary: int) -> Tensor:
@@ -213,11 +213,11 @@ def _mix32(x: Tensor) -> Tensor:
 # depends on neither the other rows nor the number of threads.
 
 
-def _native_cannot_take(a: Arguments) -> str | None:
+def _native_refusal(a: Arguments) -> str | None:
     """It reads weights as `linear_logprobs` does."""
     if a.weight.shape[0] >= 1 << 31:
         return f"the vocabulary has {a.weight.shape[0]} entries, and it counts them in 31 bits"
-    return needs_all_logits(a) or logprobs_supports(a)
+    return needs_all_logits(a) or logprobs_refusal(a)
 
 
 def _native(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -259,7 +259,7 @@ SAMPLE = Op(
     "(Tensor, Tensor)",
     fake=_fake,
     backends={
-        "native": Backend(_native, _native_cannot_take),
+        "native": Backend(_native, _native_refusal),
         "triton": in_triton("rlhf_kernels.sample_triton", "sample"),
         "reference": Backend(_reference),
     },

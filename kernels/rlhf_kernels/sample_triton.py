@@ -15,17 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from rlhf_kernels.logprobs.chunked import product
-from rlhf_kernels.logprobs.chunked import supports as logprobs_supports
+from rlhf_kernels.logprobs.chunked import refusal as logprobs_refusal
 from rlhf_kernels.sample import Arguments, needs_all_logits
 from rlhf_kernels.triton_math import advance, logits
 from rlhf_kernels.triton_support import Variant
 
-__all__ = ["VARIANTS", "sample", "supports"]
+__all__ = ["VARIANTS", "refusal", "sample"]
 
 
-def supports(a: Arguments) -> str | None:
+def refusal(a: Arguments) -> str | None:
     """It reads weights as `linear_logprobs` does."""
-    return needs_all_logits(a) or logprobs_supports(a)
+    return needs_all_logits(a) or logprobs_refusal(a)
 
 
 @triton.jit

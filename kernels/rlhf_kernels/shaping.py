@@ -18,7 +18,7 @@ from rlhf_kernels.checks import (
     check_shape,
     check_values,
 )
-from rlhf_kernels.extension import cannot_run, native
+from rlhf_kernels.extension import column_refusal, native
 from rlhf_kernels.op import Backend, Op
 from rlhf_kernels.triton_support import in_triton
 
@@ -59,9 +59,9 @@ def shape_rewards_(
     run. Raises ValueError or TypeError for shapes, dtypes or offsets that do not fit, for a score position outside its
     own sequence, and for a chosen backend that cannot run.
     """
-    check_column("rewards", rewards, rewards.numel())
+    check_column("rewards", rewards)
     check_column("kl", kl, rewards.numel())
-    check_column("scores", scores, scores.numel())
+    check_column("scores", scores)
     check_same_dtype(rewards=rewards, kl=kl, scores=scores)
     check_offsets_type("cu_responses", cu_responses)
     check_shape("scores", scores, (cu_responses.numel() - 1,))
@@ -126,7 +126,7 @@ SHAPE_REWARDS = Op(
     fake=lambda a: None,
     check=_check,
     backends={
-        "native": Backend(_native, cannot_run),
+        "native": Backend(_native, column_refusal),
         "triton": in_triton("rlhf_kernels.shaping_triton", "shape_rewards_"),
         "reference": Backend(_reference),
     },

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from rlhf_kernels.shaping import Arguments
-from rlhf_kernels.triton_support import Variant, columns_not_float32, contiguous_
+from rlhf_kernels.triton_support import Variant, contiguous_, float32_refusal
 
 
 @triton.jit(do_not_specialize_on_alignment=["scores", "score_index", "cu_responses"])
@@ -49,9 +49,9 @@ FORM = Variant(
 VARIANTS = [FORM]
 
 
-def supports(a: Arguments) -> str | None:
+def refusal(a: Arguments) -> str | None:
     """Why Triton cannot take these columns, or None."""
-    return columns_not_float32(a, "rewards", "kl", "scores")
+    return float32_refusal(a, "rewards", "kl", "scores")
 
 
 def shape_rewards_(a: Arguments) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kernels.checks import check_same_dtype, check_shape, wide
-from rlhf_kernels.extension import cannot_run_layer, compute, native
+from rlhf_kernels.extension import compute, layer_refusal, native
 from rlhf_kernels.op import Backend, Gradient, Op
 from rlhf_kernels.triton_support import in_triton
 
@@ -97,7 +97,7 @@ SWIGLU = Op(
     fake=_like_gate,
     gradient=Gradient(_keep, _gradients),
     backends={
-        "native": Backend(_native, cannot_run_layer),
+        "native": Backend(_native, layer_refusal),
         "triton": in_triton(TRITON, "swiglu"),
         "reference": Backend(_reference),
     },
@@ -108,7 +108,7 @@ SWIGLU_BACKWARD = Op(
     "(Tensor, Tensor)",
     fake=lambda a: (_like_gate(a), _like_gate(a)),
     backends={
-        "native": Backend(_native_backward, cannot_run_layer),
+        "native": Backend(_native_backward, layer_refusal),
         "triton": in_triton(TRITON, "swiglu_backward"),
         "reference": Backend(_reference_backward),
     },

@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rlhf_kernels.swiglu import Arguments, BackwardArguments
-from rlhf_kernels.triton_support import LAYER_DTYPES, POINTER, Variant, as_rows, layer_dtypes_refused
+from rlhf_kernels.triton_support import LAYER_DTYPES, POINTER, Variant, as_rows, layer_refusal
 
-supports = layer_dtypes_refused
+refusal = layer_refusal
 
 BLOCK = 1024  # entries of a program: 16 bytes of bf16 a thread
 

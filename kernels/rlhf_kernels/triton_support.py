@@ -67,12 +67,12 @@ def contiguous_(x: Tensor) -> Iterator[Tensor]:
 
 
 def in_triton(module: str, function: str) -> Backend[Any]:
-    """The backend whose `function` is in `module`, beside a `supports`; it is imported where Triton can run."""
+    """The backend whose `function` is in `module`, beside a `refusal`; it is imported where Triton can run."""
 
-    return imported_late(module, function, cannot_run)
+    return imported_late(module, function, triton_refusal)
 
 
-def cannot_run(a: Any) -> str | None:
+def triton_refusal(a: Any) -> str | None:
     """Why Triton cannot take these arguments, or None: it is missing, or a tensor is not on CUDA (nor interpreted)."""
     reason = _missing()
     if reason is not None:
@@ -92,7 +92,7 @@ def cannot_run(a: Any) -> str | None:
     return None
 
 
-def columns_not_float32(a: Any, *names: str) -> str | None:
+def float32_refusal(a: Any, *names: str) -> str | None:
     """Why a kernel that computes in float32 cannot take the named columns, or None; some of them may be None."""
     for name in names:
         column = getattr(a, name)
@@ -101,7 +101,7 @@ def columns_not_float32(a: Any, *names: str) -> str | None:
     return None
 
 
-def layer_dtypes_refused(a: Any) -> str | None:
+def layer_refusal(a: Any) -> str | None:
     """Why a kernel between a layer's products cannot take these dtypes, or None: it computes in float32."""
     dtypes = {x.dtype for name, x in zip(a._fields, a, strict=True) if isinstance(x, Tensor) and name != "rstd"}
     if not dtypes <= set(LAYER_DTYPES):

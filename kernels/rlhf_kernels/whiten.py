@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_kernels.checks import check_mask
-from rlhf_kernels.extension import address, cannot_run, native
+from rlhf_kernels.extension import address, column_refusal, native
 from rlhf_kernels.op import Backend, Op
 from rlhf_kernels.triton_support import in_triton
 
@@ -87,10 +87,15 @@ def whiten_(
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x has dtype {x.dtype}, expected float32 or float64: convert it with .float()")
     check_mask("mask", mask, tuple(x.shape))
-    if ddof < 0:
-        raise ValueError(f"ddof is {ddof}, expected 0 (population variance) or 1 (sample variance)")
+    check_ddof(ddof)
     stacked = None if moments is None else torch.stack(moments)
     WHITEN(WhitenArguments(x.detach(), mask, stacked, shift_mean, ddof, eps), backend)
+
+
+def check_ddof(ddof: int) -> None:
+    """Raises ValueError for less than 0."""
+    if ddof < 0:
+        raise ValueError(f"ddof is {ddof}, expected 0 (population variance) or 1 (sample variance)")
 
 
 def _moments_reference(a: MomentsArguments) -> Tensor:
@@ -117,8 +122,8 @@ def _whiten_reference(a: WhitenArguments) -> None:
     a.x.copy_(torch.where(changes, whitened, a.x))
 
 
-def _native_cannot_take(a: MomentsArguments) -> str | None:
-    reason = cannot_run(a)
+def _native_refusal(a: MomentsArguments) -> str | None:
+    reason = column_refusal(a)
     if reason is None and a.x.dtype not in (torch.float32, torch.float64):
         return f"x has dtype {a.x.dtype}, and it takes float32 or float64"
     return reason
@@ -153,7 +158,7 @@ MOMENTS = Op(
     "Tensor",  # (3,) f64: count, mean, m2
     fake=lambda a: a.x.new_empty(3, dtype=torch.float64),
     backends={
-        "native": Backend(_moments_native, _native_cannot_take),
+        "native": Backend(_moments_native, _native_refusal),
         "triton": in_triton("rlhf_kernels.whiten_triton", "moments"),
         "reference": Backend(_moments_reference),
     },
@@ -165,7 +170,7 @@ WHITEN = Op(
     mutates=("x",),
     fake=lambda a: None,
     backends={
-        "native": Backend(_whiten_native, cannot_run),
+        "native": Backend(_whiten_native, column_refusal),
         "triton": in_triton("rlhf_kernels.whiten_triton", "whiten_"),
         "reference": Backend(_whiten_reference),
     },

@@ -128,7 +128,7 @@ VARIANTS = [
 ]
 
 
-def supports(a: MomentsArguments | WhitenArguments) -> str | None:
+def refusal(a: MomentsArguments | WhitenArguments) -> str | None:
     """Why Triton cannot take x, or None."""
     if not (a.x.is_floating_point() and a.x.dtype in POINTER):
         return f"x has dtype {a.x.dtype}, and it reads float64, float32, bfloat16 and float16"

@@ -142,7 +142,7 @@ def gae_and_whiten(b: int, t: int, device: str = "cpu") -> Case:
     def ours(backend: str) -> Variant:
         def run() -> None:
             advantages = rewards.clone()
-            kernels.gae_whiten_(advantages, values, c.cu, gamma=0.99, lam=0.95, backend=backend)
+            kernels.gae_(advantages, values, c.cu, gamma=0.99, lam=0.95, whiten=True, backend=backend)
 
         return run
 

@@ -10,14 +10,15 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.model.batches import MicroBatches
+from rlhf_fast.model.fused_blocks import join_weights
 from rlhf_fast.model.roles import Policy, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.classifier import AdapterReward
 from rlhf_fast.rewards.source import WeightedRewards
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.prompts import Prompts
 
 CONTEXT = 1 << 17
 
@@ -71,6 +72,7 @@ def shared_model(
     with torch.device(device):
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         shared = SharedModel(AutoModelForCausalLM.from_config(SHAPES[name].config, dtype=dtype))
+        join_weights(shared.base)
         for adapter in adapters:
             config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
             shared.add_adapter(adapter, config, head=adapter in ("critic", "reward"))

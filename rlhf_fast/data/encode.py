@@ -22,8 +22,7 @@ from rlhf_fast.data.replies import prompt_of, reply_of, special_texts
 from rlhf_fast.data.schema import Demonstration, Message, Prompt, Tools
 from rlhf_fast.model.template import opening, render, without_end
 from rlhf_fast.runtime.errors import UsageError
-
-IGNORED = -100
+from rlhf_kernels import IGNORED
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import IGNORED, Encoded, prompt_text, shown_example
+from rlhf_fast.data.encode import Encoded, prompt_text, shown_example
 from rlhf_fast.data.replies import begun_by_template
 from rlhf_fast.data.schema import Comparison, Demonstration, Prompt, PromptRow
 from rlhf_fast.runtime.files import read_record, write_record
 from rlhf_fast.runtime.shown import notices
+from rlhf_kernels import IGNORED
 
 FILE = "rendering.json"
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import IGNORED
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.data.schema import Prompt
-from rlhf_fast.evaluate.inputs import HeldOut
 from rlhf_fast.model.batches import NO_SEQUENCES, MicroBatches, by_tokens
 from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.roles import Policy
@@ -24,6 +23,7 @@ from rlhf_fast.rollout.rollout import distinct_n, repetition
 from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.statistics import Interval, mean_difference, over_optimised, win_rate
+from rlhf_kernels import IGNORED
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Comparison:
 
 
 def compare(
-    first: Policy, second: Policy, prompts: HeldOut, rewards: Sequence[RewardSource],
+    first: Policy, second: Policy, prompts: Prompts, rewards: Sequence[RewardSource],
     tokenizer: PreTrainedTokenizerBase, sampling: Sampling, *,
     names: tuple[str, str] = ("before", "after"), seed: int = 0, max_batch: int = 32, max_tokens: int = 2048,
     max_kv_cache_gb: float | None = None, special_tokens: bool = False,
@@ -139,7 +139,7 @@ def log_ratios(
     return out
 
 
-def _reward_batch(prompts: HeldOut, texts: list[str], responses: list[Response]) -> RewardBatch:
+def _reward_batch(prompts: Prompts, texts: list[str], responses: list[Response]) -> RewardBatch:
     sequences = [prompt + response.tokens for prompt, response in zip(prompts.ids, responses, strict=True)]
     ids = [response.tokens for response in responses]
     finished = [response.finished for response in responses]
@@ -162,14 +162,14 @@ def _compare_scores(name: str, first_scores: list[float | None], second_scores: 
     return RewardComparison(name, *means, mean_difference(first, second), win_rate(first, second))
 
 
-def _pairs(prompts: HeldOut, texts: list[list[str]], scores: list[dict[str, list[float | None]]]) -> list[Pair]:
+def _pairs(prompts: Prompts, texts: list[list[str]], scores: list[dict[str, list[float | None]]]) -> list[Pair]:
     return [
         Pair(
-            prompt, texts[0][i], texts[1][i],
+            conversation or prompts.texts[i], texts[0][i], texts[1][i],
             {name: values[i] for name, values in scores[0].items()},
             {name: values[i] for name, values in scores[1].items()},
         )
-        for i, prompt in enumerate(prompts.prompts)
+        for i, conversation in enumerate(prompts.conversations)
     ]  # fmt: skip
 
 

@@ -9,12 +9,13 @@ from html import escape
 from pathlib import Path
 
 from rlhf_fast.data.fitting import prompt_room
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.rendering import compare as compare_rendering
 from rlhf_fast.data.rendering import trained_stop
 from rlhf_fast.evaluate.compare import Comparison, Pair, RewardComparison, compare
 from rlhf_fast.evaluate.config import EvaluateConfig
-from rlhf_fast.evaluate.inputs import HeldOut, Models, is_adapter, open_models, short_names
+from rlhf_fast.evaluate.models import Models, is_adapter, open_models, short_names
 from rlhf_fast.report.charts import interval_bar
 from rlhf_fast.report.page import REPORT_FILE, Report
 from rlhf_fast.report.sections import number, prompt_block, response_block, share, share_span, span, training
@@ -49,9 +50,9 @@ def run_evaluate(config: EvaluateConfig, rewards: Sequence[RewardSource | Reward
     read = read_prompts(config.dataset_name, format=config.dataset_format, on_bad_row=config.on_bad_row)
     device = choose_device(config.use_cpu)
     models = open_models(config, choose_dtype(config.dtype, device), device)
-    prompts = HeldOut.encode(
+    prompts = Prompts.encode(
         models.tokenizer, read.rows[: config.max_prompts], _room(config, models),
-        source=config.dataset_name, on_bad_row=config.on_bad_row,
+        noun="held-out prompt", source=config.dataset_name, on_bad_row=config.on_bad_row,
     )  # fmt: skip
     _compare_rendering(config, prompts)
     refuse_columns(outside, prompts.columns)
@@ -95,7 +96,7 @@ def build_report(comparison: Comparison, model_path: str) -> Report:
     return report
 
 
-def _compare(config: EvaluateConfig, models: Models, prompts: HeldOut) -> Comparison:
+def _compare(config: EvaluateConfig, models: Models, prompts: Prompts) -> Comparison:
     stop = stop_ids(
         models.tokenizer, stop_token_id=trained_stop(str(config.model_path)), model_eos=models.policy.model.eos_ids
     )
@@ -108,7 +109,7 @@ def _compare(config: EvaluateConfig, models: Models, prompts: HeldOut) -> Compar
     )  # fmt: skip
 
 
-def _compare_rendering(config: EvaluateConfig, prompts: HeldOut) -> None:
+def _compare_rendering(config: EvaluateConfig, prompts: Prompts) -> None:
     """Say of each model where its training's prompts were rendered otherwise than these."""
     assert prompts.rendering is not None
     own = replace(prompts.rendering, stop_token_id=trained_stop(str(config.model_path)))

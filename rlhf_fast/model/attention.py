@@ -15,12 +15,18 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 
 from rlhf_fast.runtime.phases import holds
 from rlhf_kernels import decode_attention, packed_attention
 
 ATTENTION = "rlhf_fast"
+
+
+def has_softcap(config: PreTrainedConfig) -> bool:
+    """Whether a model's attention caps its scores, as Gemma 2's does. Ours does; of transformers', "eager": in some
+    versions SDPA leaves the cap out, and is the default."""
+    return getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) is not None
 
 
 class KVCache:

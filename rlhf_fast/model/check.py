@@ -17,7 +17,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_fast.model.attention import ATTENTION, DecodeStep, KVCache, PackedSequences
+from rlhf_fast.model.attention import ATTENTION, DecodeStep, KVCache, PackedSequences, has_softcap
 from rlhf_fast.model.packed_decoder import PackedDecoder, unserved
 from rlhf_fast.model.rope import rope_threshold, tell_of_rope
 from rlhf_fast.model.shared import SharedModel
@@ -236,8 +236,8 @@ def own_attention(shared: SharedModel) -> Iterator[None]:
 
     SDPA where the model has it: the same products in the same order as ours; in bfloat16 another order differs a lot.
     """
-    capped = getattr(shared.base.config.get_text_config(decoder=True), "attn_logit_softcapping", None) is not None
-    shared.base.set_attn_implementation("sdpa" if shared.base._supports_sdpa and not capped else "eager")
+    fused = shared.base._supports_sdpa and not has_softcap(shared.base.config)
+    shared.base.set_attn_implementation("sdpa" if fused else "eager")
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from transformers import (
 
 from rlhf_fast.model.adapter_files import ADAPTER_CONFIG, load_adapter
 from rlhf_fast.model.check import check_architecture
+from rlhf_fast.model.fused_blocks import join_weights
 from rlhf_fast.model.rope import tell_of_rope
 from rlhf_fast.model.sharding import shard_base
 from rlhf_fast.model.shared import SharedModel, context_length, generation_length
@@ -73,6 +74,7 @@ def load_shared(
     if not shard:
         model.to(device)  # type: ignore[arg-type]
     shared = SharedModel(model, train_base=train_base)
+    join_weights(shared.base)
     check_architecture(shared)
     if shard:
         shard_base(shared, torch.device(device))

@@ -140,31 +140,57 @@ class LoRALinear(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def project(modules: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+def project(modules: Sequence[nn.Module], x: Tensor, routing: Routing) -> list[Tensor]:
     """What each of the linear `modules` gives for x (..., K): (..., N) each.
 
     Where adapters are kept cast (see `Routing.keep_factors`) and one serves all rows, the results are views of one
-    tensor, to which the adapters of all modules are added by two products. No gradient flows then.
+    tensor: one product with weights that lie side by side in memory (see `join_weights`), one each with others. The
+    adapters of all modules are added by two products. No gradient flows then.
     """
-    routing = next((m.routing for m in modules if isinstance(m, LoRALinear)), None)
     bases: list[Any] = [m.base if isinstance(m, LoRALinear) else m for m in modules]
-    route = None if routing is None else routing.current
-    if routing is None or routing.factors is None or route is None or len(route.names) != 1:
-        return [module(x) for module in modules]
-    if not all(type(base) is nn.Linear for base in bases):
+    route = routing.current
+    plain = all(type(base) is nn.Linear for base in bases)
+    if routing.factors is None or route is None or len(route.names) != 1 or not plain:
         return [module(x) for module in modules]
     rows, sizes = x.reshape(-1, x.shape[-1]), [base.weight.shape[0] for base in bases]
     y = rows.new_empty(rows.shape[0], sum(sizes))
-    for base, part in zip(bases, y.split(sizes, 1), strict=True):
-        if base.bias is None:
-            torch.mm(rows, base.weight.t(), out=part)
+    for weight, bias, part in _products(bases, y):
+        if bias is None:
+            torch.mm(rows, weight.t(), out=part)
         else:
-            torch.addmm(base.bias, rows, base.weight.t(), out=part)
+            torch.addmm(bias, rows, weight.t(), out=part)
     (name,) = route.names
     if name is not None and any(name in m.scale for m in modules if isinstance(m, LoRALinear)):
         a, b = _factors(modules, name, x.dtype, routing.factors)
         y.addmm_(rows @ a.t(), b.t())
     return [part.view(*x.shape[:-1], -1) for part in y.split(sizes, 1)]
+
+
+def _products(bases: Sequence[nn.Linear], y: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+    """Weight, bias and result, in y (M, sum of N), of each product: one for all of `bases` that lie side by side."""
+    weights, biases = [base.weight for base in bases], [base.bias for base in bases]
+    weight, bias = side_by_side(weights), side_by_side(biases)
+    if weight is not None and (bias is not None or not any(one is not None for one in biases)):
+        return [(weight, bias, y)]
+    return list(zip(weights, biases, y.split([len(one) for one in weights], 1), strict=True))
+
+
+def side_by_side(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """One view (sum of N_i, ...) of tensors (N_i, ...) that lie one behind the other in one storage; None of others.
+
+    It is looked up at each use: what moves or copies a model (`to`, `deepcopy`, sharding) takes them apart.
+    """
+    found = [tensor.detach() for tensor in tensors if tensor is not None]
+    if len(found) < len(tensors):
+        return None
+    first, end = found[0], found[0].storage_offset()
+    for tensor in found:
+        alike = (tensor.dtype, tensor.shape[1:], tensor.stride()) == (first.dtype, first.shape[1:], first.stride())
+        here = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (alike and here and tensor.is_contiguous() and tensor.storage_offset() == end):
+            return None
+        end += tensor.numel()
+    return first.as_strided((sum(map(len, found)), *first.shape[1:]), first.stride())
 
 
 def _factors(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_kernels import IGNORED
 from rlhf_kernels.checks import to_device
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class Packed:
                 raise UsageError(f"sequence {b} is empty; a model needs at least one token. Leave such rows out.")
             if labels is None:
                 rows.append(cu[-1] + len(sequence) - 1)
-                targets.append(-100)
+                targets.append(IGNORED)
             else:
-                marked = [t for t in range(1, len(sequence)) if labels[b][t] != -100]
+                marked = [t for t in range(1, len(sequence)) if labels[b][t] != IGNORED]
                 rows.extend(cu[-1] + t - 1 for t in marked)
                 targets.extend(labels[b][t] for t in marked)
             cu.append(cu[-1] + len(sequence))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_fast.model.attention import ATTENTION, DecodeStep, KVCache, PackedSequences
+from rlhf_fast.model.attention import ATTENTION, DecodeStep, KVCache, PackedSequences, has_softcap
 from rlhf_fast.model.fused_blocks import fuse_blocks
 from rlhf_fast.model.lora import LoRALinear, Route, Routing, Trunk, checkpoint_activations
 from rlhf_fast.model.rope import rope_threshold, serve_ropes
@@ -125,7 +125,7 @@ class SharedModel:
         The kernels have no soft-cap, and values with as many entries as keys.
         """
         config = self.base.config.get_text_config(decoder=True)
-        if getattr(config, "attn_logit_softcapping", None) or hasattr(config, "v_head_dim"):
+        if has_softcap(config) or hasattr(config, "v_head_dim"):
             return None
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads

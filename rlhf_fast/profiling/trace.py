@@ -29,7 +29,7 @@ from rlhf_fast.model.packed import Packed
 from rlhf_fast.model.packed_decoder import unserved
 from rlhf_fast.model.roles import Critic, Policy, ValueModel
 from rlhf_fast.model.trunk import TrunkStates
-from rlhf_kernels import policy_reference_logprobs, ppo_loss
+from rlhf_kernels import IGNORED, policy_reference_logprobs, ppo_loss
 
 
 class Sequences(NamedTuple):
@@ -167,7 +167,7 @@ def trace(roles: Roles, sequences: Sequences) -> Traced:
 
 
 def _packed(roles: Roles, sequences: Sequences) -> Packed:
-    labels = [[-100] * prompt + [0] * response for prompt, response in sequences.lengths]
+    labels = [[IGNORED] * prompt + [0] * response for prompt, response in sequences.lengths]
     packed = Packed.from_sequences([[0] * len(row) for row in labels], labels)
     depth, model = roles.reference.model.trunk_depth, roles.reference.model
     if depth:  # kept since before, by a `TrunkCache`; what is read of it is a copy
@@ -189,7 +189,7 @@ def _update(roles: Roles, sequences: Sequences) -> tuple[int, int, dict[str, int
         )  # fmt: skip
         values = roles.critic.values(replace(packed, policy_hidden=hidden))
         columns = [torch.zeros(sequences.slots) for _ in range(4)]
-        mask = packed.labels != -100
+        mask = packed.labels != IGNORED
         loss = ppo_loss(
             scored.logprobs, columns[0], columns[1], values, columns[2], columns[3], mask=mask,
             value_mask=torch.ones_like(mask), denominator=1.0, value_denominator=1.0, cliprange=0.2,

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_fast.model.attention import has_softcap
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.fused_blocks import is_served
 from rlhf_fast.model.load import refuse_missing
@@ -88,6 +89,8 @@ class ClassifierReward:
                 f"reward model {path!r} is incomplete: {', '.join(sorted(loading['missing_keys'])[:3])} would be "
                 "random. Give a trained sequence-classification model, not a language model."
             )
+        if has_softcap(model.config):
+            model.set_attn_implementation("eager")
         return cls(name, model.to(device).eval(), tokenizer)
 
     def score(self, batch: RewardBatch) -> Tensor:

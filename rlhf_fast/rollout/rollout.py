@@ -19,6 +19,7 @@ from rlhf_fast.model.packed import Packed
 from rlhf_fast.runtime.distributed import gather, rank, world_size
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.phases import holds
+from rlhf_kernels import IGNORED
 from rlhf_kernels.checks import to_device
 
 ScoreAt = Literal["eos", "eos+1"]
@@ -110,7 +111,7 @@ class Rollout:
             first = len(tokens) + len(prompt) - 1
             slots = len(response) + extra
             slot_rows += range(first, first + slots)
-            labels += response + [-100] * extra
+            labels += response + [IGNORED] * extra
             sampled += (logprobs[b] if logprobs else [0.0] * len(response)) + [0.0] * extra
             tokens += prompt + response
             cu_seqlens.append(len(tokens))
@@ -147,7 +148,7 @@ class Rollout:
     @property
     def action_mask(self) -> Tensor:
         """(T,) bool: slots of response tokens. All slots hold a value, so the value mask is all of them."""
-        return self.labels != -100
+        return self.labels != IGNORED
 
     @property
     def lengths(self) -> list[int]:

@@ -13,11 +13,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import IGNORED, Encoded
+from rlhf_fast.data.encode import Encoded
 from rlhf_fast.report.page import REPORT_FILE, run_report
 from rlhf_fast.report.sections import learnt_text, prompt_block, response_block
 from rlhf_fast.runtime.tracking import read_metrics
 from rlhf_fast.train.rollout_log import ROLLOUTS_FILE
+from rlhf_kernels import IGNORED
 
 SHOWN = 4  # rows, or responses of a kind
 LONGEST = 2000  # characters of a text; what is in the middle of a longer one is left out

@@ -18,6 +18,7 @@ from functools import cache
 
 import torch
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.model.batches import cut_by_tokens
 from rlhf_fast.profiling.memory_table import (
     ACTIVATIONS,
@@ -50,7 +51,6 @@ from rlhf_fast.runtime.device import choose_device
 from rlhf_fast.runtime.memory import free_bytes, resident_bytes
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.plan_model import Facts, read_facts
-from rlhf_fast.train.prompts import Prompts
 
 GB, GIB = 10**9, 2**30
 COLUMN_BYTES = 8 + 8 + 8 * 4

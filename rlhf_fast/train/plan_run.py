@@ -25,6 +25,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.model.load import load_tokenizer
 from rlhf_fast.profiling.memory_table import GIB, MemoryTable, gib
 from rlhf_fast.profiling.rates import Rates
@@ -46,7 +47,6 @@ from rlhf_fast.train.plan import (
     this_machine,
 )
 from rlhf_fast.train.plan_solve import SOLVED, choose, fits, helps, largest, table_of_cards, with_values
-from rlhf_fast.train.prompts import Prompts
 
 WIDE = 150  # characters, where the output is a file
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB)", re.IGNORECASE)

@@ -16,12 +16,12 @@ from typing import Any
 
 from rich.table import Table
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.profiling.memory_table import MemoryTable
 from rlhf_fast.runtime.config import BY_DEVICE
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.plan import CARDS, Machine, card, predict, read_workload
-from rlhf_fast.train.prompts import Prompts
 
 SOLVED = ("per_device_train_batch_size", "response_length", "max_tokens_per_micro_batch")
 MOST = 1 << 20

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.model.batches import MicroBatches, cut_by_tokens
 from rlhf_fast.model.roles import Critic, Policy, ValueModel, sequence_scores
 from rlhf_fast.model.trunk import keep_trunk
@@ -38,9 +39,9 @@ from rlhf_fast.runtime.passes import round_up
 from rlhf_fast.runtime.phases import at, phase
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo_metrics import check_entropy, check_first_ratio, check_scored, read_back, summarise
-from rlhf_fast.train.prompts import Prompts, respond, score_responses
+from rlhf_fast.train.responses import respond, score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
-from rlhf_kernels import PPOLoss, gae_whiten_, ppo_loss, shape_rewards_, whiten_
+from rlhf_kernels import IGNORED, PPOLoss, gae_, ppo_loss, shape_rewards_, whiten_
 from rlhf_kernels.checks import to_device
 
 
@@ -183,9 +184,9 @@ class PPO:
         """Fill `advantages` (whitened over the action slots) and `returns` from `rewards` and `values`."""
         c = self.config
         rollout.advantages.copy_(rollout.rewards)  # which become advantages in place
-        rollout.returns = gae_whiten_(
+        rollout.returns = gae_(
             rollout.advantages, rollout.values, rollout.cu_responses, gamma=c.gamma, lam=c.lam,
-            bootstrap=rollout.bootstrap, mask=rollout.action_mask, ddof=c.whiten_ddof,
+            bootstrap=rollout.bootstrap, whiten=True, mask=rollout.action_mask, ddof=c.whiten_ddof,
         )  # fmt: skip
 
     def update(self, rollout: Rollout) -> list[dict[str, float]]:
@@ -232,7 +233,7 @@ class PPO:
         processes, add up to its mean."""
         c = self.config
         packed, slots = rollout.select(micro_batch.sequences)
-        mask = packed.labels != -100
+        mask = packed.labels != IGNORED
         hidden = self.policy.hidden(packed)
         scored = self.policy.read(
             hidden, packed.labels, packed.scored,

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_fast.data.fitting import prompt_room
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.data.rendering import Rendering, compare
 from rlhf_fast.model.adapter_files import save_adapter
@@ -44,7 +45,6 @@ from rlhf_fast.train.pages import write_ppo_page
 from rlhf_fast.train.plan_run import plan_first, predict_beside
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_metrics import CollapseWatch
-from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.train.roles import Roles, build_roles, is_adapter
 from rlhf_fast.train.rollout_log import RolloutLog
 

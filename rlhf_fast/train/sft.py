@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_fast.data.encode import IGNORED, Encoded, encode_demonstration
+from rlhf_fast.data.encode import Encoded, encode_demonstration
 from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import read_demonstrations
 from rlhf_fast.data.rendering import Rendering, announce_demonstrations, compare
@@ -34,6 +34,7 @@ from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.tracking import describe_memory
 from rlhf_fast.train.config import SFTConfig
 from rlhf_fast.train.pages import write_sft_page
+from rlhf_kernels import IGNORED
 
 
 @dataclass

@@ -11,11 +11,11 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from rlhf_fast.data.columns import gather
 from rlhf_fast.data.fitting import prompt_room
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.data.readers import read_prompts
 from rlhf_fast.model.shared import context_length, generation_length
 from rlhf_fast.runtime.errors import UsageError
 from rlhf_fast.runtime.shown import notices
-from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.trainer.config import PPOConfig
 
 Dataset = Iterable[Any]

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.runtime.device import seed_everything
@@ -26,7 +27,7 @@ from rlhf_fast.runtime.saving import RESULTS
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO
 from rlhf_fast.train.ppo_run import describe, run_of, save_policy
-from rlhf_fast.train.prompts import Prompts, score_responses
+from rlhf_fast.train.responses import score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.config import PPOConfig

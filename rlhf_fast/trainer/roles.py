@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.check import check_architecture
+from rlhf_fast.model.fused_blocks import join_weights
 from rlhf_fast.model.roles import Policy, ValueModel
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.model.targets import begun
@@ -63,6 +64,7 @@ def use_models(
     trains_base = not isinstance(model, PeftModel) and peft_config is None
     place("model", model, args, choose_dtype("model", model, args.bf16, train=trains_base))
     given = _adapters(args, model, peft_config)
+    join_weights(whole(model))  # what the mirror is to show; trained weights are left alone
     base = mirror(model, trained=trains_base)
     other = _other_reference(args, base, ref_model, trains_base=trains_base)
     same = ref_model is None or _same(base, ref_model)

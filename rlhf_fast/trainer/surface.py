@@ -21,10 +21,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, trainer_pt_utils
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.model.roles import ValueModel
 from rlhf_fast.runtime.distributed import is_main
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.trainer.events import Events
 
 CALLED = frozenset({

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.launches import Launches, decoding, main, training, training_layer
+from benchmarks.launches import Launches, decode_layer, decoding, main, training, training_layer
 
 
 def test_a_training_layer_asks_for_as_much_whatever_the_number_of_sequences():
@@ -26,6 +26,13 @@ def test_a_decode_step_is_one_replay_and_a_reading_a_constant():
     assert (replays, readings) == (48, 6)
     assert others - few[2] == 4 * 1  # four more readings: the line of the buffer is set back
     assert decoding(9, 48, 16)[2] < others
+
+
+def test_a_decode_layer_takes_three_products_less_with_weights_side_by_side():
+    apart, joined = decode_layer(3, joined=False), decode_layer(9, joined=True)
+    assert apart.total() - joined.total() == 3
+    assert apart - joined == {"aten::mm": 3} and not joined - apart
+    assert joined["rlhf::rotary"] == joined["rlhf::swiglu"] == 1 and joined["rlhf::rms_norm"] == 2
 
 
 def test_views_and_memory_count_nothing_and_copies_do():

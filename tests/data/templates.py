@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_fast.data.encode import IGNORED, Encoded
+from rlhf_fast.data.encode import Encoded
+from rlhf_kernels import IGNORED
 
 EOS = "<|im_end|>"
 CHATML = (

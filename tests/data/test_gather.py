@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from rlhf_fast.data.columns import gather
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.data.schema import PromptRow
-from rlhf_fast.evaluate.inputs import HeldOut
-from rlhf_fast.train.prompts import Prompts
 from tests.tiny_tokenizer import tiny_tokenizer
 from tests.trainer.cases import trainer
 
@@ -19,20 +18,18 @@ def test_columns_are_those_of_any_row_in_the_order_of_their_names():
     assert gather([]) == gather([{}]) == {}
 
 
-def test_ppo_and_evaluate_have_none_where_a_row_has_no_such_column():
-    options = {"source": "rows", "on_bad_row": "raise"}
-    assert Prompts.encode(tiny_tokenizer(), ROWS, 20, **options).columns == EXPECTED
-    assert HeldOut.encode(tiny_tokenizer(), ROWS, 20, **options).columns == EXPECTED
+def test_prompts_have_none_where_a_row_has_no_such_column():
+    assert Prompts.encode(tiny_tokenizer(), ROWS, 20).columns == EXPECTED
 
 
 def test_the_tools_of_a_row_go_along_with_its_prompt():
     tools = [{"type": "function", "function": {"name": "w9", "parameters": {}}}]
     rows = [PromptRow([{"role": "user", "content": "w1"}], {}, tools), PromptRow([{"role": "user", "content": "w2"}])]
-    tokenizer, options = tiny_tokenizer(), {"source": "rows", "on_bad_row": "raise"}
+    tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}" + tokenizer.chat_template
-    for prompts in (Prompts.encode(tokenizer, rows, 20, **options), HeldOut.encode(tokenizer, rows, 20, **options)):
-        assert prompts.tools == [tools, None]
-        assert prompts.texts[0].startswith("w9 ") and not prompts.texts[1].startswith("w9")
+    prompts = Prompts.encode(tokenizer, rows, 20)
+    assert prompts.tools == [tools, None]
+    assert prompts.texts[0].startswith("w9 ") and not prompts.texts[1].startswith("w9")
 
 
 def test_a_trainer_has_none_too_for_texts_and_for_token_ids(tmp_path):

@@ -11,9 +11,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_fast.data.encode import IGNORED, encode_demonstration, encode_prompt, encode_replies, shown_example
+from rlhf_fast.data.encode import encode_demonstration, encode_prompt, encode_replies, shown_example
 from rlhf_fast.data.schema import Demonstration
 from rlhf_fast.runtime.errors import UsageError
+from rlhf_kernels import IGNORED
 from tests.data.templates import CHATML, EOS, LLAMA3, MISTRAL, THINKS, assistant, learnt, user
 
 TALK = [user("hello"), assistant("I am well."), user("how are you?"), assistant("well, well")]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.data.schema import PromptRow
 from rlhf_fast.evaluate.compare import compare, log_ratios
-from rlhf_fast.evaluate.inputs import HeldOut
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.function import FunctionReward
@@ -42,8 +42,8 @@ def wanted(prompts, responses, wanted, **columns):
     return [-float(w) for w in wanted]
 
 
-def held_out() -> HeldOut:
-    return HeldOut.encode(tiny_tokenizer(), ROWS, max_length=20)
+def held_out() -> Prompts:
+    return Prompts.encode(tiny_tokenizer(), ROWS, 20)
 
 
 def run(first: Policy, second: Policy, **options):
@@ -125,7 +125,7 @@ def test_a_fall_under_another_reward_than_the_first_is_reported(policies):
 def test_a_row_without_a_column_has_none_in_it_and_long_prompts_are_named():
     assert held_out().columns == {"odd": [None, 1, None, 1, None, 1], "wanted": [0, 1, 2, 3, 4, 5]}
     with pytest.raises(UsageError, match="held-out prompt 1"):
-        HeldOut.encode(tiny_tokenizer(), ROWS, max_length=2)
+        Prompts.encode(tiny_tokenizer(), ROWS, 2, noun="held-out prompt")
 
 
 def test_rewards_of_one_name_are_refused(policies):

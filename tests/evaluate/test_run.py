@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 
 from rlhf_fast.evaluate.config import EvaluateConfig
-from rlhf_fast.evaluate.inputs import open_models
+from rlhf_fast.evaluate.models import open_models
 from rlhf_fast.evaluate.run import run_evaluate
 from rlhf_fast.model.adapter_files import save_adapter
 from rlhf_fast.model.shared import SharedModel

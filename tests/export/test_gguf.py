@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM
 
 from rlhf_fast import ExportConfig, UsageError, run_export
@@ -31,6 +33,7 @@ from tests.tiny_tokenizer import CHATML, tiny_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="reads the files with the package gguf, of the extra gguf")
 
+installed = Version(transformers.__version__)
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -114,6 +117,7 @@ def test_linear_scaling_is_told():
     assert {key: metadata[f"qwen2.rope.{key}"] for key in expected} == expected
 
 
+@pytest.mark.skipif(installed < Version("5.18"), reason="older transformers do not read the splits of a file")
 @pytest.mark.parametrize("pre", SPLITS)
 def test_the_tokenizer_is_named_by_its_splits_and_gives_the_same_ids(tmp_path, pre):
     tokenizer = byte_tokenizer(pre)
@@ -132,7 +136,8 @@ def test_the_chat_template_and_the_special_tokens_come_along(tmp_path):
     file = export(tmp_path, tmp_path / "base")
     told, ours = contents(file), opened_tokenizer(file)
     assert ours.chat_template == told["tokenizer.chat_template"] == CHATML
-    assert ours(TEXTS[1])["input_ids"] == [tokenizer.bos_token_id, *tokenizer(TEXTS[1])["input_ids"][1:]]
+    if installed >= Version("5.23"):  # older ones do not read that BOS is added
+        assert ours(TEXTS[1])["input_ids"] == [tokenizer.bos_token_id, *tokenizer(TEXTS[1])["input_ids"][1:]]
     assert told["tokenizer.ggml.add_bos_token"] and not told["tokenizer.ggml.add_eos_token"]
     ids = {name: told[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "padding")}
     assert ids == {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "padding": tokenizer.pad_token_id}

@@ -45,7 +45,7 @@ def export(folder, **options):
 @torch.no_grad()
 def logits(folder, sequences=SEQUENCES) -> torch.Tensor:
     """Of transformers, in one padded batch."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
     padded = AutoTokenizer.from_pretrained(folder).pad({"input_ids": sequences}, return_tensors="pt")
     return model(**padded).logits[:, 0]
 

@@ -15,8 +15,8 @@ class ByBackend:
         return lambda **given: OPS[op].backends[self.name].run(arguments(op, **given))
 
     def refusal(self, op, **given):
-        """What its `supports` says."""
-        return OPS[op].backends[self.name].supports(arguments(op, **given))
+        """What its `refusal` says."""
+        return OPS[op].backends[self.name].refusal(arguments(op, **given))
 
 
 def arguments(op, **given):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from rlhf_kernels import cuda_support, gae_, gae_whiten_, linear_logprobs, op
+from rlhf_kernels import cuda_support, gae_, linear_logprobs, op
 from tests.kernels.by_backend import ByBackend, arguments
 
 needs_nvcc = pytest.mark.skipif(cuda_support.find_nvcc() is None, reason="nvcc was not found")
@@ -17,8 +17,10 @@ CU = torch.tensor([0, 2], dtype=torch.int32)
 def test_it_is_never_chosen_unless_it_is_named():
     assert not any("cuda" in names for names in op.ORDER.values())
     assert [name for name, one in op.OPS.items() if "cuda" in one.backends] == [
-        "gae_", "gae_whiten_", "linear_logprobs", "linear_logprobs_backward",
-    ]  # fmt: skip
+        "gae_",
+        "linear_logprobs",
+        "linear_logprobs_backward",
+    ]
 
 
 def test_cpu_tensors_are_refused_by_name():
@@ -31,8 +33,8 @@ def test_cpu_tensors_are_refused_by_name():
 def test_with_cuda_in_the_environment_cpu_tensors_are_refused_and_operations_without_it_choose(monkeypatch, caplog):
     monkeypatch.setenv("RLHF_FAST_BACKEND", "cuda")
     op._log_once.cache_clear()
-    with pytest.raises(ValueError, match="RLHF_FAST_BACKEND is 'cuda', but it cannot run gae_whiten_: rewards is on"):
-        gae_whiten_(torch.zeros(2), torch.zeros(2), CU, gamma=1.0, lam=1.0)
+    with pytest.raises(ValueError, match="RLHF_FAST_BACKEND is 'cuda', but it cannot run gae_: rewards is on"):
+        gae_(torch.zeros(2), torch.zeros(2), CU, gamma=1.0, lam=1.0)
     x = torch.tensor([1.0, 3.0])
     op.OPS["whiten_"](arguments("whiten_", x=x, shift_mean=True, ddof=0, eps=0.0))
     assert x.tolist() == [-1.0, 1.0]
@@ -47,9 +49,9 @@ def on(device):
 
 def test_without_nvcc_or_on_two_devices_the_reason_says_so(monkeypatch):
     monkeypatch.setattr(cuda_support, "find_nvcc", lambda: None)
-    refusal = cuda_support.cannot_run(arguments("gae_", rewards=on("cuda:0"), values=on("cuda:0")))
+    refusal = cuda_support.cuda_refusal(arguments("gae_", rewards=on("cuda:0"), values=on("cuda:0")))
     assert refusal == "nvcc was not found, which builds it: install the CUDA toolkit or set CUDA_HOME"
-    refusal = cuda_support.cannot_run(arguments("gae_", rewards=on("cuda:0"), values=on("cuda:1")))
+    refusal = cuda_support.cuda_refusal(arguments("gae_", rewards=on("cuda:0"), values=on("cuda:1")))
     assert refusal == "got rewards cuda:0, values cuda:1, and it takes tensors of one device"
     refusal = ByBackend("cuda").refusal("gae_", rewards=on("cuda:0"))
     assert refusal.startswith("nvcc was not found")

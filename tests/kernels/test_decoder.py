@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_kernels import Decoder, DecoderLayer, DecoderLinear, extension
-from rlhf_kernels.op import NotFaster
+from rlhf_kernels.op import NoLoss
 from tests.kernels.column_cases import needs_native
 
 WIDTH, HEADS, KV_HEADS, SIZE, INNER, LENGTH = 16, 4, 2, 8, 24, 6
@@ -111,7 +111,7 @@ def test_where_there_is_none_the_reason_is_given(monkeypatch):
     monkeypatch.setattr(extension, "LEVEL", "portable")
     monkeypatch.setattr(extension, "MISSING", None)
     slow = Decoder.refusal(torch.float32, CPU)
-    assert isinstance(slow, NotFaster) and slow.can_run
+    assert isinstance(slow, NoLoss) and slow.runs
     assert Decoder.refusal(torch.float16, CPU) == (
         "it is in torch.float16 on cpu, and the packed decoder takes bfloat16 or float32 on the CPU"
     )

@@ -92,6 +92,27 @@ def test_no_sequences_and_only_empty_ones():
     assert gae_(torch.zeros(0), torch.zeros(0), offsets([0, 0]), gamma=1.0, lam=1.0).shape == (0,)
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_whitened_by_hand(backend):
+    """Advantages 1, 9, 5 and a 7 outside the mask: mean 5, variance (16 + 16) / 2; returns are not whitened."""
+    rewards, mask = torch.tensor([1.0, 9.0, 7.0, 5.0]), torch.tensor([True, True, False, True])
+    call = (rewards, torch.zeros(4), offsets([1, 1, 1, 1]))
+    returns = gae_(*call, gamma=1.0, lam=1.0, whiten=True, mask=mask, eps=0.0, backend=backend)
+    assert rewards.tolist() == [-1.0, 1.0, 7.0, 0.0]
+    assert returns.tolist() == [1.0, 9.0, 7.0, 5.0]
+    population = torch.tensor([2.0, 4.0])
+    gae_(population, torch.zeros(2), offsets([2]), gamma=1.0, lam=0.0, whiten=True, ddof=0, eps=0.0, backend=backend)
+    assert population.tolist() == [-1.0, 1.0]
+
+
+def test_what_whitening_reads_is_checked():
+    call = (torch.zeros(3), torch.zeros(3), offsets([3]))
+    with pytest.raises(ValueError, match="ddof is -1, expected 0"):
+        gae_(*call, gamma=1.0, lam=1.0, whiten=True, ddof=-1)
+    with pytest.raises(ValueError, match=r"mask has shape \(2,\), expected \(3,\)"):
+        gae_(*call, gamma=1.0, lam=1.0, whiten=True, mask=torch.ones(2, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("settings", [{"gamma": 1.1, "lam": 1.0}, {"gamma": 1.0, "lam": -0.1}])
 def test_gamma_and_lam_outside_zero_to_one_are_refused(settings):
     with pytest.raises(ValueError, match=r"expected a number in \[0, 1\]"):

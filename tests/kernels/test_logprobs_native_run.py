@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlhf_kernels import extension, linear_logprobs
-from rlhf_kernels.op import NotFaster
+from rlhf_kernels.op import NoLoss
 from tests.kernels.by_backend import native
 from tests.kernels.logprob_cases import (
     LEVELS,
@@ -90,7 +90,7 @@ def test_a_gradient_of_weight_or_bias_is_refused_in_the_backward_pass(name):
 def test_an_absent_extension_and_an_instruction_set_too_slow_are_reasons(monkeypatch):
     monkeypatch.setattr(extension, "LEVEL", "portable")
     for refusal in refusals(supported()):
-        assert isinstance(refusal, NotFaster) and refusal.can_run and "neither AVX2 nor AVX-512" in refusal
+        assert isinstance(refusal, NoLoss) and refusal.runs and "neither AVX2 nor AVX-512" in refusal
     monkeypatch.setattr(extension, "MISSING", "not built")
     assert refusals(supported()) == ["not built"] * 3
 

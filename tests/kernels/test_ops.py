@@ -59,10 +59,11 @@ SAMPLES = {
         (*LORA_CALL[:2], *LORA_KEPT[1:], *LORA_CALL[3:], hidden[:, :1].expand(N, N).clone(), True, False, False, True),
         (*LORA_CALL[:2], *LORA_KEPT[1:], *LORA_CALL[3:], hidden[:, :1].expand(N, N).clone(), False, True, True, False),
     ],
-    "gae_": [(lp.clone(), values, CU, 0.99, 0.95, None), (lp.clone(), values, CU, 0.99, 0.95, values[:3].clone())],
-    "gae_whiten_": [
-        (lp.clone(), values, CU, 0.99, 0.95, None, MASK, 1, 1e-8),
-        (lp.clone(), values, CU, 0.99, 0.95, values[:3].clone(), None, 0, 0.1),
+    "gae_": [
+        (lp.clone(), values, CU, 0.99, 0.95, None, False, None, 1, 1e-8),
+        (lp.clone(), values, CU, 0.99, 0.95, values[:3].clone(), False, None, 1, 1e-8),
+        (lp.clone(), values, CU, 0.99, 0.95, None, True, MASK, 1, 1e-8),
+        (lp.clone(), values, CU, 0.99, 0.95, values[:3].clone(), True, None, 0, 0.1),
     ],
     "shape_rewards_": [(torch.zeros(N), lp, values[:3].clone(), torch.tensor([1, -1, 5]), CU, 0.1)],
     "moments": [(lp, None), (lp, MASK)],
@@ -111,7 +112,7 @@ def whole_pipeline(hidden, values, rewards):
     kernels.shape_rewards_(rewards, scored.kl, old[:3], torch.tensor([1, -1, 5]), CU, kl_coef=0.1)
     kernels.whiten_(rewards, moments=kernels.moments(rewards, mask=MASK), shift_mean=False)
     kernels.gae_(rewards.clone(), values.detach(), CU, gamma=0.99, lam=0.95)
-    returns = kernels.gae_whiten_(rewards, values.detach(), CU, gamma=0.99, lam=0.95, mask=MASK)
+    returns = kernels.gae_(rewards, values.detach(), CU, gamma=0.99, lam=0.95, whiten=True, mask=MASK)
     out = kernels.linear_ppo_loss(
         hidden, weight, LABELS, scored.logprobs, rewards, values, old_values, returns,
         cliprange=0.2, cliprange_value=0.2, vf_coef=0.1, entropy=True,

@@ -56,7 +56,7 @@ def results(shared: SharedModel, route: Route | str) -> list[Tensor]:
 def generic(monkeypatch, *args, route: Route | str, **kwargs) -> list[Tensor]:
     with monkeypatch.context() as patch:
         patch.setattr("rlhf_fast.model.shared.fuse_blocks", lambda *_: None)
-        patch.setattr(OPS["packed_attention"], "is_fused", lambda *_: False)
+        patch.setattr(OPS["packed_attention"], "fused_backend", lambda *_: None)
         return results(with_adapters(*args, **kwargs), route)
 
 

@@ -9,6 +9,8 @@ import math
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -155,6 +157,8 @@ def test_decoded_tokens_get_the_angles_of_their_own_row():
 
 @pytest.mark.parametrize("name", [*LENGTH_DEPENDENT, *FIXED])
 def test_packed_logits_equal_a_fresh_model_of_each_sequence_alone(name):
+    if name.startswith("gemma3") and Version(transformers.__version__) < Version("5.22"):
+        pytest.skip("transformers' own forward of it fails, so that it is refused")
     config = {**LENGTH_DEPENDENT, **FIXED}[name]
     sequences = tokens(*LENGTHS)
     shared = SharedModel(model_of(config))

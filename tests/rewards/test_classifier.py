@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
 import torch
 from tokenizers import processors
+from transformers import AutoModelForSequenceClassification
+from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
 from rlhf_fast.rewards.classifier import ClassifierReward
 from rlhf_fast.rewards.source import RewardBatch
 from rlhf_fast.runtime.errors import UsageError
-from tests.model_cases import tiny_model
+from tests.model_cases import CONFIGS, tiny_model
 from tests.rewards.cases import OWN_TEMPLATE, decoder, encoder, encoder_tokenizer
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -197,3 +200,21 @@ def test_a_saved_classifier_is_opened_and_others_are_refused(tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             ClassifierReward.load("r", str(tmp_path / name), dtype=torch.float32, device=CPU)
+
+
+def test_a_soft_cap_is_read_whatever_attention_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)  # which leaves the cap out in some versions
+    config = copy.deepcopy(CONFIGS["gemma2"])
+    config.num_labels, config.pad_token_id, config.initializer_range = 1, 2, 0.4
+    config.attn_logit_softcapping = 0.5
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    reward = ClassifierReward.load("r", str(tmp_path), dtype=torch.float32, device=CPU)
+    ids = [7, 8, 9, 10, 11]
+    wanted = decoder_score(model, ids)
+    assert reward.score(batch(("w1 w2 w3 ", "w4 w5"))).tolist() == pytest.approx([wanted], abs=1e-5)
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = None
+    assert abs(decoder_score(model, ids) - wanted) > 1e-3

@@ -26,7 +26,9 @@ SEQUENCES = tokens(5, 9, 12)
 def write(folder, base: str, architecture: str = "llama", *, labels: int = 1, **options) -> PeftModel:
     """The adapter of a classifier on the base at `base`; returns the PEFT model itself."""
     torch.manual_seed(3)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, pad_token_id=0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=labels, pad_token_id=0, attn_implementation="eager"
+    )  # fmt: skip
     given = {"r": 4, "lora_alpha": 12, "task_type": "SEQ_CLS", "target_modules": "all-linear"} | options
     adapted = get_peft_model(model, LoraConfig(**given)).eval()
     for name, parameter in adapted.named_parameters():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.model.batches import MicroBatches
 from rlhf_fast.model.roles import adapter_critic
 from rlhf_fast.model.shared import SharedModel
@@ -13,7 +14,6 @@ from rlhf_fast.rewards.classifier import AdapterReward
 from rlhf_fast.rewards.function import FunctionReward
 from rlhf_fast.rewards.source import RewardBatch, WeightedRewards
 from rlhf_fast.runtime.errors import UsageError
-from rlhf_fast.train.prompts import Prompts
 from tests.model_cases import tiny_model, tokens
 from tests.train.cases import run
 

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlhf_fast.model.fused_blocks import join_weights
 from rlhf_fast.model.roles import Policy
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rollout.engine import Engine, Response, generate
@@ -70,15 +71,19 @@ def test_what_is_sampled_beyond_a_stop_string_is_dropped(monkeypatch):
     assert [(r.tokens, r.finished) for r in found] == [(r.tokens, r.finished) for r in expected]
 
 
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"], ["up_proj"]])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gpt2"])
-def test_adapters_that_are_cast_once_give_the_same_tokens(architecture, targets, monkeypatch):
-    """As on a GPU: through the model's modules, with one product for the adapters of q, k and v."""
+def test_adapters_that_are_cast_once_give_the_same_tokens(architecture, targets, joined, monkeypatch):
+    """As on a GPU: through the model's modules, with one product for the adapters of q, k and v, and one for their
+    weights where these lie side by side."""
     if architecture == "gpt2" and targets != "all-linear":
         pytest.skip("its layers have other names")
     monkeypatch.setenv("RLHF_FAST_BACKEND", "reference")
     policy, prompts = adapted(architecture, targets), tokens(4, 7, 2)
     expected = generate(policy, prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
+    if joined:
+        join_weights(policy.model.base, on="cpu")
     with policy.model.routing.keep_factors():
         found = generate(policy, prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
         products = count_products(policy, prompts)
@@ -87,12 +92,31 @@ def test_adapters_that_are_cast_once_give_the_same_tokens(architecture, targets,
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
     without = generate(Policy(policy.model, None), prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
     assert without[0].logprobs != pytest.approx(expected[0].logprobs, abs=1e-3)
+    bare = count_products(Policy(policy.model, None), prompts, kept=True)
     if architecture == "llama" and targets == "all-linear":
-        assert products == 15 * 2  # a layer: q, k, v, o, gate, up, down, and two each for the adapters of four groups
+        # a layer: q, k, v, o, gate, up, down, or qkv, o, gate and up, down; two each for the adapters of four groups
+        assert (products, bare) == ((12 * 2, 4 * 2) if joined else (15 * 2, 7 * 2))
 
 
-def count_products(policy: Policy, prompts: list[list[int]]) -> int:
-    """Matrix products of a decode step."""
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
+def test_a_base_without_adapters_takes_as_few_products(joined, monkeypatch):
+    monkeypatch.setenv("RLHF_FAST_BACKEND", "reference")
+    policy = Policy(SharedModel(tiny_model("qwen2"), train_base=not joined), None)
+    prompts = tokens(4, 7, 2)
+    expected = generate(policy, prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
+    if joined:
+        join_weights(policy.model.base, on="cpu")
+    with policy.model.routing.keep_factors():
+        found = generate(policy, prompts, Sampling(9, (5,)), seeds=[0, 1, 2])
+        assert count_products(policy, prompts) == (4 * 2 if joined else 7 * 2)
+    assert [r.tokens for r in found] == [r.tokens for r in expected]
+
+
+def count_products(policy: Policy, prompts: list[list[int]], *, kept: bool = False) -> int:
+    """Matrix products of a decode step; kept: with the adapters cast once."""
+    if kept:
+        with policy.model.routing.keep_factors():
+            return count_products(policy, prompts)
     engine = Engine(policy, prompts, Sampling(9, (5,)), [0, 1, 2], 3, 100, unread=4)
     with torch.no_grad():
         engine._admit()

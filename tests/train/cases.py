@@ -7,6 +7,7 @@ from typing import Any
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.model.roles import Policy, ValueModel, adapter_critic
 from rlhf_fast.model.shared import SharedModel
 from rlhf_fast.rewards.function import FunctionReward
@@ -14,7 +15,6 @@ from rlhf_fast.rewards.source import WeightedRewards
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.train.config import PPORunConfig
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.prompts import Prompts
 from tests.model_cases import tiny_model, tokens
 from tests.tiny_tokenizer import tiny_tokenizer
 

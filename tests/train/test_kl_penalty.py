@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlhf_fast import UsageError
+from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.rewards.source import Scores
 from rlhf_fast.rollout.rollout import Rollout
 from rlhf_fast.train.ppo import PPO
-from rlhf_fast.train.prompts import Prompts
 from rlhf_fast.trainer import PPOConfig
 from tests.train.cases import ppo_config, run
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_fast import FunctionReward, PPORunConfig, RewardConfig, SFTConfig, run_ppo, run_reward, run_sft
-from rlhf_fast.data.encode import IGNORED, Encoded
+from rlhf_fast.data.encode import Encoded
 from rlhf_fast.train import pages
 from rlhf_fast.train.pages import Samples, write_ppo_page, write_sft_page
+from rlhf_kernels import IGNORED
 from tests.model_cases import tiny_model
 from tests.rollout.byte_tokenizer import byte_ids, byte_tokenizer
 from tests.tiny_tokenizer import tiny_tokenizer

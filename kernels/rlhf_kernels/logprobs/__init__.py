@@ -215,7 +215,7 @@ LINEAR_LOGPROBS = Op(
     check=_check_labels,
     gradient=Gradient(_keep, _gradients),
     backends={
-        "native": Backend(native.linear_logprobs, native.supports_forward),
+        "native": Backend(native.linear_logprobs, native.forward_refusal),
         "triton": in_triton(TRITON, "linear_logprobs"),
         "cuda": in_cuda(CUDA, "linear_logprobs"),
         "reference": Backend(reference.linear_logprobs),
@@ -227,7 +227,7 @@ LINEAR_LOGPROBS_BACKWARD = Op(
     "(Tensor, Tensor, Tensor)",
     fake=_fake_backward,
     backends={
-        "native": Backend(native.linear_logprobs_backward, native.supports_backward),
+        "native": Backend(native.linear_logprobs_backward, native.backward_refusal),
         "triton": in_triton(TRITON, "linear_logprobs_backward"),
         "cuda": in_cuda(CUDA, "linear_logprobs_backward"),
         "reference": Backend(reference.linear_logprobs_backward),
@@ -240,7 +240,7 @@ POLICY_REFERENCE_LOGPROBS = Op(
     fake=_fake_pair,
     check=_check_labels,
     backends={
-        "native": Backend(native.policy_reference_logprobs, native.supports_pair),
+        "native": Backend(native.policy_reference_logprobs, native.pair_refusal),
         "triton": in_triton(TRITON, "policy_reference_logprobs"),
         "reference": Backend(reference.policy_reference_logprobs),
     },

@@ -25,7 +25,7 @@ SMALL_BUFFER = 256 * 2**20  # bytes of logits: 512 rows at V = 128 K, where a pr
 LARGE_BUFFER = 2**30  # 2,048 rows there: tiles enough for every processor of a large card
 
 
-def supports(a: Any) -> str | None:
+def refusal(a: Any) -> str | None:
     """Why these arguments of an op with hidden states and a weight cannot be taken a chunk at a time, or None."""
     names = [name for name in ("hidden", "ref_hidden", "weight", "ref_weight") if getattr(a, name, None) is not None]
     operands: dict[str, Tensor] = {name: getattr(a, name) for name in names}

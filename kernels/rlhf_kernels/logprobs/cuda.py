@@ -9,10 +9,10 @@ from torch import Tensor
 
 from rlhf_kernels.cuda_support import call
 from rlhf_kernels.logprobs import chunked
-from rlhf_kernels.logprobs.chunked import Chunks, supports
+from rlhf_kernels.logprobs.chunked import Chunks, refusal
 from rlhf_kernels.logprobs.reference import Arguments, BackwardArguments
 
-__all__ = ["linear_logprobs", "linear_logprobs_backward", "supports"]
+__all__ = ["linear_logprobs", "linear_logprobs_backward", "refusal"]
 
 TYPES = {None: -1, torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of the gradient, as the source numbers them
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from rlhf_kernels import extension
 from rlhf_kernels.extension import address, native
 from rlhf_kernels.logprobs.reference import Arguments, BackwardArguments, PairArguments
-from rlhf_kernels.op import Meant, processor_refuses_native
+from rlhf_kernels.op import NoLoss, processor_refusal
 
 
-def _refused(a: Any, **operands: Tensor) -> str | None:
+def _refusal(a: Any, **operands: Tensor) -> str | None:
     """Why the extension cannot take these arguments, or None. `operands`: hidden states and weights."""
     if extension.MISSING is not None:
         return extension.MISSING
@@ -36,33 +36,33 @@ def _refused(a: Any, **operands: Tensor) -> str | None:
     for name in ("weight", "ref_weight"):
         if name in operands and not _rows_are_contiguous(operands[name]):
             return f"the rows of {name} are not contiguous; call .contiguous() on it first"
-    return processor_refuses_native()
+    return processor_refusal()
 
 
-def supports(a: Any) -> str | None:
+def refusal(a: Any) -> str | None:
     """Why the extension cannot take these arguments of an op with one `hidden` and one `weight`, or None."""
-    return _refused(a, hidden=a.hidden, weight=a.weight)
+    return _refusal(a, hidden=a.hidden, weight=a.weight)
 
 
-def supports_pair(a: PairArguments) -> str | None:
-    """As `supports`, of `policy_reference_logprobs`."""
+def pair_refusal(a: PairArguments) -> str | None:
+    """As `refusal`, of `policy_reference_logprobs`."""
     of_reference = {} if a.ref_weight is None else {"ref_weight": a.ref_weight}
-    return _refused(a, hidden=a.hidden, ref_hidden=a.ref_hidden, weight=a.weight, **of_reference)
+    return _refusal(a, hidden=a.hidden, ref_hidden=a.ref_hidden, weight=a.weight, **of_reference)
 
 
-def supports_forward(a: Arguments) -> str | None:
-    """As `supports`, of `linear_logprobs`: it has no backward for weight and bias."""
+def forward_refusal(a: Arguments) -> str | None:
+    """As `refusal`, of `linear_logprobs`: it has no backward for weight and bias."""
     if a.weight_gradient:
-        return Meant("weight or bias needs a gradient, and it gives that of hidden only; freeze them or leave it")
-    return supports(a)
+        return NoLoss("weight or bias needs a gradient, and it gives that of hidden only; freeze them or leave it")
+    return refusal(a)
 
 
-def supports_backward(a: BackwardArguments) -> str | None:
-    """As `supports`, of `linear_logprobs_backward`."""
+def backward_refusal(a: BackwardArguments) -> str | None:
+    """As `refusal`, of `linear_logprobs_backward`."""
     for name, asked in (("weight", a.weight_gradient), ("bias", a.bias_gradient)):
         if asked:
-            return Meant(f"{name} needs a gradient, and it gives that of hidden only; freeze {name} or leave it")
-    return supports(a)
+            return NoLoss(f"{name} needs a gradient, and it gives that of hidden only; freeze {name} or leave it")
+    return refusal(a)
 
 
 def linear_logprobs(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from rlhf_kernels.logprobs import chunked
 from rlhf_kernels.logprobs import row_kernels as kernels
-from rlhf_kernels.logprobs.chunked import Chunks, supports
+from rlhf_kernels.logprobs.chunked import Chunks, refusal
 from rlhf_kernels.logprobs.reference import Arguments, BackwardArguments, PairArguments
 from rlhf_kernels.triton_support import Variant
 
-__all__ = ["VARIANTS", "linear_logprobs", "linear_logprobs_backward", "policy_reference_logprobs", "supports"]
+__all__ = ["VARIANTS", "linear_logprobs", "linear_logprobs_backward", "policy_reference_logprobs", "refusal"]
 
 VARIANTS = kernels.VARIANTS
 

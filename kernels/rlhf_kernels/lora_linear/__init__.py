@@ -160,7 +160,7 @@ LORA_LINEAR = Op(
     "(Tensor, Tensor, Tensor)",
     fake=_fake,
     backends={
-        "native": Backend(native.lora_linear, native.supports),
+        "native": Backend(native.lora_linear, native.refusal),
         "reference": Backend(reference.lora_linear),
     },
 )
@@ -170,7 +170,7 @@ LORA_LINEAR_BACKWARD = Op(
     "(Tensor, Tensor, Tensor, Tensor[], Tensor[])",
     fake=_fake_backward,
     backends={
-        "native": Backend(native.lora_linear_backward, native.supports),
+        "native": Backend(native.lora_linear_backward, native.refusal),
         "reference": Backend(reference.lora_linear_backward),
     },
 )

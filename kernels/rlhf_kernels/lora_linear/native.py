@@ -1,7 +1,7 @@
 """The linear layer with adapters in C++, in tile registers (AMX), bfloat16.
 
-Without them, and for a weight or bias that trains, the products of the reference are the vendor's own: `supports` says
-so with a `NotFaster`, as there is nothing to gain here.
+Without them, and for a weight or bias that trains, the products of the reference are the vendor's own: `refusal` says
+so with a `NoLoss`, as there is nothing to gain here.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 from rlhf_kernels import extension
 from rlhf_kernels.extension import address, native
 from rlhf_kernels.lora_linear.reference import Arguments, BackwardArguments, groups, split
-from rlhf_kernels.op import NotFaster
+from rlhf_kernels.op import NoLoss
 
 
-def supports(a: Arguments | BackwardArguments) -> str | None:
+def refusal(a: Arguments | BackwardArguments) -> str | None:
     """None, or why the extension cannot take these arguments."""
     if extension.MISSING:
         return extension.MISSING
     if extension.LEVEL != "amx" or not a.x.is_cpu or not (a.x.dtype == a.weight.dtype == torch.bfloat16):
-        return NotFaster("its tile registers need bfloat16 tensors on a processor with AMX", can_run=False)
+        return NoLoss("its tile registers need bfloat16 tensors on a processor with AMX")
     if isinstance(a, BackwardArguments) and (a.weight_gradient or a.bias_gradient):
-        return NotFaster("it leaves the weight and the bias frozen", can_run=False)
+        return NoLoss("it leaves the weight and the bias frozen")
     if any(t.dtype != torch.float32 or not t.is_contiguous() for t in (*a.lora_a, *a.lora_b)):
         return "it takes contiguous float32 adapters"
     if 1 not in a.weight.stride():

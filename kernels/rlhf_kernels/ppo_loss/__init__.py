@@ -213,7 +213,7 @@ PPO_LOSS = Op(
     fake=_fake,
     gradient=Gradient(_keep, _gradients),
     backends={
-        "native": Backend(native.ppo_loss, native.supports),
+        "native": Backend(native.ppo_loss, native.refusal),
         "triton": in_triton("rlhf_kernels.ppo_loss.triton", "ppo_loss"),
         "reference": Backend(reference.ppo_loss),
     },

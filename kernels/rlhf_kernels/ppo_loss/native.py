@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from rlhf_kernels import extension
-from rlhf_kernels.extension import address, cannot_run, native
+from rlhf_kernels.extension import address, column_refusal, native
 from rlhf_kernels.ppo_loss.reference import Arguments
 
 COLUMNS = ("logprobs", "old_logprobs", "advantages", "values", "old_values", "returns", "entropy", "weight")
 
 
-def supports(a: Arguments) -> str | None:
+def refusal(a: Arguments) -> str | None:
     """Why the extension cannot take these arguments, or None."""
-    reason = cannot_run(a)
+    reason = column_refusal(a)
     if reason is not None:
         return reason
     columns = {name: getattr(a, name) for name in COLUMNS if getattr(a, name) is not None}

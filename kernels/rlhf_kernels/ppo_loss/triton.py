@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rlhf_kernels.ppo_loss.reference import Arguments
-from rlhf_kernels.triton_support import Variant, columns_not_float32
+from rlhf_kernels.triton_support import Variant, float32_refusal
 
 BLOCK = 512  # with six columns and two masks in registers, twice as many slots would spill
 SUMS = 8  # columns of the blocks' sums; the last is not used
@@ -202,9 +202,9 @@ VARIANTS = [
 ]
 
 
-def supports(a: Arguments) -> str | None:
+def refusal(a: Arguments) -> str | None:
     """Why Triton cannot take these columns, or None."""
-    return columns_not_float32(a, *COLUMNS, "entropy", "weight")
+    return float32_refusal(a, *COLUMNS, "entropy", "weight")
 
 
 def ppo_loss(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -35,9 +35,9 @@ def test_ragged_sequences(lengths, bootstrapped, whitened, device):
     if whitened:
         rlhf_kernels.whiten_(exact, mask=mask)
     given = {"rewards": rewards, "values": values, "cu_responses": offsets(lengths), "bootstrap": bootstrap}
-    given |= {"mask": mask, "ddof": 1, "eps": 1e-8} if whitened else {}
+    given |= {"whiten": True, "mask": mask, "ddof": 1, "eps": 1e-8} if whitened else {}
     given = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in given.items()}
-    returns = (backend.gae_whiten_ if whitened else backend.gae_)(**given, **SETTINGS)
+    returns = backend.gae_(**given, **SETTINGS)
     close(given["rewards"], exact)
     close(returns, exact_returns)
 
@@ -56,9 +56,9 @@ def test_by_hand_through_a_strided_column(device):
 def test_whitening_by_hand(device):
     """Advantages 1, 9, 5 and one outside the mask: mean 5, variance (16 + 16) / 2 = 16."""
     rewards, mask = torch.tensor([1.0, 9.0, 7.0, 5.0], device=device), torch.tensor([True, True, False, True])
-    returns = backend.gae_whiten_(
+    returns = backend.gae_(
         rewards=rewards, values=torch.zeros(4, device=device), cu_responses=offsets([1, 1, 1, 1]).to(device),
-        gamma=1.0, lam=1.0, mask=mask.to(device), ddof=1, eps=0.0,
+        gamma=1.0, lam=1.0, whiten=True, mask=mask.to(device), ddof=1, eps=0.0,
     )  # fmt: skip
     assert rewards.tolist() == [-1.0, 1.0, 7.0, 0.0]
     assert returns.tolist() == [1.0, 9.0, 7.0, 5.0]
@@ -68,7 +68,7 @@ def test_whitening_by_hand(device):
 def test_too_few_entries_stay_as_they_are(rewards, device):
     ours = torch.tensor(rewards, device=device)
     given = {"values": torch.zeros_like(ours), "cu_responses": offsets([len(rewards)]).to(device)}
-    backend.gae_whiten_(rewards=ours, **given, **SETTINGS, mask=None, ddof=1, eps=1e-8)
+    backend.gae_(rewards=ours, **given, **SETTINGS, whiten=True, ddof=1, eps=1e-8)
     assert ours.tolist() == rewards
 
 
@@ -79,7 +79,7 @@ def test_a_nan_stays_in_its_own_sequence_and_outside_the_mask(device):
     backend.gae_(rewards=alone, **given, gamma=1.0, lam=1.0)
     assert alone[0].isnan() and alone[1:].tolist() == [-1.0, 2.0]
     mask = torch.tensor([False, True, True], device=device)
-    backend.gae_whiten_(rewards=rewards, **given, gamma=1.0, lam=1.0, mask=mask, ddof=0, eps=0.0)
+    backend.gae_(rewards=rewards, **given, gamma=1.0, lam=1.0, whiten=True, mask=mask, ddof=0, eps=0.0)
     assert rewards[0].isnan() and rewards[1:].tolist() == [-1.0, 1.0]
 
 
@@ -89,5 +89,5 @@ def test_large_advantages_keep_their_digits(device):
     exact = (rewards.double() - rewards.double().mean()) / rewards.double().std()
     ours = rewards.to(device)
     given = {"values": torch.zeros_like(ours), "cu_responses": offsets([1] * 700).to(device)}
-    backend.gae_whiten_(rewards=ours, **given, **SETTINGS, mask=None, ddof=1, eps=0.0)
+    backend.gae_(rewards=ours, **given, **SETTINGS, whiten=True, ddof=1, eps=0.0)
     close(ours, exact, 1e-5)

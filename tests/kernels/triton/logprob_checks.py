@@ -1,4 +1,4 @@
-"""Inputs for the tests of the Triton log-probs, what float64 and plain torch make of them, and the comparison."""
+"""Inputs for the tests of log-probs by Triton and CUDA C++, what float64 and plain torch make of them, and checks."""
 
 from __future__ import annotations
 
@@ -88,3 +88,54 @@ def assert_rows_close(name, ours, exact, dtype):
     error = (ours.cpu().double() - exact).abs().amax(-1)
     allowed = tolerance * exact.abs().amax(-1) + smallest
     assert (error <= allowed).all(), f"{name}: errors {error.tolist()}, allowed {allowed.tolist()}"
+
+
+def gradients_from_above(given):
+    return torch.randn(2, given["hidden"].shape[0], generator=torch.Generator().manual_seed(9))
+
+
+def check_forward(backend, name, device):
+    """A case's log-probs, entropies and directions in a backend beside float64, and zeros where no label is."""
+    given = CASES[name]
+    args = on(device, given)
+    logprobs, entropy, statistics, directions = backend.linear_logprobs(**args, entropy=True, directions=True)
+    above = gradients_from_above(given)
+    exact, plain = by_torch(given, torch.float64, *above), by_torch(given, torch.float32, *above)
+    assert {x.dtype for x in (logprobs, entropy, statistics, directions)} == {torch.float32}
+    assert_as_accurate_as_torch("logprobs", logprobs, exact[0], plain[0])
+    assert_as_accurate_as_torch("entropy", entropy, exact[1], plain[1])
+    skipped = given["labels"] < 0
+    for result in (logprobs, entropy, directions, *statistics):
+        assert not result.cpu()[skipped].any()
+    if name != "huge logits":  # there p itself is as uncertain as float32 logits near 1000 are
+        assert_rows_close("directions", directions, exact[2], given["hidden"].dtype)
+
+
+def check_backward(backend, name, device):
+    """A case's gradients of hidden, weight and bias in a backend beside float64."""
+    given = CASES[name]
+    args, above = on(device, given), gradients_from_above(given)
+    logprobs, entropy, statistics, _ = backend.linear_logprobs(**args, entropy=True, directions=False)
+    gradients = backend.linear_logprobs_backward(
+        **args, logprobs=logprobs, entropy=entropy, statistics=statistics,
+        d_logprobs=above[0].to(device), d_entropy=above[1].to(device),
+        weight_gradient=True, bias_gradient=given["bias"] is not None,
+    )  # fmt: skip
+    exact, plain = by_torch(given, torch.float64, *above)[3:], by_torch(given, torch.float32, *above)[3:]
+    for key, ours, truth, torchs in zip(("hidden", "weight", "bias"), gradients, exact, plain, strict=False):
+        assert ours.dtype == given[key].dtype and ours.shape == truth.shape
+        half = given["hidden"].dtype != torch.float32
+        scale = float(truth.abs().max()) if truth.numel() else 0.0
+        # in half precision the gradient of each logit is rounded before the product, in which such terms cancel
+        absolute = scale * (2**-6 if half else 4e-6) + (3e-6 if name == "fp16" else 0)
+        assert_as_accurate_as_torch(f"gradient of {key}", ours, truth, torchs, absolute)
+
+
+def check_banned_tokens(backend, device):
+    """Half of the vocabulary has a bias of -inf: everything is as with the other half alone."""
+    args = on(device, CASES["banned tokens"])
+    half = args | {"bias": None, "weight": args["weight"][::2].contiguous()}
+    half["labels"] = torch.where(args["labels"] < 0, -100, args["labels"] // 2)
+    found, expected = (backend.linear_logprobs(**given, entropy=True, directions=True) for given in (args, half))
+    for ours, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-5)

@@ -1,5 +1,5 @@
-"""The prompts of a PPO run, tokenised once, and the order in which they are visited; responses to them, and what the
-reward gives these."""
+"""Prompts to respond to, tokenised once, with all that a reward may read of their rows, and the order in which a run
+visits them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from rlhf_fast.data.fitting import encode_rows
 from rlhf_fast.data.readers import OnBadRow
 from rlhf_fast.data.rendering import Rendering, announce_prompts
 from rlhf_fast.data.schema import Message, PromptRow
-from rlhf_fast.model.roles import Policy
-from rlhf_fast.rewards.source import RewardBatch, Scores, WeightedRewards, response_texts
-from rlhf_fast.rollout.engine import generate
-from rlhf_fast.rollout.rollout import Rollout
-from rlhf_fast.rollout.sampling import Sampling
 from rlhf_fast.runtime.passes import pass_order
-from rlhf_fast.train.config import PPORunConfig
 
 
 @dataclass
@@ -38,12 +32,13 @@ class Prompts:
     @classmethod
     def encode(
         cls, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], limit: int | None, *,
-        source: str, on_bad_row: OnBadRow,
+        noun: str = "prompt", source: str = "the data", on_bad_row: OnBadRow = "raise",
     ) -> Prompts:  # fmt: skip
-        """Tokenise and check every prompt, before anything else costs time; `limit` tokens fit beside a response."""
+        """Tokenise and check every prompt, before anything else costs time; `limit` tokens fit beside a response.
+        Raises `UsageError`, which calls a row a `noun` of `source`, for one that does not fit."""
         fitting = encode_rows(
             rows, lambda row: encode_prompt(tokenizer, row.prompt, tools=row.tools, max_length=limit),
-            noun="prompt", source=source, on_bad_row=on_bad_row,
+            noun=noun, source=source, on_bad_row=on_bad_row,
         )  # fmt: skip
         kept, ids = [row for row, _ in fitting], [ids for _, ids in fitting]
         return cls(
@@ -67,35 +62,3 @@ class Prompts:
         places = [divmod(position, len(self)) for position in range(iteration * size, (iteration + 1) * size)]
         orders = {number: pass_order(len(self), seed, number) for number in {number for number, _ in places}}
         return [orders[number][index] for number, index in places]
-
-
-def respond(
-    policy: Policy, prompts: Prompts, rows: list[int], seeds: list[int], sampling: Sampling, config: PPORunConfig, *,
-    max_tokens: int,
-) -> Rollout:  # fmt: skip
-    """A response to each of `rows` of `prompts`, sampled with its seed; prompts are read `max_tokens` at a time."""
-    ids = [prompts.ids[row] for row in rows]
-    responses = generate(
-        policy, ids, sampling, seeds=seeds,
-        max_batch=config.max_rollout_batch, max_tokens=max_tokens, max_kv_cache_gb=config.max_kv_cache_gb,
-    )  # fmt: skip
-    return Rollout.from_responses(
-        ids, [r.tokens for r in responses], finished=[r.finished for r in responses], budget=config.response_length,
-        score_at=config.score_at, prompt_rows=rows, seeds=seeds, logprobs=[r.logprobs for r in responses],
-        device=policy.model.device,
-    )  # fmt: skip
-
-
-def score_responses(
-    reward: WeightedRewards, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, prompts: Prompts
-) -> Scores:
-    """What the reward gives the responses to rows of `prompts`."""
-    rows = rollout.prompt_rows.tolist()
-    ids, finished = rollout.responses(), rollout.finished.tolist()
-    texts = response_texts(tokenizer, ids, finished, special_tokens=reward.special_tokens)
-    columns = {name: [values[row] for row in rows] for name, values in prompts.columns.items()}
-    conversations = [prompts.conversations[row] for row in rows]
-    texts_of_prompts = [prompts.texts[row] for row in rows]
-    tools = [prompts.tools[row] for row in rows]
-    batch = RewardBatch(texts_of_prompts, texts, rollout.sequences(), columns, conversations, ids, finished, tools)
-    return reward.score(batch)
