@@ -174,7 +174,8 @@ class SharedModel:
             layer.copy(source, target)
         self.configs[target] = copy.deepcopy(self.configs[source])
         if source in self.heads:
-            self.heads[target] = copy.deepcopy(self.heads[source])
+            self.add_head(target)  # a deepcopy would corrupt the heap where tensors are fake, as a plan's are
+            self.heads[target].load_state_dict(self.heads[source].state_dict())
 
     def add_head(self, name: str) -> None:
         self.heads[name] = ScalarHead(self.hidden_size, self.device)

@@ -10,7 +10,6 @@ C++ kernels and of libraries is not seen: a few MB for each thread.
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,16 +137,9 @@ class Allocated(TorchDispatchMode):
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Within it, tensors that are made have no memory, and no garbage is collected: torch may crash where fake storages
-    that are watched are part of it."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            yield
-    finally:
-        if collects:
-            gc.enable()
+    """Within it, tensors that are made have no memory."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
 
 
 def trace(roles: Roles, sequences: Sequences) -> Traced:

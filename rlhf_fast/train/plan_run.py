@@ -4,8 +4,8 @@ run_plan(config)                the verb: prints the plan; its result's `status`
 plan_first(config, prompts)     of `ppo --auto`: the same run with memory settings that fit
 predict_beside(config, prompts) of `ppo --memory_profile`: what was predicted
 
-Within a run the last two plan in a process of their own: torch's fake tensors were seen to corrupt the heap of one
-that goes on, and a plan draws random numbers.
+Within a run the last two plan in a process of their own: a plan draws random numbers, and what it leaves in memory
+would be measured with the run.
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import peft
 import pytest
 import torch
 from peft import LoraConfig
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlhf_fast.model.adapter_files import load_adapter, save_adapter
 from rlhf_fast.model.check import check_architecture
@@ -193,3 +196,20 @@ def test_a_model_whose_logits_are_scaled_is_refused():
     shared.base.lm_head.register_forward_hook(lambda module, inputs, output: output * 1.5)
     with pytest.raises(UsageError, match="not supported"):
         check_architecture(shared)
+
+
+def test_a_copied_adapter_has_a_head_of_its_own_with_the_same_numbers():
+    shared = shared_with("a")
+    shared.copy_adapter("a", "b")
+    for (_, one), (_, other) in zip(shared.named_parameters("a"), shared.named_parameters("b"), strict=True):
+        assert torch.equal(one, other) and one.data_ptr() != other.data_ptr() and other.requires_grad
+
+
+def test_an_adapter_of_fake_tensors_is_copied_without_a_look_at_memory_that_they_do_not_have():
+    """torch's deepcopy of one warns, and writes where nothing was allocated."""
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shared = SharedModel(tiny_model())
+        shared.add_adapter("a", LORA, head=True)
+        shared.copy_adapter("a", "b")
+    assert [name for name, _ in shared.named_parameters("b")]
