@@ -253,8 +253,9 @@ def test_keys_and_values_are_counted_as_they_are_written():
 def test_a_fault_of_the_blocks_in_c_is_seen(block, monkeypatch):
     plain = getattr(fused_blocks, block)
 
-    def wrong(module, hidden, **more):
-        return plain(module, hidden * 1.01 if block != "_norm" else hidden.flip(-1), **more)
+    def wrong(*given, **more):
+        *before, hidden = given
+        return plain(*before, hidden * 1.01 if block != "_norm" else hidden.flip(-1), **more)
 
     monkeypatch.setattr(fused_blocks, block, wrong)
     with pytest.raises(UsageError, match="packed logits differ"):
