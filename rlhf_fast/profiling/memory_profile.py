@@ -5,7 +5,7 @@
         profile.attach(ppo)                        whose the tensors are that are there by then
         ...
     profile.table()                                bytes by phase and owner
-    profile.write(folder)                          memory.json
+    profile.write(folder)                          memory.json; of a CUDA device memory_snapshot.pickle, too
 
     with memory(trainer) as profile:               the same around `PPOTrainer.train`, printed and written at the end
 
@@ -19,6 +19,7 @@ products, Python objects. Slack is negative where memory was asked for and never
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -62,6 +63,8 @@ from rlhf_fast.runtime.optimiser import Optimiser
 from rlhf_fast.runtime.shown import notices
 
 MEMORY_FILE = "memory.json"
+SNAPSHOT_FILE = "memory_snapshot.pickle"
+RECORDED = 100_000  # allocations and frees, the last ones
 ROW_OF = {"load": LOAD, "rollout": PREFILL, "trunk": SCORING, "scoring": SCORING, "update": FORWARD}
 """The row of the table where a phase begins; the parts that it marks lead on to others."""
 OWNER_IN = {LOAD: BASE, STEP: OPTIMISER} | dict.fromkeys((PREFILL, DECODE, SCORING, FORWARD, BACKWARD), ACTIVATIONS)
@@ -155,18 +158,24 @@ class MemoryProfile:
         self._stack = ExitStack()
         self.restarts = True  # whether the system keeps a peak for each phase
         self.baseline = 0
+        self.snapshot: Any = None  # of a CUDA device: every allocation, as torch records them
         self.predicted: MemoryTable | None = None
 
     def __enter__(self) -> MemoryProfile:
         self.baseline = 0 if self.device.type == "cuda" else resident_bytes()
         self.restarts = restart_peak(self.device)
         self._since = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.memory._record_memory_history(max_entries=RECORDED)
         for context in (self.tracker, phases.listen(self), phases.watch(self)):
             self._stack.enter_context(context)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+        if self.device.type == "cuda":
+            self.snapshot = torch.cuda.memory._snapshot()
+            torch.cuda.memory._record_memory_history(enabled=None)
         self._close()
         self._end_iteration()
         for hook in self._hooks:
@@ -245,8 +254,11 @@ class MemoryProfile:
         }
 
     def write(self, folder: Path) -> None:
-        """`memory.json`, whole. Raises `OSError` if the disk refuses."""
+        """`memory.json`, whole; of a CUDA device torch's own record as well, which https://docs.pytorch.org/memory_viz
+        draws. Raises `OSError` if the disk refuses."""
         write_text(folder / MEMORY_FILE, json.dumps(self.as_json(), indent=1) + "\n")
+        if self.snapshot is not None:
+            (folder / SNAPSHOT_FILE).write_bytes(pickle.dumps(self.snapshot))
 
     def print(self) -> None:
         """For the terminal, wide enough for all phases where the output is a file."""

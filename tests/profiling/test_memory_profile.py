@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import pickle
 import re
 
 import pytest
@@ -241,3 +242,26 @@ def test_the_page_has_the_prediction_and_its_error(tmp_path):
     page = write_memory_page(tmp_path, facts).read_text()
     assert "+50.0%" in page and '<g class="mark">' in page
     assert "&lt;b&gt;" in page and "<b>, mm" not in page
+
+
+def test_of_a_cuda_device_torchs_own_record_is_kept_from_the_beginning_to_the_end(monkeypatch, tmp_path):
+    """Without a card, so that only what is asked of torch is seen."""
+    asked = []
+    profile = MemoryProfile(CPU)
+    profile.device = torch.device("cuda")
+    monkeypatch.setattr("rlhf_fast.profiling.memory_profile.restart_peak", lambda _: True)
+    monkeypatch.setattr("rlhf_fast.profiling.memory_profile.recent_peak", lambda _: 0)
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **how: asked.append(how))
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: asked.append("snapshot") or {"segments": [7]})
+    with profile, phases.phase("scoring"):
+        asked.append("run")
+        kept = floats()
+    assert asked == [{"max_entries": 100_000}, "run", "snapshot", {"enabled": None}]
+    profile.write(tmp_path)
+    assert pickle.loads((tmp_path / "memory_snapshot.pickle").read_bytes()) == {"segments": [7]}
+    with MemoryProfile(CPU) as plain, phases.phase("scoring"):
+        kept = floats()
+    del kept
+    (tmp_path / "cpu").mkdir()
+    plain.write(tmp_path / "cpu")
+    assert [file.name for file in (tmp_path / "cpu").iterdir()] == ["memory.json"]
