@@ -10,6 +10,7 @@ C++ kernels and of libraries is not seen: a few MB for each thread.
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,9 +138,16 @@ class Allocated(TorchDispatchMode):
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Within it, tensors that are made have no memory."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    """Within it, tensors that are made have no memory. Nor is garbage collected, of which little comes and which takes a
+    sixth of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def trace(roles: Roles, sequences: Sequences) -> Traced:
