@@ -138,8 +138,8 @@ class Allocated(TorchDispatchMode):
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Within it, tensors that are made have no memory. Nor is garbage collected, of which little comes and which takes a
-    sixth of the time."""
+    """Within it, tensors that are made have no memory. Nor is garbage collected, of which there is little: looking for
+    it takes a sixth of the time."""
     collects = gc.isenabled()
     gc.disable()
     try:
