@@ -100,6 +100,8 @@ def new_group() -> Iterator[Group]:
                 break
             except OSError:  # a process that was killed is still going
                 time.sleep(0.1)
+        else:
+            print(f"the group {group.folder} is still in use and stays: remove it with rmdir", file=sys.stderr)
 
 
 def main() -> None:

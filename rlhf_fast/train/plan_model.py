@@ -42,17 +42,6 @@ BLOCK = 16
 """Rows of a block of packed weights: a product is rounded up to whole blocks."""
 
 
-def _micro_batches(unit: int, few: int = 1, *, pairs: bool) -> list[Sequences]:
-    """Of `few` sequences of `unit` prompt tokens and as many of a response, and more: with other numbers of tokens and
-    slots and, with `pairs`, of pairs of tokens as well."""
-    shapes = [(1, 1, 1), (2, 1, 1), (1, 1, 2)] + [
-        (1, 2, 1),
-        (1, 3, 1),
-        (2, 3, 1),
-    ] * pairs  # sequences, prompt, response
-    return [Sequences(((unit * prompt, unit * response),) * few * count) for count, prompt, response in shapes]
-
-
 SHORT, LONG = 8, 8192
 """Units of the micro-batches that are traced: where what grows with tokens is little of what is held, and most."""
 FEW = 4
@@ -283,6 +272,15 @@ def _rows(module: nn.Module, adapter: str | None) -> int:
 
 
 # -- what is allocated
+
+
+def _micro_batches(unit: int, few: int = 1, *, pairs: bool) -> list[Sequences]:
+    """Of `few` sequences of `unit` prompt tokens and as many of a response, and more: with other numbers of tokens and
+    slots and, with `pairs`, of pairs of tokens as well."""
+    shapes = [(1, 1, 1), (2, 1, 1), (1, 1, 2)]  # sequences, prompt, response
+    if pairs:
+        shapes += [(1, 2, 1), (1, 3, 1), (2, 3, 1)]
+    return [Sequences(((unit * prompt, unit * response),) * few * count) for count, prompt, response in shapes]
 
 
 def _coefficients(roles: Roles) -> np.ndarray:

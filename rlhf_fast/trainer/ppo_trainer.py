@@ -25,9 +25,8 @@ from rlhf_fast.runtime.output import hold, refuse_unwritable
 from rlhf_fast.runtime.resume import choose_start
 from rlhf_fast.runtime.saving import RESULTS
 from rlhf_fast.train.config import PPORunConfig
-from rlhf_fast.train.ppo import PPO
+from rlhf_fast.train.ppo import PPO, score_responses
 from rlhf_fast.train.ppo_run import describe, run_of, save_policy
-from rlhf_fast.train.responses import score_responses
 from rlhf_fast.train.rollout_log import RolloutLog
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.config import PPOConfig

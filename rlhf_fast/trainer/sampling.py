@@ -13,9 +13,8 @@ from rlhf_fast.data.prompts import Prompts
 from rlhf_fast.rollout.scoring import score_rollout
 from rlhf_fast.runtime.distributed import own_share, sum_over_processes
 from rlhf_fast.runtime.shown import printable
-from rlhf_fast.train.ppo import PPO
+from rlhf_fast.train.ppo import PPO, respond, score_responses
 from rlhf_fast.train.ppo_metrics import per_response
-from rlhf_fast.train.responses import respond, score_responses
 
 NEARLY_GREEDY = 0.01 + 1e-7  # the temperature of TRL's completions
 SHOWN = 5  # rows of the table that are printed

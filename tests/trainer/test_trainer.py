@@ -17,7 +17,7 @@ from transformers.trainer_callback import TrainerState
 from rlhf_fast import Rollout, UsageError
 from rlhf_fast.rewards.source import Scores
 from rlhf_fast.runtime.tracking import read_metrics
-from rlhf_fast.train.responses import score_responses
+from rlhf_fast.train.ppo import score_responses
 from rlhf_fast.trainer import hub
 from rlhf_fast.trainer.sampling import Completion, show
 from tests.model_cases import tokens
