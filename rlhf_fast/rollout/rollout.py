@@ -93,13 +93,7 @@ class Rollout:
         A sequence that is not finished counts as truncated. Raises `UsageError` if the lists differ in length or a
         response is longer than `budget`.
         """
-        counts = {len(prompts), len(responses), len(finished)}
-        if len(counts) != 1 or not all(prompts) or any(len(r) > budget for r in responses):
-            raise UsageError(
-                f"got {len(prompts)} prompts, {len(responses)} responses and {len(finished)} finished "
-                "flags; expected as "
-                f"many of each, no empty prompt, and responses of at most {budget} tokens."
-            )
+        _check_responses(prompts, responses, finished, budget)
         tokens: list[int] = []
         cu_seqlens, cu_responses, cu_actions = [0], [0], [0]
         slot_rows: list[int] = []
@@ -220,6 +214,15 @@ class Rollout:
         for name in COLUMNS:
             setattr(whole, name, gather(getattr(self, name)))
         return whole
+
+
+def _check_responses(prompts: list[list[int]], responses: list[list[int]], finished: list[bool], budget: int) -> None:
+    counts = {len(prompts), len(responses), len(finished)}
+    if len(counts) != 1 or not all(prompts) or any(len(r) > budget for r in responses):
+        raise UsageError(
+            f"got {len(prompts)} prompts, {len(responses)} responses and {len(finished)} finished flags; expected as "
+            f"many of each, no empty prompt, and responses of at most {budget} tokens."
+        )
 
 
 def _gather_offsets(own: Tensor) -> Tensor:
